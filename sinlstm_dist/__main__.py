@@ -1,0 +1,28 @@
+"""The console script: `sinlstm-dist X ...` is `python -m sinlstm_dist.X ...`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sinlstm_dist.config import ConfigError, Parser
+from sinlstm_dist.report import show_error
+
+COMMANDS = ("train",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = Parser(prog="sinlstm-dist", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS, help="`sinlstm-dist COMMAND --help` says more")
+    try:
+        command = parser.parse_args(arguments[:1]).command
+    except ConfigError as error:
+        show_error(str(error))
+        return 2
+    module = import_module(f"sinlstm_dist.{command}")
+    return int(module.main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

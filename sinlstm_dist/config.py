@@ -1,0 +1,317 @@
+"""What a user may set, where each value comes from, and what is wrong with it.
+
+Precedence: defaults < TOML file < command line. Every problem of all sources is reported at once.
+
+    python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
+"""
+
+import argparse
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_origin
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(Exception):
+    """Something that the user must change; shown without a traceback, exit code 2."""
+
+
+class Section(BaseModel):
+    """One table of the TOML file: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """The series and its windows."""
+
+    train_size: int = Field(10_000, ge=1, le=10**9, description="training windows")
+    test_size: int = Field(1_000, ge=1, le=10**9, description="test windows")
+    window: int = Field(50, ge=1, le=10_000, description="time steps in")
+    period: float = Field(60.0, gt=0, description="time steps in one cycle")
+    noise: float = Field(
+        0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
+    )
+    source: str = Field("sine", description='"sine"; files with a series are not supported yet')
+    column: str = Field("", description="column of the source file; not supported yet")
+    test_phase: float = Field(
+        0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the noise")
+
+
+class Model(Section):
+    """The predictor."""
+
+    hidden_size: int = Field(5, ge=1, le=4096, description="features of the hidden state")
+    num_layers: int = Field(1, ge=1, le=16, description="stacked LSTM layers")
+    lstm: Literal["auto", "fused", "torch"] = Field(
+        "auto", description="implementation of the recurrence"
+    )
+
+
+class Optim(Section):
+    """Stochastic gradient descent."""
+
+    lr: float = Field(0.01, gt=0, description="learning rate")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum")
+
+
+class Train(Section):
+    """The training run."""
+
+    epochs: int = Field(100, ge=1, description="passes over the training windows")
+    global_batch_size: int = Field(
+        100, ge=1, le=2**24, description="samples in one optimizer step over all processes"
+    )
+    tolerance: float = Field(
+        0.1, gt=0, description="|prediction - target| below this counts as correct"
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights and sample order")
+    sampling: Literal["permutation", "replacement"] = Field(
+        "permutation", description="how an epoch draws its samples"
+    )
+    reduction: Literal["ordered", "ddp"] = Field(
+        "ordered", description="same bits on any number of processes, or Accelerate's wrapper"
+    )
+    virtual_shards: int = Field(
+        8, ge=1, le=1024, description="pieces of each global batch in ordered reduction"
+    )
+    init_from: str = Field("", description="a .safetensors file with starting weights")
+    target_accuracy: float = Field(
+        0.0, ge=0, le=1, description="a run whose test accuracy ends below it has failed"
+    )
+    timeout_s: float = Field(
+        60.0, gt=0, le=86_400, description="seconds that a process waits for the others"
+    )
+
+
+class Checkpoint(Section):
+    """When the training state is saved, and what a start continues from."""
+
+    every_epochs: int = Field(10, ge=0, description="epochs between checkpoints; 0 = the last only")
+    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 = by epochs only")
+    keep: int = Field(2, ge=2, description="newest checkpoints that are kept")
+    resume: str = Field("auto", description='"auto", "never" or a checkpoint folder')
+
+
+class Output(Section):
+    """Where results go."""
+
+    dir: str = Field("", description='run folder; "" = runs/<name of the config file, or default>')
+    plots: bool = Field(False, description="pictures at the end of a run; not supported yet")
+    trackers: tuple[str, ...] = Field(
+        (), strict=False, description="Accelerate's trackers; not supported yet"
+    )
+
+
+class Config(Section):
+    """The whole configuration of a run, one attribute a TOML table."""
+
+    data: Data = Data()
+    model: Model = Model()
+    optim: Optim = Optim()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    output: Output = Output()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "model": Model,
+    "optim": Optim,
+    "train": Train,
+    "checkpoint": Checkpoint,
+    "output": Output,
+}
+KEYS = [f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields]
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Resolve defaults < `path` < `overrides` into one checked configuration.
+
+    Args:
+        path: a TOML file, or None for the defaults.
+        overrides: dotted keys to values, such as `{"train.epochs": 3}`; a value may be the
+            text that a command line gives (`"3"`).
+
+    Raises:
+        ConfigError: names every problem of the file and of the overrides.
+    """
+    from_file = _read_toml(Path(path)) if path is not None else {}
+    from_overrides = _nest(overrides or {})
+    problems = _problems(from_file, origin=f"{path}: ", strict=True)
+    problems += _problems(from_overrides, origin="", strict=False)
+    if not problems:
+        merged = {k: {**from_file.get(k, {}), **from_overrides.get(k, {})} for k in SECTIONS}
+        if not merged["output"].get("dir"):
+            merged["output"]["dir"] = f"runs/{Path(path).stem if path else 'default'}"
+        config = Config.model_validate(merged)
+        problems = _unsupported(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """{"train.epochs": 3} -> {"train": {"epochs": 3}}"""
+    nested: dict[str, Any] = {}
+    for name, value in dotted.items():
+        section, _, key = name.partition(".")
+        if key:
+            nested.setdefault(section, {})[key] = value
+        else:
+            nested[section] = value
+    return nested
+
+
+def _problems(values: dict[str, Any], *, origin: str, strict: bool) -> list[str]:
+    """One line for each thing that is wrong with `values`."""
+    try:
+        Config.model_validate(values, strict=strict)
+    except ValidationError as error:
+        return [origin + _describe(problem) for problem in error.errors()]
+    return []
+
+
+def _describe(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {name}" + suggestion(name)
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{name} is a section: write its keys below [{name}] or as --{name}.key"
+    message = problem["msg"].removeprefix("Input ")
+    return f"{name}={_show(problem['input'])}: {message}"
+
+
+def suggestion(name: str) -> str:
+    """`": did you mean data.noise?"` for a name that is near a known key, else `""`."""
+    section, _, key = name.partition(".")
+    known_sections = difflib.get_close_matches(section, SECTIONS, n=1)
+    candidates = list(KEYS)
+    if not key:  # a whole section, or a key that was written without its section
+        if known_sections:
+            return f": did you mean [{known_sections[0]}]?"
+        candidates = [known for known in KEYS if known.split(".")[1] == section] or candidates
+    nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return f": did you mean {nearest[0]}?" if nearest else f"; sections are {', '.join(SECTIONS)}"
+
+
+def _unsupported(config: Config) -> list[str]:
+    """Keys of the contract that this version refuses rather than ignores."""
+    problems = []
+    if config.data.source != "sine":
+        problems.append(
+            f'data.source="{config.data.source}" is not supported yet: only "sine" is'
+        )
+    if config.data.column:
+        problems.append(f'data.column="{config.data.column}" is not supported yet: leave it ""')
+    if config.output.plots:
+        problems.append("output.plots=true is not supported yet: leave it false")
+    if config.output.trackers:
+        names = ", ".join(config.output.trackers)
+        problems.append(f"output.trackers={names} is not supported yet: leave it []")
+    return problems
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that `load_config` reads back to an equal one."""
+    tables = []
+    for name in SECTIONS:
+        values = getattr(config, name).model_dump()
+        tables.append("\n".join([f"[{name}]", *(f"{k} = {_show(v)}" for k, v in values.items())]))
+    return "\n\n".join(tables) + "\n"
+
+
+def _show(value: Any) -> str:
+    """A value as TOML writes it (the core has a TOML reader but no writer)."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_show(item) for item in value) + "]"
+    return str(value)
+
+
+# Keys that a resumed run may change: they decide when and where, not what is computed.
+MAY_CHANGE = {
+    "train.epochs", "train.target_accuracy", "train.timeout_s",
+    "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
+    "output.dir", "output.plots", "output.trackers",
+}  # fmt: skip
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What makes `after` another run than `before`: `key was X and is Y`, one for each key."""
+    changes = []
+    for name in KEYS:
+        section, key = name.split(".")
+        old, new = before.get(section, {}).get(key), after[section][key]
+        if name not in MAY_CHANGE and old != new:
+            changes.append(f"{name} was {_show(old)} and is {_show(new)}")
+    return changes
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ConfigErrors, in place of a page of usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def add_config_flags(parser: Parser) -> None:
+    """Give `parser` the flags `--config`, `--print-config` and one for each key."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the keys below")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and exit"
+    )
+    for section, model in SECTIONS.items():
+        group = parser.add_argument_group(section, model.__doc__)
+        for key, field in model.model_fields.items():
+            group.add_argument(
+                f"--{section}.{key}",
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=f"{field.description} (default: {_show(field.default)})".replace("%", "%%"),
+                nargs="*" if get_origin(field.annotation) is tuple else None,
+            )
+
+
+def parse_with_config(
+    parser: Parser, arguments: Sequence[str] | None
+) -> tuple[Any, Config]:
+    """Parse a command line with config flags; returns the parser's options and the Config.
+
+    Raises:
+        ConfigError: every problem of file and command line, unknown flags included.
+    """
+    options, unknown = parser.parse_known_args(arguments)
+    overrides = {key: value for key, value in vars(options).items() if "." in key}
+    for flag in unknown:  # load_config names the nearest key; a flag's value needs no mention
+        if flag.startswith("--"):
+            overrides[flag.removeprefix("--").partition("=")[0]] = ""
+    if unknown and not unknown[0].startswith("--"):
+        raise ConfigError(f"unexpected argument {unknown[0]}: values go behind a --section.key")
+    return options, load_config(options.config, overrides)

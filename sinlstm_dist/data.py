@@ -1,0 +1,203 @@
+"""The sine as a map-style data set, and the sampler that deals its steps out.
+
+    >>> window, target = SineDataset(size=100)[7]
+
+A window costs nothing to keep: all windows are views of one series. Noise is computed when a
+sample is fetched, from the sample's own index, so a sample is the same in any batch, on any
+process, in any order.
+"""
+
+import hashlib
+import itertools
+import operator
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from sinlstm_dist.plan import Plan
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # windows (B, W, 1), targets (B, 1)
+
+_TRAIN_NOISE, _TEST_NOISE = 0, 1  # streams of noise under one seed
+
+
+class SineDataset(Dataset[Batch]):
+    """Windows of a sine wave, each with the value that follows it.
+
+    Sample i is the window `sin(2*pi*(i + phase + j) / period) + noise`, j = 0..window-1; its
+    target is the same at j = window, without noise. It is a pure function of the arguments and i.
+
+    Args:
+        size: number of windows.
+        window: time steps in a window.
+        period: time steps in one cycle.
+        noise: standard deviation of the Gaussian noise on every value of every window.
+        phase: time step at which sample 0 starts.
+        seed: of the noise, 0 to 2**32 - 1.
+        stream: streams of one seed are independent noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        window: int = 50,
+        period: float = 60.0,
+        noise: float = 0.0,
+        phase: float = 0.0,
+        seed: int = 0,
+        stream: int = _TRAIN_NOISE,
+    ) -> None:
+        self._size, self._window, self._noise = size, window, noise
+        self._key = (seed, stream)
+        self._series = _sine(length=size + window, period=period, phase=phase)  # (size + W,)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._series, window)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int | np.ndarray) -> Batch:
+        """One sample, or one batch for an int64 array of indices.
+
+        Returns:
+            window (W, 1) and target (1,), float32; with a leading batch dimension for an array.
+
+        Raises:
+            IndexError: an index outside [-size, size).
+        """
+        indices = np.asarray(index, dtype=np.int64)
+        if indices.size and not (-self._size <= indices.min() and indices.max() < self._size):
+            raise IndexError(f"sample {index} of a data set of {self._size}")
+        indices = np.where(indices < 0, indices + self._size, indices)
+        windows = self._windows[indices]  # (..., W), a copy
+        if self._noise:
+            windows = windows + np.float32(self._noise) * gaussian(
+                key=self._key, rows=indices, columns=self._window
+            )
+        targets = self._series[indices + self._window]  # (...)
+        return torch.from_numpy(windows[..., None]), torch.as_tensor(targets)[..., None]
+
+
+    def fingerprint(self) -> str:
+        """SHA-256 of some samples from all over the data set, hexadecimal."""
+        some = np.unique(np.linspace(0, self._size - 1, num=64).astype(np.int64))
+        windows, targets = self[some]
+        parts = (windows.numpy().tobytes(), targets.numpy().tobytes(), str(self._size).encode())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def train_dataset(
+    *, size: int, window: int, period: float, noise: float, seed: int
+) -> SineDataset:
+    """The windows that a run trains on; arguments as for SineDataset."""
+    return SineDataset(size=size, window=window, period=period, noise=noise, seed=seed)
+
+
+def test_dataset(
+    *, size: int, window: int, period: float, noise: float, phase: float, seed: int
+) -> SineDataset:
+    """Held-out windows: shifted by `phase` time steps, with a noise stream of their own."""
+    return SineDataset(
+        size=size, window=window, period=period, noise=noise, phase=phase, seed=seed,
+        stream=_TEST_NOISE,
+    )  # fmt: skip
+
+
+def _sine(*, length: int, period: float, phase: float) -> np.ndarray:
+    """float32 series of `length` values; computed in float64, a chunk at a time."""
+    series = np.empty(length, dtype=np.float32)
+    chunk = 1 << 16
+    for start in range(0, length, chunk):
+        steps = np.arange(start, min(start + chunk, length), dtype=np.float64) + phase
+        series[start : start + chunk] = np.sin(2 * np.pi * steps / period)
+    return series
+
+
+def gaussian(*, key: tuple[int, int], rows: np.ndarray, columns: int) -> np.ndarray:
+    """Standard normal numbers that depend on nothing but (key, row, column).
+
+    Args:
+        key: two numbers below 2**32.
+        rows: any shape of non-negative int64.
+        columns: numbers in each row.
+
+    Returns:
+        float32 of shape (*rows.shape, columns).
+
+    Source: Box and Muller 1958, on the counter-based generator Philox4x32-10.
+    """
+    blocks = -(-columns // 4)  # one block of the generator makes four numbers
+    rows = np.asarray(rows, dtype=np.uint64)[..., None]
+    block = np.arange(blocks, dtype=np.uint64)
+    low, high = rows & _LOW, rows >> _SHIFT
+    first, second, third, fourth = philox((low, high, block, np.uint64(0)), key)
+    # (0, 1) with the ends left out, so that the logarithm is finite
+    radius = np.sqrt(-2 * np.log((np.stack((first, third), -1) + 0.5) / 2**32))
+    angle = 2 * np.pi / 2**32 * np.stack((second, fourth), -1)
+    pairs = np.stack((radius * np.cos(angle), radius * np.sin(angle)), -1)  # (..., blocks, 2, 2)
+    numbers = pairs.reshape(*pairs.shape[:-3], 4 * blocks)[..., :columns]
+    return numbers.astype(np.float32)
+
+
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def philox(
+    counter: tuple[np.ndarray | np.uint64, ...], key: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
+    """Philox4x32-10: four random 32-bit words (in uint64) for each counter of four such words.
+
+    Source: Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC11).
+    """
+    c0, c1, c2, c3 = np.broadcast_arrays(*counter)
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0 = (product1 >> _SHIFT) ^ c1 ^ np.uint64(k0)
+        c1 = product1 & _LOW
+        c2 = (product0 >> _SHIFT) ^ c3 ^ np.uint64(k1)
+        c3 = product0 & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+class StepSampler(BatchSampler):
+    """Yields, for each step of an epoch, one batch a process: share 0, share 1, ...
+
+    A batch is a list of one array of indices, which the data set fetches at once.
+
+    Accelerate deals batches out in turn, batch i to process i % world_size; so each process gets
+    its share of every step, and none is repeated or dropped, an empty one included.
+
+    `start(epoch, step)` says which epoch comes next and where in it to begin.
+
+    Args:
+        plan: how the data set is cut and shared out.
+        order: the sample indices of an epoch, as `plan.epoch_order` has them.
+    """
+
+    def __init__(self, plan: Plan, *, order: Callable[[int], np.ndarray]) -> None:
+        self._plan, self._order = plan, order
+        self.start(epoch=0, step=0)
+
+    def start(self, *, epoch: int, step: int) -> None:
+        """Begin the next pass at `step` of `epoch`, both counted from 0."""
+        self._epoch, self._step = epoch, step
+
+    def __len__(self) -> int:
+        return (self._plan.num_steps - self._step) * self._plan.world_size
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:  # type: ignore[override]
+        order = self._order(self._epoch)
+        for step in range(self._step, self._plan.num_steps):
+            batch = order[step * self._plan.global_batch_size :]
+            edges = self._plan.share_bounds(step)
+            for start, stop in itertools.pairwise(edges):
+                yield [batch[start:stop]]
+
+
+def step_loader(dataset: SineDataset, sampler: StepSampler) -> DataLoader[Batch]:
+    """A loader whose every batch is one fetch by an array of indices, not one a sample."""
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))

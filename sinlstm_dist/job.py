@@ -1,0 +1,207 @@
+"""Everything that a run needs, built from its configuration and prepared by Accelerate."""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from sinlstm_dist import data, lstm, plan
+from sinlstm_dist.checkpoint import Tensors
+from sinlstm_dist.config import Config, ConfigError, to_toml
+from sinlstm_dist.data import Batch, StepSampler
+from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
+from sinlstm_dist.model import Predictor
+from sinlstm_dist.plan import Plan
+from sinlstm_dist.runtime import World
+
+
+@dataclass(frozen=True)
+class Job:
+    """The prepared objects of a run; see `build`."""
+
+    model: Predictor
+    optimizer: torch.optim.Optimizer
+    gradient: Gradient
+    train_plan: Plan
+    train_loader: DataLoader[Batch]
+    train_sampler: StepSampler
+    test_plan: Plan
+    test_loader: DataLoader[Batch]
+    recurrence: lstm.Choice
+    fingerprint: str  # of the data
+
+
+def build(config: Config, world: World) -> Job:
+    """Build the model, the data and the optimizer, and let Accelerate prepare them.
+
+    Raises:
+        ConfigError: this configuration cannot run in this world.
+
+    Collective: yes, to see that all processes build the same.
+    """
+    ordered = config.train.reduction == "ordered"
+    if ordered and world.size > config.train.virtual_shards:
+        raise ConfigError(
+            f"{world.size} processes cannot share train.virtual_shards="
+            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes, or "
+            f"set train.virtual_shards={world.size} or more (which makes it another run)"
+        )
+    model, recurrence = _build_model(config, world)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum
+    )
+    num_pieces = config.train.virtual_shards if ordered else world.size
+    train_data, test_data = _datasets(config)
+    train_plan, test_plan = (
+        Plan(len(dataset), config.train.global_batch_size, num_pieces, world.size, world.rank)
+        for dataset in (train_data, test_data)
+    )
+    train_sampler = StepSampler(
+        train_plan,
+        order=lambda epoch: plan.epoch_order(
+            seed=config.train.seed,
+            epoch=epoch,
+            size=train_plan.size,
+            sampling=config.train.sampling,
+        ),
+    )
+    test_sampler = StepSampler(test_plan, order=lambda _: plan.in_order(test_plan.size))
+    prepare = world.accelerator.prepare
+    # Ordered reduction adds gradients itself: the model goes to its device without a wrapper.
+    prepared = world.accelerator.prepare_model(model, evaluation_mode=ordered)
+    optimizer, train_loader, test_loader = prepare(
+        optimizer,
+        data.step_loader(train_data, train_sampler),
+        data.step_loader(test_data, test_sampler),
+    )
+    make_gradient = OrderedGradient if ordered else DdpGradient
+    fingerprint = train_data.fingerprint() + test_data.fingerprint()
+    world.check_same(
+        configuration=to_toml(config), versions=str(versions()), data=fingerprint,
+        recurrence=recurrence.reason,
+    )  # fmt: skip
+    return Job(
+        model=model,
+        optimizer=optimizer,
+        gradient=make_gradient(
+            prepared, plan=train_plan, world=world, tolerance=config.train.tolerance
+        ),
+        train_plan=train_plan,
+        train_loader=train_loader,
+        train_sampler=train_sampler,
+        test_plan=test_plan,
+        test_loader=test_loader,
+        recurrence=recurrence,
+        fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bits of a result."""
+    packages = ("sinlstm-dist", "torch", "numpy", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def optimizer_tensors(job: Job) -> Tensors:
+    """The optimizer's state, as `parameter.key`."""
+    names = [name for name, _ in job.model.named_parameters()]
+    return {
+        f"{names[index]}.{key}": value
+        for index, state in job.optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def load_tensors(job: Job, weights: Mapping[str, torch.Tensor], optimizer: Tensors) -> None:
+    """Set the model and the optimizer to what `optimizer_tensors` and the model once were."""
+    job.model.load_state_dict(dict(weights))
+    names = [name for name, _ in job.model.named_parameters()]
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in optimizer.items():
+        parameter, _, key = name.rpartition(".")
+        states.setdefault(names.index(parameter), {})[key] = value
+    groups = job.optimizer.state_dict()["param_groups"]
+    job.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def describe(job: Job, config: Config, world: World) -> dict[str, str]:
+    """What the start panel says: processes, devices and why, the batch algebra, the model."""
+    sizes = plan.bounds(min(config.train.global_batch_size, config.data.train_size), job.train_plan.num_pieces)
+    pieces = sorted({stop - start for start, stop in zip(sizes, sizes[1:])})
+    each = " or ".join(str(size) for size in pieces)
+    parameters = sum(parameter.numel() for parameter in job.model.parameters())
+    where = ", ".join(dict.fromkeys(world.hosts))
+    why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
+    return {
+        "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
+        f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
+        "data": f"{config.data.train_size:,} train and {config.data.test_size:,} test windows of "
+        f"{config.data.window} steps, noise {config.data.noise:g}",
+        "batch": f"{config.train.global_batch_size:,} samples a step = {job.train_plan.num_pieces} "
+        f"pieces of {each}; {job.train_plan.num_steps:,} steps an epoch",
+        "reduction": config.train.reduction,
+        "model": f"{parameters:,} parameters, recurrence: {job.recurrence.name} "
+        f"({job.recurrence.reason})",
+        "run folder": config.output.dir,
+    }
+
+
+def _datasets(config: Config) -> tuple[data.SineDataset, data.SineDataset]:
+    """Train and test windows."""
+    common = {
+        "window": config.data.window,
+        "period": config.data.period,
+        "noise": config.data.noise,
+        "seed": config.data.seed,
+    }
+    return (
+        data.train_dataset(size=config.data.train_size, **common),
+        data.test_dataset(size=config.data.test_size, phase=config.data.test_phase, **common),
+    )
+
+
+def _build_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
+    try:
+        choice = lstm.choose(
+            config.model.lstm,
+            device_type=world.device.type,
+            input_size=1,
+            hidden_size=config.model.hidden_size,
+            num_layers=config.model.num_layers,
+        )
+    except ValueError as error:
+        raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
+    set_seed(config.train.seed)  # the same weights on every process
+    model = Predictor(
+        hidden_size=config.model.hidden_size,
+        num_layers=config.model.num_layers,
+        fused=choice.name == "fused",
+    )
+    if config.train.init_from:
+        weights = _starting_weights(Path(config.train.init_from), model)
+        model.load_state_dict(world.broadcast_tensors(weights))
+    return model, choice
+
+
+def _starting_weights(path: Path, model: Predictor) -> Tensors:
+    """The weights in a .safetensors file, which must be exactly the model's."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"train.init_from={path}: is not a readable .safetensors file: {error}") from error
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    found = {name: list(value.shape) for name, value in weights.items()}
+    if found != expected:
+        differing = sorted(k for k in expected | found if expected.get(k) != found.get(k))
+        parts = [f"{k} is {found.get(k, 'missing')}, needed {expected.get(k, 'not')}" for k in differing]
+        raise ConfigError(f"train.init_from={path}: weights of another model: {'; '.join(parts)}")
+    return {name: value.float() for name, value in weights.items()}

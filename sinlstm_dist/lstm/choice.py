@@ -1,0 +1,71 @@
+"""The one place where the implementation of the recurrence is chosen.
+
+    python -c "from sinlstm_dist import lstm; print(lstm.choose('auto', device_type='cpu',
+        input_size=1, hidden_size=5, num_layers=1))"
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sinlstm_dist.lstm import compiled
+
+MAX_HIDDEN_SIZE = 64  # beyond it, matrix libraries do better than a kernel with samples in lanes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation computes the recurrence.
+
+    Args:
+        name: "fused" (compiled kernel) or "torch" (torch.nn.LSTM's own).
+        reason: why, for people.
+    """
+
+    name: Literal["fused", "torch"]
+    reason: str
+
+
+def choose(
+    lstm: str, *, device_type: str, input_size: int, hidden_size: int, num_layers: int
+) -> Choice:
+    """Choose how the recurrence is computed.
+
+    Args:
+        lstm: "auto" (fused where possible), "fused" or "torch".
+        device_type: torch's name of the device type, such as "cpu".
+        input_size: D.
+        hidden_size: H.
+        num_layers: stacked layers.
+
+    Returns:
+        The choice and its reason.
+
+    Raises:
+        ValueError: "fused" is asked for and cannot be had, or `lstm` is not one of the three.
+    """
+    if lstm not in ("auto", "fused", "torch"):
+        raise ValueError(f'lstm={lstm!r} is unknown: use "auto", "fused" or "torch"')
+    if lstm == "torch":
+        return Choice("torch", "asked for")
+    obstacle = _obstacle(device_type, input_size, hidden_size, num_layers)
+    if not obstacle:
+        return Choice("fused", f"compiled kernel, {compiled.label()}")
+    if lstm == "fused":
+        raise ValueError(
+            f'lstm="fused" cannot be had with {obstacle}: it needs the compiled kernel, a CPU, one '
+            f'layer and a hidden size of at most {MAX_HIDDEN_SIZE}, so change that or set '
+            'lstm="auto"'
+        )
+    return Choice("torch", obstacle)
+
+
+def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: int) -> str:
+    if device_type != "cpu":
+        return f"device {device_type}"
+    if num_layers != 1:
+        return f"{num_layers} layers"
+    if hidden_size > MAX_HIDDEN_SIZE:
+        return f"hidden size {hidden_size} > {MAX_HIDDEN_SIZE}"
+    if input_size < 1 or hidden_size < 1:
+        return f"input size {input_size} and hidden size {hidden_size}"
+    return compiled.missing()

@@ -1,0 +1,212 @@
+/* One logical vector: 16 samples, on every instruction set.
+ *
+ * AVX-512 holds it in one register, AVX2 in two, the plain path in four compiler vectors. Sixteen
+ * everywhere means that blocks, lane order and the tree over lanes are the same everywhere.
+ * Every multiply-add is spelled out (v_fma) and the build forbids contraction, so that the same
+ * source line is the same arithmetic wherever it is inlined.
+ *
+ * Defines: vec, v_load, v_store, v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_fma (a*b + c), v_fnma (c - a*b),
+ * v_max and v_min (second argument where either is NaN), v_abs, v_one_if_less, v_keep (zero where
+ * the mask's bits are zero), v_pow2 (2^n from the bits of n + ROUND_MAGIC), v_sum (fixed tree).
+ */
+#ifndef SINLSTM_SIMD_H
+#define SINLSTM_SIMD_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+/* x + 1.5 * 2^23 rounds x to the nearest integer and leaves that integer in the low bits. */
+#define ROUND_MAGIC 12582912.0f
+#define FLOAT_ONE_BITS 0x3f800000
+
+#if defined(ISA_AVX512)
+
+#include <immintrin.h>
+typedef __m512 vec;
+
+INLINE vec v_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void v_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
+INLINE vec v_set1(float x) { return _mm512_set1_ps(x); }
+INLINE vec v_zero(void) { return _mm512_setzero_ps(); }
+INLINE vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec v_fnma(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE vec v_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+INLINE vec v_abs(vec a) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff)));
+}
+INLINE vec v_one_if_less(vec a, vec b) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), _mm512_set1_ps(1.0f));
+}
+INLINE vec v_keep(vec mask, vec a) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(mask), _mm512_castps_si512(a)));
+}
+INLINE vec v_pow2(vec rounded) {
+    const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(rounded), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(FLOAT_ONE_BITS)));
+}
+
+#elif defined(ISA_AVX2)
+
+#include <immintrin.h>
+typedef struct { __m256 a, b; } vec;
+
+#define BOTH(name, x, y) ((vec){name((x).a, (y).a), name((x).b, (y).b)})
+
+INLINE vec v_load(const float *p) { return (vec){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+INLINE void v_store(float *p, vec x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+INLINE vec v_set1(float x) { return (vec){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+INLINE vec v_zero(void) { return (vec){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+INLINE vec v_add(vec x, vec y) { return BOTH(_mm256_add_ps, x, y); }
+INLINE vec v_sub(vec x, vec y) { return BOTH(_mm256_sub_ps, x, y); }
+INLINE vec v_mul(vec x, vec y) { return BOTH(_mm256_mul_ps, x, y); }
+INLINE vec v_div(vec x, vec y) { return BOTH(_mm256_div_ps, x, y); }
+INLINE vec v_fma(vec x, vec y, vec z) {
+    return (vec){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+INLINE vec v_fnma(vec x, vec y, vec z) {
+    return (vec){_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
+}
+INLINE vec v_max(vec x, vec y) { return BOTH(_mm256_max_ps, x, y); }
+INLINE vec v_min(vec x, vec y) { return BOTH(_mm256_min_ps, x, y); }
+INLINE vec v_keep(vec mask, vec x) { return BOTH(_mm256_and_ps, mask, x); }
+INLINE vec v_abs(vec x) {
+    const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    return (vec){_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
+}
+INLINE vec v_one_if_less(vec x, vec y) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return (vec){_mm256_and_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), one),
+                 _mm256_and_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ), one)};
+}
+INLINE __m256 half_pow2(__m256 rounded) {
+    const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(FLOAT_ONE_BITS)));
+}
+INLINE vec v_pow2(vec rounded) { return (vec){half_pow2(rounded.a), half_pow2(rounded.b)}; }
+
+#else /* plain: the compiler's vectors of four, SSE2 on x86-64 and NEON on Arm */
+
+typedef float f4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+typedef uint32_t u4 __attribute__((vector_size(16)));
+typedef struct { f4 a, b, c, d; } vec;
+
+#define EACH(name, x, y) \
+    ((vec){name((x).a, (y).a), name((x).b, (y).b), name((x).c, (y).c), name((x).d, (y).d)})
+#define EACH_OP(x, op, y) ((vec){(x).a op(y).a, (x).b op(y).b, (x).c op(y).c, (x).d op(y).d})
+
+INLINE f4 f4_load(const float *p) { f4 x; memcpy(&x, p, sizeof x); return x; }
+INLINE f4 f4_set1(float x) { return (f4){x, x, x, x}; }
+INLINE f4 f4_select(i4 mask, f4 yes, f4 no) { return (f4)((mask & (i4)yes) | (~mask & (i4)no)); }
+INLINE f4 f4_max(f4 a, f4 b) { return f4_select((i4)(a > b), a, b); }
+INLINE f4 f4_min(f4 a, f4 b) { return f4_select((i4)(a < b), a, b); }
+INLINE f4 f4_keep(f4 mask, f4 a) { return (f4)((i4)mask & (i4)a); }
+INLINE f4 f4_one_if_less(f4 a, f4 b) { return f4_keep((f4)(a < b), f4_set1(1.0f)); }
+INLINE f4 f4_pow2(f4 rounded) { return (f4)(((u4)rounded << 23) + (uint32_t)FLOAT_ONE_BITS); }
+#if defined(__aarch64__)
+#include <arm_neon.h>
+INLINE f4 f4_fma(f4 a, f4 b, f4 c) {
+    return (f4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+#else
+INLINE f4 f4_fma(f4 a, f4 b, f4 c) { return a * b + c; }
+#endif
+
+INLINE vec v_load(const float *p) {
+    return (vec){f4_load(p), f4_load(p + 4), f4_load(p + 8), f4_load(p + 12)};
+}
+INLINE void v_store(float *p, vec x) { memcpy(p, &x, sizeof x); }
+INLINE vec v_set1(float x) { return (vec){f4_set1(x), f4_set1(x), f4_set1(x), f4_set1(x)}; }
+INLINE vec v_zero(void) { return v_set1(0.0f); }
+INLINE vec v_add(vec x, vec y) { return EACH_OP(x, +, y); }
+INLINE vec v_sub(vec x, vec y) { return EACH_OP(x, -, y); }
+INLINE vec v_mul(vec x, vec y) { return EACH_OP(x, *, y); }
+INLINE vec v_div(vec x, vec y) { return EACH_OP(x, /, y); }
+INLINE vec v_fma(vec x, vec y, vec z) {
+    return (vec){f4_fma(x.a, y.a, z.a), f4_fma(x.b, y.b, z.b), f4_fma(x.c, y.c, z.c),
+                 f4_fma(x.d, y.d, z.d)};
+}
+INLINE vec v_fnma(vec x, vec y, vec z) {
+    return (vec){f4_fma(-x.a, y.a, z.a), f4_fma(-x.b, y.b, z.b), f4_fma(-x.c, y.c, z.c),
+                 f4_fma(-x.d, y.d, z.d)};
+}
+INLINE vec v_max(vec x, vec y) { return EACH(f4_max, x, y); }
+INLINE vec v_min(vec x, vec y) { return EACH(f4_min, x, y); }
+INLINE vec v_keep(vec mask, vec x) { return EACH(f4_keep, mask, x); }
+INLINE vec v_abs(vec x) {
+    const f4 m = (f4)(i4){0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff};
+    return EACH(f4_keep, x, ((vec){m, m, m, m}));
+}
+INLINE vec v_one_if_less(vec x, vec y) { return EACH(f4_one_if_less, x, y); }
+INLINE vec v_pow2(vec x) {
+    return (vec){f4_pow2(x.a), f4_pow2(x.b), f4_pow2(x.c), f4_pow2(x.d)};
+}
+
+#endif
+
+/* The tree over lanes: i with i+8, then i+4, then i+2, then i+1. Runs a few hundred times an item,
+ * so it costs little; written on memory, it is the same on every instruction set. */
+INLINE float v_sum(vec x) {
+    float lane[LANES];
+    v_store(lane, x);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+/* NaN arguments stay NaN: the constant comes first. */
+INLINE vec v_clamp(vec x, float low, float high) {
+    return v_min(v_set1(high), v_max(v_set1(low), x));
+}
+
+/* 2^y = scale + scale * tail. Keeping the two apart keeps small tanh exact and NaN a NaN. */
+typedef struct { vec scale, tail; } Exp2;
+
+/* Beyond +-126 both functions below are 0, 1 or -1 to float32, and 2^126 is still finite. */
+#define EXP2_LIMIT 126.0f
+
+/* sigmoid(x) from y = -x * log2(e). The polynomial (2^r - 1) / r, |r| <= 1/2, has degree 4 and
+ * 9e-8 error relative to 2^r; own minimax fit (Lawson's iteration), 2026. */
+INLINE vec sigmoid_of(vec y) {
+    y = v_clamp(y, -EXP2_LIMIT, EXP2_LIMIT);
+    const vec rounded = v_add(y, v_set1(ROUND_MAGIC));
+    const vec r = v_sub(y, v_sub(rounded, v_set1(ROUND_MAGIC)));
+    vec p = v_set1(0x1.5bba14p-10f);
+    p = v_fma(p, r, v_set1(0x1.3cea88p-7f));
+    p = v_fma(p, r, v_set1(0x1.c6b752p-5f));
+    p = v_fma(p, r, v_set1(0x1.ebf9bcp-3f));
+    p = v_fma(p, r, v_set1(0x1.62e42ap-1f));
+    const Exp2 e = {v_pow2(rounded), v_mul(p, r)};
+    const vec one = v_set1(1.0f);
+    return v_div(one, v_fma(e.scale, e.tail, v_add(one, e.scale)));
+}
+
+/* tanh(x) = (e - 1) / (e + 1), e = 2^y, y = 2 x log2(e). One degree more than above, because
+ * e - 1 is small near zero: 1e-8 error relative to 2^r - 1. */
+INLINE vec tanh_of(vec y) {
+    y = v_clamp(y, -EXP2_LIMIT, EXP2_LIMIT);
+    const vec rounded = v_add(y, v_set1(ROUND_MAGIC));
+    const vec r = v_sub(y, v_sub(rounded, v_set1(ROUND_MAGIC)));
+    vec p = v_set1(0x1.4308fap-13f);
+    p = v_fma(p, r, v_set1(0x1.5f07b4p-10f));
+    p = v_fma(p, r, v_set1(0x1.3b2ba0p-7f));
+    p = v_fma(p, r, v_set1(0x1.c6af6ep-5f));
+    p = v_fma(p, r, v_set1(0x1.ebfbdep-3f));
+    p = v_fma(p, r, v_set1(0x1.62e430p-1f));
+    const Exp2 e = {v_pow2(rounded), v_mul(p, r)};
+    const vec one = v_set1(1.0f);
+    return v_div(v_fma(e.scale, e.tail, v_sub(e.scale, one)),
+                 v_fma(e.scale, e.tail, v_add(e.scale, one)));
+}
+
+#endif

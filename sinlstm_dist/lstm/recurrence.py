@@ -1,0 +1,143 @@
+"""The LSTM recurrence as one differentiable operation on the compiled kernel.
+
+Shapes: B samples, W window (time steps), D features of a time step, H hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sinlstm_dist.lstm import compiled
+
+State = tuple[Tensor, Tensor]  # hidden and cell, each (1, B, H)
+
+
+def lstm(
+    inputs: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    hidden0: State | None = None,
+    *,
+    num_threads: int = 1,
+) -> tuple[Tensor, State]:
+    """What `nn.LSTM(D, H, batch_first=True)` with these parameters returns, once differentiable.
+
+    The result of a sample depends on nothing but that sample and the weights; the gradients of the
+    weights do not depend on the number of threads.
+
+    Args:
+        inputs: (B, W, D) float32 on the CPU, any strides; B may be 0.
+        weight_ih: (4H, D), gates in the order i, f, g, o.
+        weight_hh: (4H, H).
+        bias_ih: (4H,).
+        bias_hh: (4H,).
+        hidden0: hidden and cell state before the first step, each (1, B, H); None for zeros.
+        num_threads: threads at most, the caller's among them.
+
+    Returns:
+        outputs (B, W, H) and the last hidden and cell state, each (1, B, H).
+
+    Raises:
+        ValueError: a tensor has another shape, is not float32 or is not on the CPU.
+        RuntimeError: there is no compiled kernel.
+    """
+    _check(inputs, (weight_ih, weight_hh, bias_ih, bias_hh), hidden0)
+    state0 = hidden0 if hidden0 is not None else (None, None)
+    outputs, hidden, cell = _Lstm.apply(
+        inputs, weight_ih, weight_hh, bias_ih, bias_hh, *state0, num_threads
+    )
+    return outputs, (hidden, cell)
+
+
+def _check(inputs: Tensor, weights: tuple[Tensor, ...], hidden0: State | None) -> None:
+    if inputs.dim() != 3 or inputs.shape[1] == 0:
+        raise ValueError(
+            f"inputs have shape {tuple(inputs.shape)}: they need (B, W, D) with W at least 1"
+        )
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    compiled.check_float32(
+        inputs=inputs, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh
+    )
+    B, D, H = inputs.shape[0], inputs.shape[2], weight_hh.shape[-1]
+    found = tuple(tuple(weight.shape) for weight in weights)
+    if found != ((4 * H, D), (4 * H, H), (4 * H,), (4 * H,)):
+        raise ValueError(
+            f"weights have shapes {found}: inputs with D={D} need (4H, D), (4H, H), (4H,), (4H,)"
+        )
+    if hidden0 is not None:
+        compiled.check_float32(hidden0=hidden0[0], cell0=hidden0[1])
+        for state in hidden0:
+            if state.shape != (1, B, H):
+                raise ValueError(
+                    f"hidden0 has a state of shape {tuple(state.shape)}: it needs {(1, B, H)}"
+                )
+
+
+class _Lstm(torch.autograd.Function):
+    """Keeps the tapes of all blocks between the passes; see csrc/block.h for their layout."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        inputs: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor,
+        bias_hh: Tensor,
+        hidden0: Tensor | None,
+        cell0: Tensor | None,
+        num_threads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kernel = compiled.kernel()
+        (B, W, D), H = inputs.shape, weight_hh.shape[1]
+        weights = [w.contiguous() for w in (weight_ih, weight_hh, bias_ih, bias_hh)]
+        state0 = [None if s is None else s.contiguous() for s in (hidden0, cell0)]
+        outputs = inputs.new_empty(B, W, H)
+        hidden, cell = inputs.new_empty(1, B, H), inputs.new_empty(1, B, H)
+        tapes = None
+        if any(ctx.needs_input_grad):
+            num_blocks = -(-B // kernel.BLOCK_SAMPLES)
+            tapes = inputs.new_empty(num_blocks * kernel.tape_size(W, D, H))
+        kernel.lstm_forward(
+            inputs.data_ptr(), *inputs.stride(), *map(_address, state0), *map(_address, weights),
+            B, W, D, H, num_threads, outputs.data_ptr(), hidden.data_ptr(), cell.data_ptr(),
+            _address(tapes),
+        )  # fmt: skip
+        ctx.save_for_backward(tapes, weights[0], weights[1])
+        ctx.shape, ctx.num_threads = (B, W, D, H), num_threads
+        ctx.set_materialize_grads(False)
+        return outputs, hidden, cell
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_outputs: Tensor | None, grad_hidden: Tensor | None, grad_cell: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        tapes, weight_ih, weight_hh = ctx.saved_tensors
+        B, W, D, H = ctx.shape
+        needs = ctx.needs_input_grad
+        gradient = tapes.new_empty(4 * H * (D + H) + 8 * H)
+        grad_inputs = tapes.new_empty(B, W, D) if needs[0] else None
+        grad_hidden0 = tapes.new_empty(1, B, H) if needs[5] else None
+        grad_cell0 = tapes.new_empty(1, B, H) if needs[6] else None
+        grad_state = [None if g is None else g.contiguous() for g in (grad_hidden, grad_cell)]
+        strides = (0, 0, 0) if grad_outputs is None else grad_outputs.stride()
+        compiled.kernel().lstm_backward(
+            tapes.data_ptr(), weight_ih.data_ptr(), weight_hh.data_ptr(),
+            _address(grad_outputs), *strides, *map(_address, grad_state),
+            B, W, D, H, ctx.num_threads,
+            *map(_address, (grad_inputs, grad_hidden0, grad_cell0)), gradient.data_ptr(),
+        )  # fmt: skip
+        ih, hh, bias_ih, bias_hh = gradient.split([4 * H * D, 4 * H * H, 4 * H, 4 * H])
+        return (
+            grad_inputs, ih.view(4 * H, D), hh.view(4 * H, H), bias_ih, bias_hh,
+            grad_hidden0, grad_cell0, None,
+        )  # fmt: skip
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,65 @@
+"""Loss and accuracy as totals over samples, divided once, at the end.
+
+A mean of means is wrong as soon as parts differ in size; sums and counts never are.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+NUM_TOTALS = 3  # numbers in a Totals
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What was added up over some samples.
+
+    Args:
+        squared_error: sum over samples of (prediction - target)**2.
+        correct: predictions within the tolerance of their target.
+        samples: number of samples.
+    """
+
+    squared_error: float = 0.0
+    correct: int = 0
+    samples: int = 0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            self.squared_error + other.squared_error,
+            self.correct + other.correct,
+            self.samples + other.samples,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean squared error over samples."""
+        return self.squared_error / self.samples if self.samples else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples whose prediction is within the tolerance, 0 to 1."""
+        return self.correct / self.samples if self.samples else math.nan
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.squared_error)
+
+
+def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float) -> torch.Tensor:
+    """Totals as a tensor of three: squared error, correct predictions, samples.
+
+    The one definition of loss and accuracy. Differentiable in its first element.
+
+    Args:
+        predictions: (B, 1).
+        targets: (B, 1).
+        tolerance: a smaller absolute error counts as correct.
+    """
+    error = predictions - targets  # (B, 1)
+    correct = (error.detach().abs() < tolerance).sum()
+    samples = error.new_tensor(len(error))
+    return torch.stack((error.square().sum(), correct.to(error.dtype), samples))

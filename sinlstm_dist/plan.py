@@ -1,0 +1,102 @@
+"""Which samples make each step, which process computes them: pure functions of numbers.
+
+A step's global batch is cut into pieces, and each process owns a contiguous range of them. Both
+cuts follow one rule: `n` things into `k` parts, in order, the first `n % k` parts one larger.
+Nothing here knows what a process is; so the same numbers can be had, and tested, anywhere.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_ORDER = 1  # keeps the stream of sample orders apart from any other use of the same seed
+
+
+def epoch_order(
+    *, seed: int, epoch: int, size: int, sampling: str = "permutation"
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The sample indices of one epoch, in the order in which they are trained.
+
+    Args:
+        seed: `train.seed`, 0 to 2**32 - 1.
+        epoch: counted from 0.
+        size: number of samples in the data set, and of indices in the result.
+        sampling: "permutation" (each sample once) or "replacement" (independent draws).
+
+    Returns:
+        int64 array of `size` indices in [0, size).
+    """
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch])))
+    if sampling == "replacement":
+        return generator.integers(0, size, size)
+    return generator.permutation(size)
+
+
+def in_order(size: int) -> np.ndarray:
+    """The order of a test set: each sample once, as they lie."""
+    return np.arange(size)
+
+
+def bounds(total: int, parts: int) -> list[int]:
+    """Where each of `parts` consecutive parts of `total` things begins, and where the last ends.
+
+    The first `total % parts` parts are one larger.
+
+    >>> bounds(10, 4)
+    [0, 3, 6, 8, 10]
+    """
+    small, larger = divmod(total, parts)
+    return [part * small + min(part, larger) for part in range(parts + 1)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a data set is cut into steps, steps into pieces, and pieces shared out.
+
+    Steps are counted from 0 within an epoch; the last batch may be partial.
+
+    Args:
+        size: samples in the data set.
+        global_batch_size: samples in one step over all processes.
+        num_pieces: pieces of each global batch.
+        world_size: number of processes, at most `num_pieces`.
+        rank: the process whose share `piece_sizes` tells.
+    """
+
+    size: int
+    global_batch_size: int
+    num_pieces: int
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in one epoch."""
+        return -(-self.size // self.global_batch_size)
+
+    def num_samples(self, step: int) -> int:
+        """Samples in the global batch of `step`."""
+        return min(self.global_batch_size, self.size - step * self.global_batch_size)
+
+    def owned(self, rank: int) -> range:
+        """The pieces of every global batch that process `rank` computes."""
+        edges = bounds(self.num_pieces, self.world_size)
+        return range(edges[rank], edges[rank + 1])
+
+    def piece_sizes(self, step: int) -> list[int]:
+        """Samples in each piece of `step` that `self.rank` computes.
+
+        >>> Plan(size=100, global_batch_size=100, num_pieces=8, world_size=3, rank=1).piece_sizes(0)
+        [13, 12, 12]
+        """
+        edges = bounds(self.num_samples(step), self.num_pieces)
+        return [edges[piece + 1] - edges[piece] for piece in self.owned(self.rank)]
+
+    def share_bounds(self, step: int) -> list[int]:
+        """Where in the global batch of `step` each process's share begins, and the last one ends.
+
+        >>> Plan(size=100, global_batch_size=100, num_pieces=8, world_size=3).share_bounds(0)
+        [0, 39, 76, 100]
+        """
+        edges = bounds(self.num_samples(step), self.num_pieces)
+        return [edges[piece] for piece in bounds(self.num_pieces, self.world_size)]

@@ -1,0 +1,197 @@
+"""What a person sees: rich on a terminal, plain lines of fixed columns in a file.
+
+The only file that prints. A `Report` that is not enabled does nothing, so callers need not ask
+which process they are.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.run_folder import Summary
+
+REFRESH_S = 0.1  # between updates of the live line
+FILE_LINES = 20  # epoch lines in a file, about, however many epochs there are
+QUIET_S = 30.0  # a file never waits longer for a sign of life
+FILE_WIDTH = 100  # columns where there is no terminal to ask
+
+
+def show_error(message: str) -> None:
+    """Print one error on standard error, a problem a line."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in message.splitlines():
+        console.print("[red]error:[/red]", line, markup=True) if console.is_terminal else (
+            console.print(f"error: {line}", markup=False)
+        )
+
+
+def show_text(text: str) -> None:
+    """Print `text` as it is, for another program to read."""
+    sys.stdout.write(text)
+
+
+class Report:
+    """One run's account on the screen.
+
+    Args:
+        enabled: whether this process prints.
+        epochs: epochs of the run.
+        num_steps: optimizer steps in an epoch.
+    """
+
+    def __init__(self, *, enabled: bool, epochs: int, num_steps: int) -> None:
+        self._enabled, self._epochs, self._num_steps = enabled, epochs, num_steps
+        self._console = Console(highlight=False)
+        if not self._console.is_terminal:
+            self._console = Console(highlight=False, width=FILE_WIDTH)
+        self._progress: Progress | None = None
+        self._last_shown = time.monotonic()
+        self._every_epochs = max(1, epochs // FILE_LINES)
+
+    def start(self, facts: Mapping[str, str]) -> None:
+        """Say what is about to run, a line a fact."""
+        if not self._enabled:
+            return
+        width = max(len(name) for name in facts)
+        lines = "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+        if self._console.is_terminal:
+            panel = Panel(lines, title="sinlstm-dist", title_align="left", border_style="cyan")
+            self._console.print(panel, markup=False)
+        else:
+            self._console.print(lines, markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say something that the user should know, once."""
+        if self._enabled:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def begin_training(self, *, finished_epochs: int) -> None:
+        """Start the live line, or the head of the columns in a file."""
+        if not self._enabled:
+            return
+        if not self._console.is_terminal:
+            self._console.print(_file_line(HEAD))
+            return
+        self._progress = Progress(
+            TextColumn("epoch"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self._console,
+            expand=True,
+            auto_refresh=False,
+        )
+        self._progress.add_task("", total=self._epochs, completed=finished_epochs, figures="")
+        self._progress.start()
+        self._progress.refresh()
+
+    def step(self, *, epoch: int, step: int) -> None:
+        """Note a finished step of an epoch, both counted from 1; cheap when nothing is due."""
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        if self._progress is not None:
+            if now - self._last_shown >= REFRESH_S:
+                self._update(completed=epoch - 1 + step / self._num_steps)
+                self._last_shown = now
+        elif now - self._last_shown >= QUIET_S:
+            self._console.print(f"epoch {epoch}: step {step} of {self._num_steps}")
+            self._last_shown = now
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Show a finished epoch; `record` is its line of metrics.jsonl."""
+        if not self._enabled:
+            return
+        epoch, now = record["epoch"], time.monotonic()
+        if self._progress is not None:
+            figures = (
+                f"test loss {record['test_loss']:.2e}  accuracy {record['test_accuracy']:.3f}  "
+                f"{_rate(record['samples_per_s'])}"
+            )
+            if now - self._last_shown >= REFRESH_S or epoch == self._epochs:
+                self._update(completed=epoch, figures=figures)
+                self._last_shown = now
+            return
+        due = epoch == 1 or epoch % self._every_epochs == 0 or epoch == self._epochs
+        if due or now - self._last_shown >= QUIET_S:
+            self._console.print(_file_line(_cells(record)))
+            self._last_shown = now
+
+    def end_training(self) -> None:
+        """Leave the terminal as it was found; may be called at any time, also twice."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def end(self, summary: Summary, *, baseline: Totals, folder: str) -> None:
+        """Close with the table of results.
+
+        Args:
+            summary: how the run ended.
+            baseline: totals of "the last value again" over the test windows.
+            folder: the run folder.
+        """
+        if not self._enabled:
+            return
+        if summary.metrics:
+            self._console.print(_results(summary, baseline))
+        self._console.print(f"{summary.outcome}: {summary.reason}", markup=False, soft_wrap=True)
+        self._console.print(f"results in {folder}", markup=False, soft_wrap=True)
+
+    def _update(self, *, completed: float, **fields: str) -> None:
+        assert self._progress is not None
+        self._progress.update(self._progress.task_ids[0], completed=completed, **fields)
+        self._progress.refresh()
+
+
+HEAD = ("epoch", "step", "train loss", "train acc", "test loss", "test acc", "samples/s")
+WIDTHS = (7, 9, 12, 11, 12, 10, 11)
+
+
+def _file_line(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(record["epoch"]),
+        str(record["step"]),
+        f"{record['train_loss']:.4e}",
+        f"{record['train_accuracy']:.4f}",
+        f"{record['test_loss']:.4e}",
+        f"{record['test_accuracy']:.4f}",
+        f"{record['samples_per_s']:.0f}",
+    )
+
+
+def _results(summary: Summary, baseline: Totals) -> Table:
+    """Train and test of the last epoch, the best epoch, and what no learning achieves."""
+    table = Table()
+    table.add_column("")
+    for heading in ("loss", "accuracy", "samples"):
+        table.add_column(heading, justify="right")
+
+    def add(name: str, loss: float, accuracy: float, samples: int) -> None:
+        table.add_row(name, f"{loss:.4e}", f"{accuracy:.4f}", f"{samples:,}")
+
+    for name, record, kind in (
+        (f"train, epoch {summary.epochs}", summary.metrics, "train"),
+        (f"test, epoch {summary.epochs}", summary.metrics, "test"),
+        (f"test, best epoch {summary.best['epoch']}", summary.best, "test"),
+    ):
+        values = (record[f"{kind}_{what}"] for what in ("loss", "accuracy", "samples"))
+        add(name, *values)
+    add("test, last value again", baseline.loss, baseline.accuracy, baseline.samples)
+    return table
+
+
+def _rate(samples_per_s: float) -> str:
+    return f"{samples_per_s / 1000:.0f}k samples/s"

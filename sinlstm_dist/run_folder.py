@@ -1,0 +1,225 @@
+"""A run's folder: claimed by one run at a time, continued, and never silently reused.
+
+All methods do file work and are called on the main process only (`World.on_main`); so no other
+process needs to see the folder. What they take and give is what JSON can say, or tensors.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from sinlstm_dist import checkpoint
+from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Tensors
+from sinlstm_dist.config import ConfigError, changed_keys
+
+METRICS, SUMMARY, CONFIG, STOP, LOCK = (
+    "metrics.jsonl",
+    "summary.json",
+    "config.toml",
+    "STOP",
+    ".lock",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended; the content of summary.json.
+
+    Args:
+        outcome: "completed", "stopped" or "failed".
+        reason: why it ended so, for people.
+        epochs: finished epochs.
+        step: optimizer steps.
+        metrics: the last finished epoch's, as in metrics.jsonl; empty before the first.
+        best: the metrics of the epoch with the lowest test loss.
+        world_size: processes.
+        device: such as "cpu" or "cuda".
+        reduction: "ordered" or "ddp".
+        wall_s: seconds of this start of the run.
+        versions: of what computes.
+        below_target: whether it ended below `target_accuracy`.
+    """
+
+    outcome: str
+    reason: str
+    epochs: int
+    step: int
+    metrics: Mapping[str, Any]
+    best: Mapping[str, Any]
+    world_size: int
+    device: str
+    reduction: str
+    wall_s: float
+    versions: Mapping[str, str]
+    below_target: bool = False
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made by `claim`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._lock: Any = None
+        self._loaded: Checkpoint | None = None
+
+    def claim(self) -> None:
+        """Make the folder and keep other runs out of it until this process ends.
+
+        Raises:
+            ConfigError: it cannot be written, is in use, or holds other things than a run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            others = [entry.name for entry in self.path.iterdir()]
+            if set(others) - {STOP} and not {CONFIG, LOCK} & set(others):
+                raise ConfigError(
+                    f"output.dir={self.path} is not empty and holds no run: choose another folder"
+                )
+            self._lock = (self.path / LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"output.dir={self.path} is in use by a run that has not ended: "
+                "wait for it, or choose another folder"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"output.dir={self.path} cannot be written: {error.strerror}"
+            ) from error
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock:
+            self._lock.close()
+
+    def begin(self, *, config: dict[str, Any], toml: str, fingerprint: str) -> dict[str, Any]:
+        """Find what this start of the run continues from, and set the files to that point.
+
+        Args:
+            config: the resolved configuration.
+            toml: the same as it is kept in the folder.
+            fingerprint: of the data set.
+
+        Returns:
+            "state": the checkpoint's, or None for a fresh start; "notes": lines for the user.
+
+        Raises:
+            ConfigError: the folder's run is another one.
+        """
+        notes: list[str] = []
+        found = self._find_checkpoint(config["checkpoint"]["resume"], notes)
+        history = self.path
+        if found is not None:
+            self._loaded = checkpoint.read(found)
+            self._check_continues(found, self._loaded.state, config, fingerprint)
+            history = found.parent.parent
+        state = self._loaded.state if self._loaded else None
+        lines = _finished_epochs(history / METRICS, epochs=state["epoch"] if state else 0)
+        if state and len(lines) < state["epoch"]:
+            notes.append(f"{history / METRICS} lacks epochs of its run: they stay missing")
+        checkpoint.replace_synced(self.path / CONFIG, toml.encode())
+        checkpoint.replace_synced(self.path / METRICS, b"".join(lines))
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        return {"state": state, "notes": notes, "history": [json.loads(line) for line in lines]}
+
+    def loaded_tensors(self) -> tuple[Tensors, Tensors]:
+        """Weights and optimizer tensors of the checkpoint that `begin` found."""
+        assert self._loaded is not None
+        return self._loaded.weights, self._loaded.optimizer
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a finished epoch to metrics.jsonl."""
+        if not self.path.exists():
+            raise FileNotFoundError(2, "the run folder was removed", str(self.path))
+        with (self.path / METRICS).open("ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+
+    def save_checkpoint(self, found: Checkpoint, *, keep: int) -> str:
+        """Publish a checkpoint. Returns its folder."""
+        with (self.path / METRICS).open("ab") as file:
+            os.fsync(file.fileno())  # a checkpoint vouches for the epochs before it
+        return str(checkpoint.write(self.checkpoints, found, keep=keep))
+
+    def stop_requested(self) -> bool:
+        """Whether someone put a STOP file into the folder."""
+        return (self.path / STOP).exists()
+
+    def end(self, summary: Summary, weights: Tensors | None) -> None:
+        """Write summary.json and, of a finished run, the weights."""
+        if weights is not None:
+            checkpoint.replace_synced(self.path / checkpoint.WEIGHTS, save(weights))
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / STOP).unlink()
+        text = json.dumps(asdict(summary), indent=1) + "\n"
+        checkpoint.replace_synced(self.path / SUMMARY, text.encode())
+
+    def _find_checkpoint(self, resume: str, notes: list[str]) -> Path | None:
+        """The checkpoint folder that `resume` means; damaged ones are named and set aside."""
+        published = checkpoint.find(self.checkpoints)
+        if resume == "never":
+            if published or (self.path / METRICS).exists():
+                raise ConfigError(
+                    f"output.dir={self.path} already holds a run and checkpoint.resume=never: "
+                    "choose another folder, or resume=auto to continue"
+                )
+            return None
+        if resume != "auto":
+            return self._named_checkpoint(Path(resume), published)
+        for folder in published:
+            try:
+                checkpoint.read(folder)
+            except DamagedCheckpoint as damage:
+                aside = checkpoint.set_aside(folder, "damaged")
+                notes.append(f"{damage}; set aside as {aside.name}, an older checkpoint is used")
+            else:
+                return folder
+        return None
+
+    def _named_checkpoint(self, folder: Path, published: list[Path]) -> Path:
+        try:
+            checkpoint.read(folder)
+        except DamagedCheckpoint as damage:
+            raise ConfigError(f"checkpoint.resume={folder}: {damage}") from damage
+        own = folder.resolve().parent == self.checkpoints.resolve()
+        if published and not own:
+            raise ConfigError(
+                f"output.dir={self.path} already holds a run: choose another folder to continue "
+                f"{folder} in"
+            )
+        for newer in (other for other in published if other.name > folder.name):
+            checkpoint.set_aside(newer, "abandoned")
+        return folder
+
+    def _check_continues(
+        self, folder: Path, state: Mapping[str, Any], config: dict[str, Any], fingerprint: str
+    ) -> None:
+        differing = changed_keys(state["config"], config)
+        if differing:
+            raise ConfigError(
+                f"{folder} belongs to another run than this configuration: {', '.join(differing)}; "
+                "choose another output.dir, or the same settings"
+            )
+        if state["data"] != fingerprint:
+            raise ConfigError(
+                f"{folder} was trained on other data than this installation makes from the same "
+                "configuration: continue it with the versions in its summary.json"
+            )
+
+
+def _finished_epochs(path: Path, *, epochs: int) -> list[bytes]:
+    """The lines of a metrics.jsonl up to and including epoch `epochs`; a torn last one is left."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return [line for line in whole if json.loads(line)["epoch"] <= epochs]

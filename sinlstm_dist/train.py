@@ -1,0 +1,274 @@
+"""Train an LSTM to predict a sine wave, on one process or many.
+
+    python -m sinlstm_dist.train
+    torchrun --nproc-per-node 2 -m sinlstm_dist.train --config configs/noisy.toml
+    accelerate launch -m sinlstm_dist.train --train.epochs 20 --data.noise 0.02
+
+The same command continues a run that was stopped or killed. Results are in the run folder.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sinlstm_dist.checkpoint import Checkpoint
+from sinlstm_dist.config import (
+    Config,
+    ConfigError,
+    Parser,
+    add_config_flags,
+    parse_with_config,
+    to_toml,
+)
+from sinlstm_dist.gradient import evaluate
+from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.model import Persistence
+from sinlstm_dist.report import Report, show_error, show_text
+from sinlstm_dist.run_folder import RunFolder, Summary
+from sinlstm_dist.runtime import LostProcess, RunError, StopRequest, World, is_speaker, join_world
+
+EXIT_CODES = {"completed": 0, "stopped": 75, "failed": 1}
+BAD_CONFIG, BELOW_TARGET = 2, 3
+
+
+def train(config: Config) -> Summary:
+    """Run the training that `config` describes, or what is left of it.
+
+    Returns:
+        how it ended, as in the run folder's summary.json.
+
+    Raises:
+        ConfigError: the configuration, the run folder or the world must be changed.
+        RunError: the run folder cannot be written.
+        LostProcess: another process died or hangs.
+
+    Collective: yes.
+    """
+    one_thread = config.train.reduction == "ordered"
+    with (
+        StopRequest() as request,
+        contextlib.closing(RunFolder(Path(config.output.dir))) as run,
+        join_world(timeout_s=config.train.timeout_s, one_thread=one_thread) as world,
+    ):
+        training = Training(config, build(config, world), run=run, world=world, request=request)
+        training.start()
+        while not training.is_over:
+            if training.train_epoch():
+                training.end_epoch()
+        return training.finish()
+
+
+class Training:
+    """A run from its start, or from its checkpoint, to its summary."""
+
+    def __init__(
+        self, config: Config, job: Job, *, run: RunFolder, world: World, request: StopRequest
+    ) -> None:
+        self.config, self.job, self.run, self.world, self.request = config, job, run, world, request
+        self.report = Report(
+            enabled=world.is_main,
+            epochs=config.train.epochs,
+            num_steps=job.train_plan.num_steps,
+        )
+        self.epoch = 0  # finished epochs
+        self.step_in_epoch = 0
+        self.step = 0
+        self.totals = Totals()  # of the running epoch
+        self.history: list[dict[str, Any]] = []
+        self.outcome, self.reason, self.below_target = "", "", False
+        self.started = time.perf_counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left, or the run was stopped or has failed."""
+        return bool(self.outcome) or self.epoch >= self.config.train.epochs
+
+    def start(self) -> None:
+        """Claim the run folder and continue from the checkpoint that it holds, if any."""
+        on_main = self.world.on_main
+        on_main(self.run.claim)
+        found = on_main(
+            self.run.begin,
+            config=self.config.model_dump(mode="json"),
+            toml=to_toml(self.config),
+            fingerprint=self.job.fingerprint,
+        )
+        self.report.start(describe(self.job, self.config, self.world))
+        for note in found["notes"]:
+            self.report.note(note)
+        self.history = found["history"]
+        if found["state"]:
+            self._restore(found["state"])
+        self.report.begin_training(finished_epochs=self.epoch)
+
+    def train_epoch(self) -> bool:
+        """Train what is left of the running epoch. Returns whether it was finished."""
+        self.epoch_began = time.perf_counter()
+        self.job.train_sampler.start(epoch=self.epoch, step=self.step_in_epoch)
+        for step, batch in enumerate(self.job.train_loader, start=self.step_in_epoch):
+            result = self.job.gradient(batch, step=step, stop=self._stop_requested())
+            if not result.totals.is_finite:
+                self._fail(f"the training loss became {result.totals.loss} at step {self.step + 1}")
+                return False
+            self.job.optimizer.step()
+            self.totals += result.totals
+            self.step_in_epoch, self.step = step + 1, self.step + 1
+            self.report.step(epoch=self.epoch + 1, step=self.step_in_epoch)
+            if result.stop:
+                self._stop()
+                return False
+            if _is_due(self.step, every=self.config.checkpoint.every_steps):
+                self._save()
+        return True
+
+    def end_epoch(self) -> None:
+        """Test, record and, when it is due, save."""
+        train_s = time.perf_counter() - self.epoch_began
+        test = self._evaluate(self.job.model)
+        if not test.is_finite:
+            return self._fail(f"the test loss became {test.loss} after step {self.step}")
+        self.epoch += 1
+        record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "train_loss": self.totals.loss,
+            "train_accuracy": self.totals.accuracy,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "train_samples": self.totals.samples,
+            "test_samples": test.samples,
+            "epoch_s": time.perf_counter() - self.epoch_began,
+            "samples_per_s": self.totals.samples / train_s,
+        }
+        self.step_in_epoch, self.totals = 0, Totals()
+        self.history.append(record)
+        self.world.on_main(self.run.append_metrics, record)
+        self.report.epoch(record)
+        every = self.config.checkpoint.every_epochs
+        if _is_due(self.epoch, every=every) or self.epoch == self.config.train.epochs:
+            self._save()
+
+    def finish(self) -> Summary:
+        """Write and show how the run ended."""
+        self.report.end_training()
+        if not self.outcome:
+            self._complete()
+        last = self.history[-1] if self.history else {}
+        best = min(self.history, key=lambda record: record["test_loss"], default={})
+        summary = Summary(
+            outcome=self.outcome,
+            reason=self.reason,
+            epochs=self.epoch,
+            step=self.step,
+            metrics=last,
+            best=best,
+            world_size=self.world.size,
+            device=self.world.device.type,
+            reduction=self.config.train.reduction,
+            wall_s=time.perf_counter() - self.started,
+            versions=versions(),
+            below_target=self.below_target,
+        )
+        is_done = self.epoch >= self.config.train.epochs
+        self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
+        self.report.end(summary, baseline=self._evaluate(Persistence()), folder=str(self.run.path))
+        return summary
+
+    def _complete(self) -> None:
+        accuracy = self.history[-1]["test_accuracy"] if self.history else 0.0
+        target = self.config.train.target_accuracy
+        self.below_target = accuracy < target
+        if self.below_target:
+            self.outcome = "failed"
+            self.reason = f"test accuracy {accuracy:.4f} is below train.target_accuracy={target:g}"
+        else:
+            self.outcome, self.reason = "completed", f"{self.epoch} epochs"
+
+    def _fail(self, what: str) -> None:
+        lr = self.config.optim.lr
+        self.outcome = "failed"
+        self.reason = f"{what} with optim.lr={lr:g}: try a smaller one, such as {lr / 10:g}"
+
+    def _stop(self) -> None:
+        folder = self._save()
+        asked = self.request.reason or "asked by a STOP file or another process"
+        self.outcome = "stopped"
+        self.reason = f"{asked}; the same command continues from {folder}"
+
+    def _stop_requested(self) -> bool:
+        return bool(self.request.reason) or (self.world.is_main and self.run.stop_requested())
+
+    def _evaluate(self, model: nn.Module) -> Totals:
+        return evaluate(
+            model,
+            self.job.test_loader,
+            plan=self.job.test_plan,
+            world=self.world,
+            tolerance=self.config.train.tolerance,
+        )
+
+    def _save(self) -> str:
+        """Publish a checkpoint of this instant. Returns its folder."""
+        state = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "totals": asdict(self.totals),
+            "config": self.config.model_dump(mode="json"),
+            "data": self.job.fingerprint,
+        }
+        checkpoint = Checkpoint(state, self.job.model.state_dict(), optimizer_tensors(self.job))
+        keep = self.config.checkpoint.keep
+        return self.world.on_main(self.run.save_checkpoint, checkpoint, keep=keep)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        weights, optimizer = self.run.loaded_tensors() if self.world.is_main else ({}, {})
+        load_tensors(
+            self.job,
+            weights=self.world.broadcast_tensors(weights),
+            optimizer=self.world.broadcast_tensors(optimizer),
+        )
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.step_in_epoch, self.totals = state["step_in_epoch"], Totals(**state["totals"])
+        self.report.note(f"continues after step {self.step} ({self.epoch} epochs finished)")
+
+
+def _is_due(count: int, *, every: int) -> bool:
+    return every > 0 and count % every == 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(prog="sinlstm_dist.train", description="Train an LSTM to predict a sine wave.")
+    add_config_flags(parser)
+    try:
+        options, config = parse_with_config(parser, arguments)
+        if options.print_config:
+            if is_speaker():
+                show_text(to_toml(config))
+            return 0
+        return exit_code(train(config))
+    except (ConfigError, RunError) as error:
+        if is_speaker():
+            show_error(str(error))
+        return BAD_CONFIG if isinstance(error, ConfigError) else EXIT_CODES["failed"]
+    except LostProcess as error:
+        if error.is_speaker:
+            show_error(str(error))
+        return EXIT_CODES["failed"]
+
+
+def exit_code(summary: Summary) -> int:
+    """What the command returns for a run that ended so."""
+    return BELOW_TARGET if summary.below_target else EXIT_CODES[summary.outcome]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
