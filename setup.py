@@ -21,7 +21,7 @@ kernel = Extension(
     sources=[
         f"{SOURCES}/{name}.c" for name in ("module", "pool", "isa_plain", "isa_avx2", "isa_avx512")
     ],
-    depends=[f"{SOURCES}/{name}.h" for name in ("block", "kernel", "pool", "simd")],
+    depends=[f"{SOURCES}/{name}.h" for name in ("activations", "block", "kernel", "pool", "simd")],
     define_macros=[("Py_LIMITED_API", "0x030A0000")],
     extra_compile_args=[*COMPILE_ARGS, "-pthread"] if sys.platform != "win32" else [],
     extra_link_args=["-pthread"] if sys.platform != "win32" else [],

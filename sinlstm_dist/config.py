@@ -105,9 +105,7 @@ class Output(Section):
 
     dir: str = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="pictures at the end of a run; not supported yet")
-    trackers: tuple[str, ...] = Field(
-        (), strict=False, description="Accelerate's trackers; not supported yet"
-    )
+    trackers: list[str] = Field([], description="Accelerate's trackers; not supported yet")
 
 
 class Config(Section):
@@ -217,9 +215,7 @@ def _unsupported(config: Config) -> list[str]:
     """Keys of the contract that this version refuses rather than ignores."""
     problems = []
     if config.data.source != "sine":
-        problems.append(
-            f'data.source="{config.data.source}" is not supported yet: only "sine" is'
-        )
+        problems.append(f'data.source="{config.data.source}" is not supported yet: only "sine" is')
     if config.data.column:
         problems.append(f'data.column="{config.data.column}" is not supported yet: leave it ""')
     if config.output.plots:
@@ -278,6 +274,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        """What argparse calls for a command line that it cannot read."""
         raise ConfigError(message)
 
 
@@ -295,13 +292,11 @@ def add_config_flags(parser: Parser) -> None:
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 help=f"{field.description} (default: {_show(field.default)})".replace("%", "%%"),
-                nargs="*" if get_origin(field.annotation) is tuple else None,
+                nargs="*" if get_origin(field.annotation) is list else None,
             )
 
 
-def parse_with_config(
-    parser: Parser, arguments: Sequence[str] | None
-) -> tuple[Any, Config]:
+def parse_with_config(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, Config]:
     """Parse a command line with config flags; returns the parser's options and the Config.
 
     Raises:

@@ -20,7 +20,7 @@ from sinlstm_dist.plan import Plan
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # windows (B, W, 1), targets (B, 1)
 
-_TRAIN_NOISE, _TEST_NOISE = 0, 1  # streams of noise under one seed
+TRAIN_NOISE, TEST_NOISE = 0, 1  # streams of noise under one seed
 
 
 class SineDataset(Dataset[Batch]):
@@ -48,7 +48,7 @@ class SineDataset(Dataset[Batch]):
         noise: float = 0.0,
         phase: float = 0.0,
         seed: int = 0,
-        stream: int = _TRAIN_NOISE,
+        stream: int = TRAIN_NOISE,
     ) -> None:
         self._size, self._window, self._noise = size, window, noise
         self._key = (seed, stream)
@@ -79,30 +79,12 @@ class SineDataset(Dataset[Batch]):
         targets = self._series[indices + self._window]  # (...)
         return torch.from_numpy(windows[..., None]), torch.as_tensor(targets)[..., None]
 
-
     def fingerprint(self) -> str:
         """SHA-256 of some samples from all over the data set, hexadecimal."""
         some = np.unique(np.linspace(0, self._size - 1, num=64).astype(np.int64))
         windows, targets = self[some]
         parts = (windows.numpy().tobytes(), targets.numpy().tobytes(), str(self._size).encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def train_dataset(
-    *, size: int, window: int, period: float, noise: float, seed: int
-) -> SineDataset:
-    """The windows that a run trains on; arguments as for SineDataset."""
-    return SineDataset(size=size, window=window, period=period, noise=noise, seed=seed)
-
-
-def test_dataset(
-    *, size: int, window: int, period: float, noise: float, phase: float, seed: int
-) -> SineDataset:
-    """Held-out windows: shifted by `phase` time steps, with a noise stream of their own."""
-    return SineDataset(
-        size=size, window=window, period=period, noise=noise, phase=phase, seed=seed,
-        stream=_TEST_NOISE,
-    )  # fmt: skip
 
 
 def _sine(*, length: int, period: float, phase: float) -> np.ndarray:

@@ -75,6 +75,7 @@ class OrderedGradient:
         self._real = _real_rows(plan, most)
 
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
+        """One step; see Gradient."""
         rows, sizes = self._rows, self._plan.piece_sizes(step)
         gradient_rows(
             self._model, batch, piece_sizes=sizes, tolerance=self._tolerance,
@@ -97,6 +98,7 @@ class DdpGradient:
         self._model, self._plan, self._world, self._tolerance = model, plan, world, tolerance
 
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
+        """One step; see Gradient."""
         windows, targets = batch
         totals = metrics.count(self._model(windows), targets, tolerance=self._tolerance)
         # The wrapper divides by the number of processes; the loss divides by samples instead,
@@ -163,7 +165,9 @@ def evaluate(
             model, batch, piece_sizes=sizes, tolerance=tolerance, num_threads=world.num_threads
         )
     gathered, real = world.gather(sums), _real_rows(plan, len(sums))  # collective
-    squared_error, correct, samples = tree_sum(gathered if real is None else gathered[real]).tolist()
+    squared_error, correct, samples = tree_sum(
+        gathered if real is None else gathered[real]
+    ).tolist()
     return Totals(squared_error, int(correct), int(samples))
 
 

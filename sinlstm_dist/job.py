@@ -1,6 +1,8 @@
 """Everything that a run needs, built from its configuration and prepared by Accelerate."""
 
+import functools
 import hashlib
+import itertools
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from sinlstm_dist import data, lstm, plan
 from sinlstm_dist.checkpoint import Tensors
-from sinlstm_dist.config import Config, ConfigError, to_toml
+from sinlstm_dist.config import Config, ConfigError, Data, to_toml
 from sinlstm_dist.data import Batch, StepSampler
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
@@ -59,7 +61,7 @@ def build(config: Config, world: World) -> Job:
         model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum
     )
     num_pieces = config.train.virtual_shards if ordered else world.size
-    train_data, test_data = _datasets(config)
+    train_data, test_data = _datasets(config.data)
     train_plan, test_plan = (
         Plan(len(dataset), config.train.global_batch_size, num_pieces, world.size, world.rank)
         for dataset in (train_data, test_data)
@@ -135,9 +137,8 @@ def load_tensors(job: Job, weights: Mapping[str, torch.Tensor], optimizer: Tenso
 
 def describe(job: Job, config: Config, world: World) -> dict[str, str]:
     """What the start panel says: processes, devices and why, the batch algebra, the model."""
-    sizes = plan.bounds(min(config.train.global_batch_size, config.data.train_size), job.train_plan.num_pieces)
-    pieces = sorted({stop - start for start, stop in zip(sizes, sizes[1:])})
-    each = " or ".join(str(size) for size in pieces)
+    edges = plan.bounds(job.train_plan.num_samples(0), job.train_plan.num_pieces)
+    sizes = sorted({stop - start for start, stop in itertools.pairwise(edges)})
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
     where = ", ".join(dict.fromkeys(world.hosts))
     why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
@@ -146,8 +147,8 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
         f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
         "data": f"{config.data.train_size:,} train and {config.data.test_size:,} test windows of "
         f"{config.data.window} steps, noise {config.data.noise:g}",
-        "batch": f"{config.train.global_batch_size:,} samples a step = {job.train_plan.num_pieces} "
-        f"pieces of {each}; {job.train_plan.num_steps:,} steps an epoch",
+        "batch": f"{job.train_plan.num_samples(0):,} samples a step = {job.train_plan.num_pieces} "
+        f"pieces of {' or '.join(map(str, sizes))}; {job.train_plan.num_steps:,} steps an epoch",
         "reduction": config.train.reduction,
         "model": f"{parameters:,} parameters, recurrence: {job.recurrence.name} "
         f"({job.recurrence.reason})",
@@ -155,17 +156,18 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
     }
 
 
-def _datasets(config: Config) -> tuple[data.SineDataset, data.SineDataset]:
-    """Train and test windows."""
-    common = {
-        "window": config.data.window,
-        "period": config.data.period,
-        "noise": config.data.noise,
-        "seed": config.data.seed,
-    }
+def _datasets(settings: Data) -> tuple[data.SineDataset, data.SineDataset]:
+    """Train and test windows; the test's differ by their phase and by their stream of noise."""
+    make = functools.partial(
+        data.SineDataset,
+        window=settings.window,
+        period=settings.period,
+        noise=settings.noise,
+        seed=settings.seed,
+    )
     return (
-        data.train_dataset(size=config.data.train_size, **common),
-        data.test_dataset(size=config.data.test_size, phase=config.data.test_phase, **common),
+        make(size=settings.train_size, stream=data.TRAIN_NOISE),
+        make(size=settings.test_size, stream=data.TEST_NOISE, phase=settings.test_phase),
     )
 
 
@@ -197,11 +199,15 @@ def _starting_weights(path: Path, model: Predictor) -> Tensors:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"train.init_from={path}: is not a readable .safetensors file: {error}") from error
+        raise ConfigError(
+            f"train.init_from={path}: is not a readable .safetensors file: {error}"
+        ) from error
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}
     found = {name: list(value.shape) for name, value in weights.items()}
     if found != expected:
         differing = sorted(k for k in expected | found if expected.get(k) != found.get(k))
-        parts = [f"{k} is {found.get(k, 'missing')}, needed {expected.get(k, 'not')}" for k in differing]
+        parts = [
+            f"{k} is {found.get(k, 'missing')}, needed {expected.get(k, 'not')}" for k in differing
+        ]
         raise ConfigError(f"train.init_from={path}: weights of another model: {'; '.join(parts)}")
     return {name: value.float() for name, value in weights.items()}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 NUM_TOTALS = 3  # numbers in a Totals
 
 

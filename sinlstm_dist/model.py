@@ -51,7 +51,8 @@ class Predictor(nn.Module):
             (B, output_size).
         """
         if self.fused:
-            outputs, _ = lstm.lstm(inputs, *self.rnn.parameters(), hidden0)  # (B, W, H)
+            weights = self.rnn.all_weights[0]  # of the one layer, in the order of its parameters
+            outputs, _ = lstm.lstm(inputs, *weights, hidden0=hidden0)  # (B, W, H)
         else:
             outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)

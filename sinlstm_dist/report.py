@@ -146,7 +146,7 @@ class Report:
         self._console.print(f"{summary.outcome}: {summary.reason}", markup=False, soft_wrap=True)
         self._console.print(f"results in {folder}", markup=False, soft_wrap=True)
 
-    def _update(self, *, completed: float, **fields: str) -> None:
+    def _update(self, *, completed: float, **fields: Any) -> None:
         assert self._progress is not None
         self._progress.update(self._progress.task_ids[0], completed=completed, **fields)
         self._progress.refresh()

@@ -64,7 +64,9 @@ def _environment_int(names: Sequence[str], *, default: int) -> int:
 
 def _num_threads() -> int:
     """Threads that this process may compute with: what it was told, or its part of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     local_world_size = _environment_int(("LOCAL_WORLD_SIZE",), default=1)
     return _environment_int(("OMP_NUM_THREADS",), default=max(1, cores // local_world_size))
 
@@ -347,7 +349,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
-            self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            self._previous = {
+                number: signal.signal(number, self._handle) for number in self.SIGNALS
+            }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -17,6 +17,7 @@ from sinlstm_dist.lstm import compiled
 
 NUM_TOTALS = 3  # sum of squared errors, correct predictions, samples
 NUM_PARAMETERS = 6
+_FLOAT32 = torch.float32
 
 
 def predictor_rows(
@@ -104,7 +105,6 @@ def _call(
     """One call of the kernel. Runs once a training step, so it only looks, and copies nothing
     that is laid out as usual."""
     kernel = compiled.kernel()
-    windows, targets = windows.detach(), targets.detach()
     weights = [p if p.is_contiguous() else p.contiguous() for p in parameters]
     num_rows, W, D, H = _check(windows, targets, weights)
     num_samples = num_rows if indices is None else _check_indices(indices)
@@ -121,7 +121,7 @@ def _call(
         num_samples, tuple(piece_sizes), *[w.data_ptr() for w in weights],
         W, D, H, tolerance, num_threads, with_gradient, out.data_ptr(), out.stride(0),
     )  # fmt: skip
-    return out[:rows, :width]
+    return out if out.shape == (rows, width) else out[:rows, :width]
 
 
 def _check(
@@ -142,7 +142,7 @@ def _check(
             f"shape {(B, W, D)} need (B, 1), (4H, D), (4H, H), (4H,), (4H,), (1, H), (1,)"
         )
     for tensor in (windows, targets, *parameters):
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        if tensor.dtype is not _FLOAT32 or not tensor.is_cpu:
             compiled.check_float32(windows=windows, targets=targets)
             compiled.check_float32(**{f"parameter_{i}": p for i, p in enumerate(parameters)})
     return B, W, D, H

@@ -6,22 +6,29 @@
  * A block's forward pass is kept in a *tape* (vectors of 16 samples, time-major):
  *     x      W x D        inputs
  *     h, c   (W+1) x H    states; row t is the state before step t
- *     act    W x H x 5    per unit: gates i, f, g, o after their nonlinearity, and tanh(c)
+ *     act    W x 5 x H    gates i, f, g, o after their nonlinearity, and tanh(c)
  * For 50 steps of 5 units that is 116 KB, which stays in a core's second-level cache.
  */
+#include "activations.h"
 #include "kernel.h"
-#include "simd.h"
 
 #include <stdbool.h>
 
+#ifndef TOGETHER
+#define TOGETHER 2 /* vectors whose activations are computed side by side */
+#endif
 #define ACTS 5 /* vectors kept per unit and step */
-#define LOG2E 1.4426950408889634
 
 /* Steps whose gate gradients are buffered before they are multiplied into the weights' sums: few
  * enough that buffer, states and sums of a small LSTM stay in the first-level cache. */
 #define CHUNK_STEPS_SMALL 10
 #define CHUNK_STEPS_LARGE 24
-#define SMALL_HIDDEN 8
+
+/* The size that the compiler knows: the article's. */
+#define SMALL_D 1
+#define SMALL_H 5
+
+static bool is_small(const Problem *p) { return p->D == SMALL_D && p->H == SMALL_H; }
 
 typedef struct { float *x, *h, *c, *act; } Tape;
 
@@ -51,7 +58,7 @@ INLINE Sums sums_at(float *memory, int D, int H) {
     return sums;
 }
 
-INLINE int chunk_steps(int H) { return H <= SMALL_HIDDEN ? CHUNK_STEPS_SMALL : CHUNK_STEPS_LARGE; }
+INLINE int chunk_steps(int H) { return H <= 8 ? CHUNK_STEPS_SMALL : CHUNK_STEPS_LARGE; }
 
 /* A thread's memory for one block at a time. */
 typedef struct {
@@ -88,15 +95,25 @@ INLINE vec lane_mask(int lanes) {
 /* dst[t][u] = element (rows[lane], t, u); idle lanes are zero. */
 INLINE void rows_to_lanes(float *dst, Rows src, const int64_t *rows, int lanes, int steps,
                           int units) {
-    for (int lane = 0; lane < LANES; lane++) {
-        float *to = dst + lane;
-        if (lane >= lanes) {
-            for (ptrdiff_t i = 0; i < (ptrdiff_t)steps * units; i++) to[i * LANES] = 0.0f;
-            continue;
+    static const float zero;
+    for (int group = 0; group < LANES; group += 4) {
+        /* Four rows at a time: the loads overlap and each 16 bytes are written once. */
+        const float *from[4];
+        ptrdiff_t step[4], unit[4];
+        for (int i = 0; i < 4; i++) {
+            const bool idle = group + i >= lanes;
+            from[i] = idle ? &zero : src.data + rows[group + i] * src.row;
+            step[i] = idle ? 0 : src.step;
+            unit[i] = idle ? 0 : src.unit;
         }
-        const float *from = src.data + rows[lane] * src.row;
-        for (int t = 0; t < steps; t++, from += src.step)
-            for (int u = 0; u < units; u++, to += LANES) *to = from[u * src.unit];
+        float *to = dst + group;
+        for (int t = 0; t < steps; t++)
+            for (int u = 0; u < units; u++, to += LANES) {
+                const float four[4] = {
+                    from[0][t * step[0] + u * unit[0]], from[1][t * step[1] + u * unit[1]],
+                    from[2][t * step[2] + u * unit[2]], from[3][t * step[3] + u * unit[3]]};
+                memcpy(to, four, sizeof four);
+            }
     }
 }
 
@@ -127,10 +144,10 @@ INLINE void load_state(float *dst, Rows state, int64_t first, int lanes, int H) 
 
 /* ---------------------------------------------------------------- forward */
 
-/* One unit, one step: w is the unit's row of packed weights, [1 + D + H][4 gates], already scaled
- * for the exponentials of base 2. */
-INLINE void forward_unit(const float *w, const float *x, const float *h, const float *c_before,
-                         float *c_after, float *h_after, float *act, int D, int H) {
+/* The four gates of one unit before their nonlinearity. w is the unit's row of packed weights,
+ * [1 + D + H][4 gates], already scaled for exponentials of base 2. */
+INLINE void forward_gates(const float *w, const float *x, const float *h, float *gates, int D,
+                          int H) {
     vec i = v_set1(w[0]), f = v_set1(w[1]), g = v_set1(w[2]), o = v_set1(w[3]);
     w += 4;
     for (int d = 0; d < D; d++, w += 4) {
@@ -147,30 +164,85 @@ INLINE void forward_unit(const float *w, const float *x, const float *h, const f
         g = v_fma(v_set1(w[2]), column, g);
         o = v_fma(v_set1(w[3]), column, o);
     }
-    i = sigmoid_of(i);
-    f = sigmoid_of(f);
-    g = tanh_of(g);
-    o = sigmoid_of(o);
-    const vec c = v_fma(f, v_load(c_before), v_mul(i, g));
-    const vec tanh_c = tanh_of(v_mul(c, v_set1((float)(2 * LOG2E))));
-    v_store(act + 0 * LANES, i);
-    v_store(act + 1 * LANES, f);
-    v_store(act + 2 * LANES, g);
-    v_store(act + 3 * LANES, o);
-    v_store(act + 4 * LANES, tanh_c);
-    v_store(c_after, c);
-    v_store(h_after, v_mul(o, tanh_c));
+    v_store(gates, i);
+    v_store(gates + H * LANES, f);
+    v_store(gates + 2 * H * LANES, g);
+    v_store(gates + 3 * H * LANES, o);
 }
 
-INLINE void forward_block(const float *packed, Tape tape, int W, int D, int H) {
-    for (int t = 0; t < W; t++) {
-        const float *x = tape.x + (size_t)LANES * t * D;
-        float *h = tape.h + (size_t)LANES * t * H, *c = tape.c + (size_t)LANES * t * H;
-        float *act = tape.act + (size_t)LANES * t * H * ACTS;
-        for (int j = 0; j < H; j++)
-            forward_unit(packed + (size_t)j * 4 * (1 + D + H), x, h, c + j * LANES,
-                         c + (H + j) * LANES, h + (H + j) * LANES, act + j * ACTS * LANES, D, H);
+/* Vectors at p, p + 16, ... in place. TOGETHER of them at a time, then the rest. */
+INLINE void activate(void (*function)(vec *, int), float *p, int count) {
+    for (; count >= TOGETHER; count -= TOGETHER, p += TOGETHER * LANES) {
+        vec y[TOGETHER];
+        EACH_OF(n, TOGETHER) y[n] = v_load(p + n * LANES);
+        function(y, TOGETHER);
+        EACH_OF(n, TOGETHER) v_store(p + n * LANES, y[n]);
     }
+    for (; count > 0; count--, p += LANES) {
+        vec y = v_load(p);
+        function(&y, 1);
+        v_store(p, y);
+    }
+}
+
+/* States of `count` units after the step, from their gates. */
+INLINE void forward_units(float *act, const float *c_before, float *c_after, float *h_after, int H,
+                          int count) {
+    vec y[MAX_TOGETHER];
+    EACH_OF(n, count) {
+        const vec i_g = v_mul(v_load(act + n * LANES), v_load(act + (2 * H + n) * LANES));
+        const vec c = v_fma(v_load(act + (H + n) * LANES), v_load(c_before + n * LANES), i_g);
+        v_store(c_after + n * LANES, c);
+        y[n] = v_mul(c, v_set1((float)(2 * LOG2E)));
+    }
+    tanh_of(y, count);
+    EACH_OF(n, count) {
+        v_store(act + (4 * H + n) * LANES, y[n]);
+        v_store(h_after + n * LANES, v_mul(v_load(act + (3 * H + n) * LANES), y[n]));
+    }
+}
+
+INLINE void forward_states(float *act, const float *c_before, float *c_after, float *h_after,
+                           int H) {
+    int j = 0;
+    for (; j + TOGETHER <= H; j += TOGETHER)
+        forward_units(act + j * LANES, c_before + j * LANES, c_after + j * LANES,
+                      h_after + j * LANES, H, TOGETHER);
+    for (; j < H; j++)
+        forward_units(act + j * LANES, c_before + j * LANES, c_after + j * LANES,
+                      h_after + j * LANES, H, 1);
+}
+
+/* One kind of work after another over all units: done unit by unit, the long chains (gate,
+ * exponential, division, cell, tanh) fill the core's window of instructions and it waits. */
+INLINE void forward_step(const float *packed, Tape tape, int t, int D, int H) {
+    const float *x = tape.x + (size_t)LANES * t * D;
+    float *h = tape.h + (size_t)LANES * t * H, *c = tape.c + (size_t)LANES * t * H;
+    float *act = tape.act + (size_t)LANES * t * H * ACTS;
+    for (int j = 0; j < H; j++)
+        forward_gates(packed + (size_t)j * 4 * (1 + D + H), x, h, act + j * LANES, D, H);
+    activate(sigmoid_of, act, 2 * H);
+    activate(tanh_of, act + 2 * H * LANES, H);
+    activate(sigmoid_of, act + 3 * H * LANES, H);
+    forward_states(act, c, c + H * LANES, h + H * LANES, H);
+}
+
+INLINE void forward_sized(const float *packed, Tape tape, int W, int D, int H) {
+    for (int t = 0; t < W; t++) forward_step(packed, tape, t, D, H);
+}
+
+/* Not inlined: on their own, the loops get all registers. */
+static NOINLINE void forward_small(const float *packed, Tape tape, int W) {
+    forward_sized(packed, tape, W, SMALL_D, SMALL_H);
+}
+
+static NOINLINE void forward_any(const float *packed, Tape tape, int W, int D, int H) {
+    forward_sized(packed, tape, W, D, H);
+}
+
+static void forward_block(const Problem *p, Tape tape) {
+    if (is_small(p)) forward_small(p->packed, tape, p->W);
+    else forward_any(p->packed, tape, p->W, p->D, p->H);
 }
 
 /* ---------------------------------------------------------------- backward */
@@ -178,9 +250,9 @@ INLINE void forward_block(const float *packed, Tape tape, int W, int D, int H) {
 /* Gradients with respect to the four gates before their nonlinearity, and of the cell before the
  * step, from those of the state after it. 1 - tanh^2 is never formed: w - (w t) t is as exact. */
 INLINE void backward_unit(const float *act, const float *c_before, const float *dh, float *dc,
-                          float *dgates) {
-    const vec i = v_load(act), f = v_load(act + LANES), g = v_load(act + 2 * LANES);
-    const vec o = v_load(act + 3 * LANES), tanh_c = v_load(act + 4 * LANES);
+                          float *dgates, int H) {
+    const vec i = v_load(act), f = v_load(act + H * LANES), g = v_load(act + 2 * H * LANES);
+    const vec o = v_load(act + 3 * H * LANES), tanh_c = v_load(act + 4 * H * LANES);
     const vec one = v_set1(1.0f);
     const vec dh_o = v_mul(v_load(dh), o);
     const vec dh_o_t = v_mul(dh_o, tanh_c);
@@ -189,27 +261,23 @@ INLINE void backward_unit(const float *act, const float *c_before, const float *
     const vec dc_i_g = v_mul(dc_i, g);
     const vec dc_f = v_mul(dc_now, f);
     v_store(dgates, v_mul(dc_i_g, v_sub(one, i)));
-    v_store(dgates + LANES, v_mul(v_mul(dc_f, v_load(c_before)), v_sub(one, f)));
-    v_store(dgates + 2 * LANES, v_fnma(dc_i_g, g, dc_i));
-    v_store(dgates + 3 * LANES, v_mul(dh_o_t, v_sub(one, o)));
+    v_store(dgates + H * LANES, v_mul(v_mul(dc_f, v_load(c_before)), v_sub(one, f)));
+    v_store(dgates + 2 * H * LANES, v_fnma(dc_i_g, g, dc_i));
+    v_store(dgates + 3 * H * LANES, v_mul(dh_o_t, v_sub(one, o)));
     v_store(dc, dc_f);
 }
 
-/* out[n] = sum over gates of weight[gate][n] * dgates[gate], for `count` (a constant) columns of a
- * weight matrix of `width` columns. Gates in the order unit, then i, f, g, o. */
+/* out[n] = sum over the 4H gates of weight[gate][n] * dgates[gate], for `count` (a constant)
+ * columns of a weight matrix of `width` columns. */
 INLINE void gates_to_columns(float *out, const float *weight, const float *dgates, int width,
                              int H, int count) {
     vec sum[5];
 #pragma GCC unroll 5
     for (int n = 0; n < count; n++) sum[n] = v_zero();
-    for (int j = 0; j < H; j++) {
-#pragma GCC unroll 4
-        for (int gate = 0; gate < 4; gate++) {
-            const vec d = v_load(dgates + (j * 4 + gate) * LANES);
-            const float *w = weight + ((size_t)gate * H + j) * width;
+    for (int r = 0; r < 4 * H; r++, weight += width) {
+        const vec d = v_load(dgates + r * LANES);
 #pragma GCC unroll 5
-            for (int n = 0; n < count; n++) sum[n] = v_fma(v_set1(w[n]), d, sum[n]);
-        }
+        for (int n = 0; n < count; n++) sum[n] = v_fma(v_set1(weight[n]), d, sum[n]);
     }
 #pragma GCC unroll 5
     for (int n = 0; n < count; n++) v_store(out + n * LANES, sum[n]);
@@ -223,61 +291,62 @@ INLINE void gates_to_all_columns(float *out, const float *weight, const float *d
     for (; n < width; n++) gates_to_columns(out + n * LANES, weight + n, dgates, width, H, 1);
 }
 
-/* sums[r][n] += sum over the chunk's steps of dgates[t][r] * column[t][n], for constant numbers of
- * rows and columns whose sums fit in registers. */
-INLINE void weight_tile(float *sums, const float *dgates, const float *columns, int steps, int H,
-                        int width, bool first, int rows, int count) {
-    vec sum[6];
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-        for (int n = 0; n < count; n++)
-            sum[r * count + n] = first ? v_zero() : v_load(sums + (r * width + n) * LANES);
-    for (int t = steps - 1; t >= 0; t--) {
-        const float *d = dgates + (size_t)LANES * t * 4 * H;
-        const float *column = columns + (size_t)LANES * t * width;
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-            for (int n = 0; n < count; n++)
-                sum[r * count + n] = v_fma(v_load(d + r * LANES), v_load(column + n * LANES),
-                                           sum[r * count + n]);
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-        for (int n = 0; n < count; n++)
-            v_store(sums + (r * width + n) * LANES, sum[r * count + n]);
-}
+#define ROWS(r) _Pragma("GCC unroll 4") for (int r = 0; r < 4; r++)
+#define COLUMNS(n, count) _Pragma("GCC unroll 3") for (int n = 0; n < (count); n++)
 
-INLINE void weight_sums(float *sums, const float *dgates, const float *columns, int steps, int H,
-                        int width, bool first) {
-    for (int r = 0; r < 4 * H; r += 2) {
-        float *row = sums + (size_t)r * width * LANES;
-        const float *d = dgates + r * LANES;
-        int n = 0;
-        for (; n + 3 <= width; n += 3)
-            weight_tile(row + n * LANES, d, columns + n * LANES, steps, H, width, first, 2, 3);
-        if (width - n == 2)
-            weight_tile(row + n * LANES, d, columns + n * LANES, steps, H, width, first, 2, 2);
-        if (width - n == 1)
-            weight_tile(row + n * LANES, d, columns + n * LANES, steps, H, width, first, 2, 1);
+/* sums[r][n] += sum over the chunk's steps of dgates[t][r] * column[t][n], for 4 rows and a constant
+ * number of columns, one register of lanes: then the sums fit in registers. With `bias`, also
+ * bias[r] += sum over steps of dgates[t][r]. */
+INLINE void weight_tile(float *sums, float *bias, const float *dgates, const float *columns,
+                        int steps, int H, int width, bool first, int count) {
+    const reg zero = {0};
+    reg sum[4][3], sum_bias[4];
+    ROWS(r) {
+        COLUMNS(n, count) sum[r][n] = first ? zero : r_load(sums + (r * width + n) * LANES);
+        if (bias) sum_bias[r] = first ? zero : r_load(bias + r * LANES);
+    }
+    dgates += (size_t)LANES * (steps - 1) * 4 * H;
+    columns += (size_t)LANES * (steps - 1) * width;
+    for (int t = 0; t < steps; t++, dgates -= LANES * 4 * H, columns -= LANES * width) {
+        reg column[3];
+        COLUMNS(n, count) column[n] = r_load(columns + n * LANES);
+        ROWS(r) {
+            const reg d = r_load(dgates + r * LANES);
+            COLUMNS(n, count) sum[r][n] = r_fma(d, column[n], sum[r][n]);
+            if (bias) sum_bias[r] = r_add(sum_bias[r], d);
+        }
+    }
+    ROWS(r) {
+        COLUMNS(n, count) r_store(sums + (r * width + n) * LANES, sum[r][n]);
+        if (bias) r_store(bias + r * LANES, sum_bias[r]);
     }
 }
 
-/* One unit's four sums of its gates' gradients: its biases'. */
-INLINE void bias_sums(float *sums, const float *dgates, int steps, int H, bool first) {
-    for (int r = 0; r < 4 * H; r += 4) {
-        vec sum[4];
-#pragma GCC unroll 4
-        for (int n = 0; n < 4; n++) sum[n] = first ? v_zero() : v_load(sums + (r + n) * LANES);
-        for (int t = steps - 1; t >= 0; t--)
-#pragma GCC unroll 4
-            for (int n = 0; n < 4; n++)
-                sum[n] = v_add(sum[n], v_load(dgates + ((size_t)t * 4 * H + r + n) * LANES));
-#pragma GCC unroll 4
-        for (int n = 0; n < 4; n++) v_store(sums + (r + n) * LANES, sum[n]);
+/* All columns of 4 rows, one register of lanes. The bias goes with the first column. */
+INLINE void weight_rows(float *sums, float *bias, const float *dgates, const float *columns,
+                        int steps, int H, int width, bool first) {
+    int n = 0;
+    if (bias) {
+        weight_tile(sums, bias, dgates, columns, steps, H, width, first, 1);
+        n = 1;
     }
+    for (; n + 3 <= width; n += 3)
+        weight_tile(sums + n * LANES, NULL, dgates, columns + n * LANES, steps, H, width, first, 3);
+    if (width - n == 2)
+        weight_tile(sums + n * LANES, NULL, dgates, columns + n * LANES, steps, H, width, first, 2);
+    if (width - n == 1)
+        weight_tile(sums + n * LANES, NULL, dgates, columns + n * LANES, steps, H, width, first, 1);
+}
+
+/* A chunk's part of the sums for all weights of one kind, `columns` being what they multiply:
+ * inputs (then the biases' sums too) or hidden states. */
+INLINE void weight_sums(float *sums, float *bias, const float *dgates, const float *columns,
+                        int steps, int H, int width, bool first) {
+    for (int r = 0; r < 4 * H; r += 4)
+        for (int lane = 0; lane < LANES; lane += REG_LANES)
+            weight_rows(sums + (size_t)r * width * LANES + lane,
+                        bias ? bias + r * LANES + lane : NULL, dgates + r * LANES + lane,
+                        columns + lane, steps, H, width, first);
 }
 
 /* What the backward pass meets at each step besides the recurrence: the gradient of the outputs
@@ -309,9 +378,10 @@ INLINE void write_input_gradient(const Outside *outside, int t, const float *dga
 }
 
 /* From dh and dc after the last step to dh and dc before the first, and the block's sums.
- * `outside` (or NULL) is for the differentiable operation only. */
-INLINE void backward_block(const Problem *p, Tape tape, Scratch scratch, Sums sums,
-                           const Outside *outside, int W, int D, int H) {
+ * `outside` is NULL for the predictor. */
+INLINE void backward_sized(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                           const Outside *outside, int D, int H) {
+    const int W = p->W;
     for (int end = W; end > 0; end -= chunk_steps(H)) {
         const int begin = end > chunk_steps(H) ? end - chunk_steps(H) : 0;
         for (int t = end - 1; t >= begin; t--) {
@@ -320,18 +390,46 @@ INLINE void backward_block(const Problem *p, Tape tape, Scratch scratch, Sums su
             float *dgates = scratch.dgates + (size_t)LANES * (t - begin) * 4 * H;
             if (outside) add_output_gradient(outside, t, scratch.dh, H);
             for (int j = 0; j < H; j++)
-                backward_unit(act + j * ACTS * LANES, c + j * LANES, scratch.dh + j * LANES,
-                              scratch.dc + j * LANES, dgates + j * 4 * LANES);
+                backward_unit(act + j * LANES, c + j * LANES, scratch.dh + j * LANES,
+                              scratch.dc + j * LANES, dgates + j * LANES, H);
             gates_to_all_columns(scratch.dh, p->weight_hh, dgates, H, H);
             if (outside) write_input_gradient(outside, t, dgates, D, H);
         }
         const bool first = end == W;
-        weight_sums(sums.hh, scratch.dgates, tape.h + (size_t)LANES * begin * H, end - begin, H,
-                    H, first);
-        weight_sums(sums.ih, scratch.dgates, tape.x + (size_t)LANES * begin * D, end - begin, H,
-                    D, first);
-        bias_sums(sums.bias, scratch.dgates, end - begin, H, first);
+        weight_sums(sums.hh, NULL, scratch.dgates, tape.h + (size_t)LANES * begin * H, end - begin,
+                    H, H, first);
+        weight_sums(sums.ih, sums.bias, scratch.dgates, tape.x + (size_t)LANES * begin * D,
+                    end - begin, H, D, first);
     }
+}
+
+static NOINLINE void backward_small(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
+    backward_sized(p, tape, scratch, sums, NULL, SMALL_D, SMALL_H);
+}
+
+static NOINLINE void backward_any(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
+    backward_sized(p, tape, scratch, sums, NULL, p->D, p->H);
+}
+
+static NOINLINE void backward_outside_small(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                                            const Outside *outside) {
+    backward_sized(p, tape, scratch, sums, outside, SMALL_D, SMALL_H);
+}
+
+static NOINLINE void backward_outside_any(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                                          const Outside *outside) {
+    backward_sized(p, tape, scratch, sums, outside, p->D, p->H);
+}
+
+static void backward_block(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
+    if (is_small(p)) backward_small(p, tape, scratch, sums);
+    else backward_any(p, tape, scratch, sums);
+}
+
+static void backward_block_outside(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                                   const Outside *outside) {
+    if (is_small(p)) backward_outside_small(p, tape, scratch, sums, outside);
+    else backward_outside_any(p, tape, scratch, sums, outside);
 }
 
 /* ---------------------------------------------------------------- items */
@@ -343,21 +441,15 @@ INLINE void add_block_sums(float *item_sums, const float *block_sums, vec mask, 
         v_store(item_sums, v_add(v_load(item_sums), v_keep(mask, v_load(block_sums))));
 }
 
-/* Rows of a weight matrix: sums hold them by unit and gate, nn.LSTM by gate and unit. */
-INLINE float *write_gate_rows(float *out, const float *sums, int H, int width) {
-    for (int gate = 0; gate < 4; gate++)
-        for (int j = 0; j < H; j++)
-            for (int n = 0; n < width; n++)
-                *out++ = v_sum(v_load(sums + ((size_t)(j * 4 + gate) * width + n) * LANES));
+INLINE float *write_sums(float *out, const float *sums, size_t count) {
+    for (size_t n = 0; n < count; n++) *out++ = v_sum(v_load(sums + n * LANES));
     return out;
 }
 
 /* Returns where the head's gradients go. */
 INLINE float *write_lstm_gradient(float *out, Sums sums, int D, int H) {
-    out = write_gate_rows(out, sums.ih, H, D);
-    out = write_gate_rows(out, sums.hh, H, H);
-    float *bias = out;
-    out = write_gate_rows(out, sums.bias, H, 1);
+    float *bias = write_sums(out, sums.ih, (size_t)4 * H * (D + H)); /* hh follows ih */
+    out = write_sums(bias, sums.bias, 4 * H);
     memcpy(out, bias, 4 * H * sizeof *out); /* both biases have the same gradient */
     return out + 4 * H;
 }
@@ -381,9 +473,9 @@ INLINE void head_backward(const Problem *p, const float *h, vec error, Scratch s
     }
 }
 
-INLINE void predictor_block(const Problem *p, int64_t first, int lanes, Scratch scratch,
-                            float *item_sums, int D, int H) {
-    const int W = p->W;
+static void predictor_block(const Problem *p, int64_t first, int lanes, Scratch scratch,
+                            float *item_sums) {
+    const int W = p->W, D = p->D, H = p->H;
     int64_t rows[LANES];
     float target[LANES];
     const Tape tape = tape_at(scratch.tape, W, D, H);
@@ -393,14 +485,14 @@ INLINE void predictor_block(const Problem *p, int64_t first, int lanes, Scratch 
     rows_to_lanes(target, p->targets, rows, lanes, 1, 1);
     zero_vectors(tape.h, H);
     zero_vectors(tape.c, H);
-    forward_block(p->packed, tape, W, D, H);
+    forward_block(p, tape);
     const float *h_last = tape.h + (size_t)LANES * W * H;
     const vec error = v_sub(head_prediction(p, h_last, H), v_load(target));
     v_store(sums.totals, v_mul(error, error));
     v_store(sums.totals + LANES, v_one_if_less(v_abs(error), v_set1(p->tolerance)));
     if (p->with_gradient) {
         head_backward(p, h_last, error, scratch, sums, H);
-        backward_block(p, tape, scratch, sums, NULL, W, D, H);
+        backward_block(p, tape, scratch, sums);
         add_block_sums(item_sums, scratch.block_sums, lane_mask(lanes), sums_vectors(D, H));
     } else {
         const Sums item = sums_at(item_sums, D, H);
@@ -408,82 +500,74 @@ INLINE void predictor_block(const Problem *p, int64_t first, int lanes, Scratch 
     }
 }
 
-INLINE void predictor_item_sized(const Problem *p, const Item *item, float *memory, int D, int H) {
+static int lanes_left(const Item *item, int done) {
+    return item->count - done < LANES ? item->count - done : LANES;
+}
+
+static void predictor_item(const Problem *p, const Item *item, float *memory) {
+    const int D = p->D, H = p->H;
     const Scratch scratch = scratch_at(memory, p->W, D, H);
     const Sums sums = sums_at(scratch.item_sums, D, H);
     zero_vectors(scratch.item_sums, sums_vectors(D, H));
-    for (int done = 0; done < item->count; done += LANES) {
-        const int left = item->count - done, lanes = left < LANES ? left : LANES;
-        predictor_block(p, item->first + done, lanes, scratch, scratch.item_sums, D, H);
-    }
+    for (int done = 0; done < item->count; done += LANES)
+        predictor_block(p, item->first + done, lanes_left(item, done), scratch, scratch.item_sums);
     float *out = item->result;
     if (p->with_gradient) {
         out = write_lstm_gradient(out, sums, D, H);
-        for (int j = 0; j < H; j++) *out++ = v_sum(v_load(sums.head + j * LANES));
-        *out++ = v_sum(v_load(sums.head_bias));
+        out = write_sums(out, sums.head, H + 1); /* head_bias follows head */
     }
-    out[0] = v_sum(v_load(sums.totals));
-    out[1] = v_sum(v_load(sums.totals + LANES));
+    write_sums(out, sums.totals, 2);
     out[2] = (float)item->count;
 }
 
-INLINE void lstm_forward_block(const Problem *p, int64_t first, int lanes, float *tape_memory,
-                               int D, int H) {
-    const int W = p->W;
-    const Tape tape = tape_at(tape_memory, W, D, H);
+static void lstm_forward_block(const Problem *p, int64_t first, int lanes, float *tape_memory) {
+    const int W = p->W, H = p->H;
+    const Tape tape = tape_at(tape_memory, W, p->D, H);
     const float *h_last = tape.h + (size_t)LANES * W * H, *c_last = tape.c + (size_t)LANES * W * H;
     int64_t rows[LANES];
     block_rows(p, first, lanes, rows);
-    rows_to_lanes(tape.x, p->inputs, rows, lanes, W, D);
+    rows_to_lanes(tape.x, p->inputs, rows, lanes, W, p->D);
     load_state(tape.h, p->hidden0, first, lanes, H);
     load_state(tape.c, p->cell0, first, lanes, H);
-    forward_block(p->packed, tape, W, D, H);
+    forward_block(p, tape);
     lanes_to_rows(p->outputs, tape.h + (size_t)LANES * H, first, lanes, W, H);
     lanes_to_rows(p->hidden, h_last, first, lanes, 1, H);
     lanes_to_rows(p->cell, c_last, first, lanes, 1, H);
 }
 
-INLINE void lstm_forward_sized(const Problem *p, const Item *item, float *memory, int D, int H) {
-    const size_t size = tape_floats(p->W, D, H);
+static void lstm_forward(const Problem *p, const Item *item, float *memory) {
+    const size_t size = tape_floats(p->W, p->D, p->H);
     for (int done = 0; done < item->count; done += LANES) {
-        const int left = item->count - done, lanes = left < LANES ? left : LANES;
         const int64_t block = item->block + done / LANES;
-        lstm_forward_block(p, item->first + done, lanes, p->tapes ? p->tapes + block * size : memory,
-                           D, H);
+        lstm_forward_block(p, item->first + done, lanes_left(item, done),
+                           p->tapes ? p->tapes + block * size : memory);
     }
 }
 
-INLINE void lstm_backward_sized(const Problem *p, const Item *item, float *memory, int D, int H) {
-    const int W = p->W;
+static void lstm_backward_block(const Problem *p, Outside outside, float *tape_memory,
+                                Scratch scratch, Sums sums) {
+    const int H = p->H, lanes = outside.lanes;
+    const int64_t first = outside.first;
+    load_state(scratch.dh, p->grad_hidden, first, lanes, H);
+    load_state(scratch.dc, p->grad_cell, first, lanes, H);
+    backward_block_outside(p, tape_at(tape_memory, p->W, p->D, H), scratch, sums, &outside);
+    if (p->grad_hidden0.data) lanes_to_rows(p->grad_hidden0, scratch.dh, first, lanes, 1, H);
+    if (p->grad_cell0.data) lanes_to_rows(p->grad_cell0, scratch.dc, first, lanes, 1, H);
+}
+
+static void lstm_backward(const Problem *p, const Item *item, float *memory) {
+    const int W = p->W, D = p->D, H = p->H;
     const Scratch scratch = scratch_at(memory, W, D, H);
     const Sums sums = sums_at(scratch.block_sums, D, H);
     const size_t num_sums = (size_t)4 * H * (D + H) + 4 * H;
     zero_vectors(scratch.item_sums, num_sums);
     for (int done = 0; done < item->count; done += LANES) {
-        const int left = item->count - done, lanes = left < LANES ? left : LANES;
-        const int64_t first = item->first + done, block = item->block + done / LANES;
-        const Outside outside = {p, first, lanes};
-        load_state(scratch.dh, p->grad_hidden, first, lanes, H);
-        load_state(scratch.dc, p->grad_cell, first, lanes, H);
-        backward_block(p, tape_at(p->tapes + block * tape_floats(W, D, H), W, D, H), scratch, sums,
-                       &outside, W, D, H);
-        if (p->grad_hidden0.data) lanes_to_rows(p->grad_hidden0, scratch.dh, first, lanes, 1, H);
-        if (p->grad_cell0.data) lanes_to_rows(p->grad_cell0, scratch.dc, first, lanes, 1, H);
-        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(lanes), num_sums);
+        const Outside outside = {p, item->first + done, lanes_left(item, done)};
+        float *tape = p->tapes + (item->block + done / LANES) * tape_floats(W, D, H);
+        lstm_backward_block(p, outside, tape, scratch, sums);
+        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(outside.lanes), num_sums);
     }
     write_lstm_gradient(item->result, sums_at(scratch.item_sums, D, H), D, H);
 }
-
-/* ---------------------------------------------------------------- sizes known to the compiler */
-
-#define FOR_SIZES(name)                                                                 \
-    static void name(const Problem *p, const Item *item, float *memory) {               \
-        if (p->H == 5 && p->D == 1) name##_sized(p, item, memory, 1, 5);                 \
-        else name##_sized(p, item, memory, p->D, p->H);                                 \
-    }
-
-FOR_SIZES(predictor_item)
-FOR_SIZES(lstm_forward)
-FOR_SIZES(lstm_backward)
 
 const Kernel KERNEL = {KERNEL_NAME, scratch_floats, predictor_item, lstm_forward, lstm_backward};

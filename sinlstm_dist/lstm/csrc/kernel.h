@@ -15,6 +15,7 @@
 #define BLOCK_SAMPLES 16
 #define ITEM_BLOCKS 8
 #define ITEM_SAMPLES (BLOCK_SAMPLES * ITEM_BLOCKS)
+#define LOG2E 1.4426950408889634 /* gates are computed as exponents of 2 */
 #define NUM_TOTALS 3 /* squared error, correct predictions, samples */
 
 /* A tensor's memory as seen by its rows: element (b, t, d) at data[b * row + t * step + d * unit];

@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOG2E 1.4426950408889634
 #define MAX_HIDDEN 64
 
 /* ---------------------------------------------------------------- instruction sets */
@@ -181,7 +180,6 @@ static size_t packed_floats(const Problem *p) {
 }
 
 static int64_t items_in(int64_t samples) { return (samples + ITEM_SAMPLES - 1) / ITEM_SAMPLES; }
-static int64_t blocks_in(int64_t samples) { return (samples + BLOCK_SAMPLES - 1) / BLOCK_SAMPLES; }
 
 /* The items of one piece whose first sample is `first`. Results lie `width` apart from `result`. */
 static Item *cut_piece(Item *item, int64_t first, int64_t size, float *result, size_t width) {

@@ -8,6 +8,8 @@
  * Defines: vec, v_load, v_store, v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_fma (a*b + c), v_fnma (c - a*b),
  * v_max and v_min (second argument where either is NaN), v_abs, v_one_if_less, v_keep (zero where
  * the mask's bits are zero), v_pow2 (2^n from the bits of n + ROUND_MAGIC), v_sum (fixed tree).
+ * And for loops that need many sums in registers: reg, one register's REG_LANES lanes of a vector,
+ * with r_load, r_store, r_add, r_fma.
  */
 #ifndef SINLSTM_SIMD_H
 #define SINLSTM_SIMD_H
@@ -17,6 +19,7 @@
 
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
 /* x + 1.5 * 2^23 rounds x to the nearest integer and leaves that integer in the low bits. */
 #define ROUND_MAGIC 12582912.0f
@@ -26,6 +29,13 @@
 
 #include <immintrin.h>
 typedef __m512 vec;
+
+typedef __m512 reg;
+#define REG_LANES 16
+INLINE reg r_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void r_store(float *p, reg a) { _mm512_storeu_ps(p, a); }
+INLINE reg r_add(reg a, reg b) { return _mm512_add_ps(a, b); }
+INLINE reg r_fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
 
 INLINE vec v_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void v_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
@@ -59,6 +69,13 @@ INLINE vec v_pow2(vec rounded) {
 
 #include <immintrin.h>
 typedef struct { __m256 a, b; } vec;
+
+typedef __m256 reg;
+#define REG_LANES 8
+INLINE reg r_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void r_store(float *p, reg a) { _mm256_storeu_ps(p, a); }
+INLINE reg r_add(reg a, reg b) { return _mm256_add_ps(a, b); }
+INLINE reg r_fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
 
 #define BOTH(name, x, y) ((vec){name((x).a, (y).a), name((x).b, (y).b)})
 
@@ -122,6 +139,13 @@ INLINE f4 f4_fma(f4 a, f4 b, f4 c) {
 INLINE f4 f4_fma(f4 a, f4 b, f4 c) { return a * b + c; }
 #endif
 
+typedef f4 reg;
+#define REG_LANES 4
+INLINE reg r_load(const float *p) { return f4_load(p); }
+INLINE void r_store(float *p, reg a) { memcpy(p, &a, sizeof a); }
+INLINE reg r_add(reg a, reg b) { return a + b; }
+INLINE reg r_fma(reg a, reg b, reg c) { return f4_fma(a, b, c); }
+
 INLINE vec v_load(const float *p) {
     return (vec){f4_load(p), f4_load(p + 4), f4_load(p + 8), f4_load(p + 12)};
 }
@@ -167,46 +191,6 @@ INLINE float v_sum(vec x) {
 /* NaN arguments stay NaN: the constant comes first. */
 INLINE vec v_clamp(vec x, float low, float high) {
     return v_min(v_set1(high), v_max(v_set1(low), x));
-}
-
-/* 2^y = scale + scale * tail. Keeping the two apart keeps small tanh exact and NaN a NaN. */
-typedef struct { vec scale, tail; } Exp2;
-
-/* Beyond +-126 both functions below are 0, 1 or -1 to float32, and 2^126 is still finite. */
-#define EXP2_LIMIT 126.0f
-
-/* sigmoid(x) from y = -x * log2(e). The polynomial (2^r - 1) / r, |r| <= 1/2, has degree 4 and
- * 9e-8 error relative to 2^r; own minimax fit (Lawson's iteration), 2026. */
-INLINE vec sigmoid_of(vec y) {
-    y = v_clamp(y, -EXP2_LIMIT, EXP2_LIMIT);
-    const vec rounded = v_add(y, v_set1(ROUND_MAGIC));
-    const vec r = v_sub(y, v_sub(rounded, v_set1(ROUND_MAGIC)));
-    vec p = v_set1(0x1.5bba14p-10f);
-    p = v_fma(p, r, v_set1(0x1.3cea88p-7f));
-    p = v_fma(p, r, v_set1(0x1.c6b752p-5f));
-    p = v_fma(p, r, v_set1(0x1.ebf9bcp-3f));
-    p = v_fma(p, r, v_set1(0x1.62e42ap-1f));
-    const Exp2 e = {v_pow2(rounded), v_mul(p, r)};
-    const vec one = v_set1(1.0f);
-    return v_div(one, v_fma(e.scale, e.tail, v_add(one, e.scale)));
-}
-
-/* tanh(x) = (e - 1) / (e + 1), e = 2^y, y = 2 x log2(e). One degree more than above, because
- * e - 1 is small near zero: 1e-8 error relative to 2^r - 1. */
-INLINE vec tanh_of(vec y) {
-    y = v_clamp(y, -EXP2_LIMIT, EXP2_LIMIT);
-    const vec rounded = v_add(y, v_set1(ROUND_MAGIC));
-    const vec r = v_sub(y, v_sub(rounded, v_set1(ROUND_MAGIC)));
-    vec p = v_set1(0x1.4308fap-13f);
-    p = v_fma(p, r, v_set1(0x1.5f07b4p-10f));
-    p = v_fma(p, r, v_set1(0x1.3b2ba0p-7f));
-    p = v_fma(p, r, v_set1(0x1.c6af6ep-5f));
-    p = v_fma(p, r, v_set1(0x1.ebfbdep-3f));
-    p = v_fma(p, r, v_set1(0x1.62e430p-1f));
-    const Exp2 e = {v_pow2(rounded), v_mul(p, r)};
-    const vec one = v_set1(1.0f);
-    return v_div(v_fma(e.scale, e.tail, v_sub(e.scale, one)),
-                 v_fma(e.scale, e.tail, v_add(e.scale, one)));
 }
 
 #endif

@@ -1,0 +1,128 @@
+"""Real processes for tests: training started as a user starts it, on one process or many."""
+
+import hashlib
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMINGS = ("epoch_s", "samples_per_s")
+SMALL = {
+    "data.train_size": 230,
+    "data.test_size": 101,
+    "data.window": 12,
+    "data.noise": 0.02,
+    "train.global_batch_size": 100,
+    "train.epochs": 3,
+    "checkpoint.every_epochs": 1,
+}  # three steps an epoch, the last of them partial; noise on
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    """{"train.epochs": 3} -> ["--train.epochs", "3"]"""
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+def command(*arguments: str, processes: int = 1, module: str = "sinlstm_dist.train") -> list[str]:
+    """The command line that starts `module` on so many processes."""
+    if processes == 1:
+        return [sys.executable, "-m", module, *arguments]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    return [sys.executable, *launcher, *address, "-m", module, *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This environment without what a launcher or a user may have left in it."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_"))}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        inherited.pop(name, None)
+    return {**inherited, "OMP_NUM_THREADS": "1", **variables}
+
+
+def start(
+    arguments: list[str], *, cwd: Path, processes: int = 1, **variables: str
+) -> subprocess.Popen[str]:
+    """Start training in the background, in a process group of its own."""
+    return subprocess.Popen(
+        command(*arguments, processes=processes),
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> Ended:
+    """Wait for a started command; one that does not end is killed with all that it started."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        raise AssertionError(f"still running after {timeout} s:\n{stdout}\n{stderr}") from None
+    return Ended(process.returncode, stdout, stderr)
+
+
+def train(
+    arguments: list[str], *, cwd: Path, processes: int = 1, timeout: float = 120, **variables: str
+) -> Ended:
+    """Run training to its end."""
+    return finish(start(arguments, cwd=cwd, processes=processes, **variables), timeout=timeout)
+
+
+def weights_digest(run: Path) -> str:
+    """SHA-256 of the final weights."""
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what differs from run to run: the timings."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in records]
+
+
+def summary(run: Path) -> dict[str, object]:
+    """summary.json"""
+    return json.loads((run / "summary.json").read_text())
+
+
+def wait_for(what: Callable[[], object], *, timeout: float = 60) -> None:
+    """Wait until `what` returns something true."""
+    deadline = time.monotonic() + timeout
+    while not what():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still false after {timeout} s: {inspect.getsource(what)}")
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that process `pid` started, in order of their start."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
