@@ -7,11 +7,12 @@ is whole. It holds nothing that depends on the number of processes.
 Source: Pillai et al.: All file systems are not created equal (OSDI 14), for the order of syncs.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,23 +64,33 @@ def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     folder = root / f"step-{checkpoint.state['step']:08d}"
     if folder.exists():
         return folder
-    root.mkdir(exist_ok=True)
-    _remove_leftovers(root)
+    if not root.exists():
+        root.mkdir()
+        sync_folder(root.parent)
     unfinished = root / f".unfinished-{folder.name}"
     unfinished.mkdir()
+    files = _files(checkpoint)
+    try:
+        for name, content in files.items():
+            write_synced(unfinished / name, content)
+        sync_folder(unfinished)
+        unfinished.rename(folder)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk gets its space back
+        raise
+    sync_folder(root)
+    _prune(root, keep=keep)
+    return folder
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     files = {
         WEIGHTS: save(checkpoint.weights),
         OPTIMIZER: save(checkpoint.optimizer),
         STATE: _json_bytes(checkpoint.state),
     }
     files[MANIFEST] = _manifest(files)
-    for name, content in files.items():
-        write_synced(unfinished / name, content)
-    sync_folder(unfinished)
-    unfinished.rename(folder)
-    sync_folder(root)
-    _prune(root, keep=keep)
-    return folder
+    return files
 
 
 def read(folder: Path) -> Checkpoint:
@@ -96,7 +107,11 @@ def read(folder: Path) -> Checkpoint:
             raise DamagedCheckpoint(f"{folder / name}: {error.strerror}") from error
     manifest = files.pop(MANIFEST)
     if manifest != _manifest(files):  # every byte of the manifest follows from the other files
-        raise DamagedCheckpoint(f"{folder / _differing_file(manifest, files)}: is damaged")
+        differing = folder / _differing_file(manifest, files)
+        raise DamagedCheckpoint(f"{differing}: is damaged, or {MANIFEST} is")
+    for path in folder.iterdir():
+        if path.name not in (*files, MANIFEST) and not path.name.startswith("."):
+            raise DamagedCheckpoint(f"{path}: does not belong there")
     try:
         return Checkpoint(json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZER]))
     except (ValueError, SafetensorError) as error:
@@ -118,10 +133,20 @@ def set_aside(folder: Path, why: str) -> Path:
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError from below: a full disk's does not say what was written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def replace_synced(path: Path, content: bytes) -> None:
@@ -136,7 +161,8 @@ def sync_folder(folder: Path) -> None:
     """Wait until the disk has the names in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -169,8 +195,8 @@ def _prune(root: Path, *, keep: int) -> None:
         shutil.rmtree(folder.rename(root / f".removed-{folder.name}"))
 
 
-def _remove_leftovers(root: Path) -> None:
-    """What an earlier process was writing or removing when it was killed."""
+def remove_leftovers(root: Path) -> None:
+    """Remove what an earlier process was writing or removing when it was killed."""
     for pattern in (".unfinished-*", ".removed-*"):
         for folder in root.glob(pattern):
             shutil.rmtree(folder)

@@ -200,14 +200,13 @@ def _describe(problem: Any) -> str:
 
 def suggestion(name: str) -> str:
     """`": did you mean data.noise?"` for a name that is near a known key, else `""`."""
-    section, _, key = name.partition(".")
-    known_sections = difflib.get_close_matches(section, SECTIONS, n=1)
-    candidates = list(KEYS)
-    if not key:  # a whole section, or a key that was written without its section
-        if known_sections:
-            return f": did you mean [{known_sections[0]}]?"
-        candidates = [known for known in KEYS if known.split(".")[1] == section] or candidates
-    nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    section, _, key = name.rpartition(".")
+    homes = [known for known in KEYS if known.split(".")[1] == key]
+    if homes:  # the right key in the wrong section, or without one
+        return f": did you mean {' or '.join(homes)}?"
+    if not section and (nearest := difflib.get_close_matches(key, SECTIONS, n=1)):
+        return f": did you mean [{nearest[0]}]?"
+    nearest = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.5)
     return f": did you mean {nearest[0]}?" if nearest else f"; sections are {', '.join(SECTIONS)}"
 
 

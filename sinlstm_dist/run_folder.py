@@ -4,7 +4,6 @@ All methods do file work and are called on the main process only (`World.on_main
 process needs to see the folder. What they take and give is what JSON can say, or tensors.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -72,6 +71,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
+        self._has_begun = False
         self._loaded: Checkpoint | None = None
 
     def claim(self) -> None:
@@ -113,7 +113,8 @@ class RunFolder:
             fingerprint: of the data set.
 
         Returns:
-            "state": the checkpoint's, or None for a fresh start; "notes": lines for the user.
+            "state": the checkpoint's, or None for a fresh start; "notes": lines for the user;
+            "history": the finished epochs' metrics.
 
         Raises:
             ConfigError: the folder's run is another one.
@@ -124,11 +125,14 @@ class RunFolder:
         if found is not None:
             self._loaded = checkpoint.read(found)
             self._check_continues(found, self._loaded.state, config, fingerprint)
+            self._abandon_newer(found)
             history = found.parent.parent
         state = self._loaded.state if self._loaded else None
         lines = _finished_epochs(history / METRICS, epochs=state["epoch"] if state else 0)
         if state and len(lines) < state["epoch"]:
             notes.append(f"{history / METRICS} lacks epochs of its run: they stay missing")
+        self._has_begun = True
+        checkpoint.remove_leftovers(self.checkpoints)
         checkpoint.replace_synced(self.path / CONFIG, toml.encode())
         checkpoint.replace_synced(self.path / METRICS, b"".join(lines))
         (self.path / SUMMARY).unlink(missing_ok=True)
@@ -143,12 +147,12 @@ class RunFolder:
         """Add a finished epoch to metrics.jsonl."""
         if not self.path.exists():
             raise FileNotFoundError(2, "the run folder was removed", str(self.path))
-        with (self.path / METRICS).open("ab") as file:
+        with checkpoint.naming(self.path / METRICS), (self.path / METRICS).open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
 
     def save_checkpoint(self, found: Checkpoint, *, keep: int) -> str:
         """Publish a checkpoint. Returns its folder."""
-        with (self.path / METRICS).open("ab") as file:
+        with checkpoint.naming(self.path / METRICS), (self.path / METRICS).open("ab") as file:
             os.fsync(file.fileno())  # a checkpoint vouches for the epochs before it
         return str(checkpoint.write(self.checkpoints, found, keep=keep))
 
@@ -160,8 +164,15 @@ class RunFolder:
         """Write summary.json and, of a finished run, the weights."""
         if weights is not None:
             checkpoint.replace_synced(self.path / checkpoint.WEIGHTS, save(weights))
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / STOP).unlink()
+        (self.path / STOP).unlink(missing_ok=True)
+        self._write_summary(summary)
+
+    def record_failure(self, summary: Summary) -> None:
+        """Write the summary.json of a run that was cut short, if this process has begun it."""
+        if self._has_begun:
+            self._write_summary(summary)
+
+    def _write_summary(self, summary: Summary) -> None:
         text = json.dumps(asdict(summary), indent=1) + "\n"
         checkpoint.replace_synced(self.path / SUMMARY, text.encode())
 
@@ -198,9 +209,13 @@ class RunFolder:
                 f"output.dir={self.path} already holds a run: choose another folder to continue "
                 f"{folder} in"
             )
-        for newer in (other for other in published if other.name > folder.name):
-            checkpoint.set_aside(newer, "abandoned")
         return folder
+
+    def _abandon_newer(self, folder: Path) -> None:
+        """Set aside what the run did after `folder`, so that it is not continued from later."""
+        for other in checkpoint.find(self.checkpoints):
+            if other.name > folder.name:
+                checkpoint.set_aside(other, "abandoned")
 
     def _check_continues(
         self, folder: Path, state: Mapping[str, Any], config: dict[str, Any], fingerprint: str
@@ -219,7 +234,14 @@ class RunFolder:
 
 
 def _finished_epochs(path: Path, *, epochs: int) -> list[bytes]:
-    """The lines of a metrics.jsonl up to and including epoch `epochs`; a torn last one is left."""
+    """The lines of a metrics.jsonl up to and including epoch `epochs`; torn ones are left out."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    return [line for line in whole if json.loads(line)["epoch"] <= epochs]
+    return [line for line in lines if 1 <= _epoch_of(line) <= epochs]
+
+
+def _epoch_of(line: bytes) -> int:
+    """The epoch of a line of metrics.jsonl; 0 of one that a crash left torn."""
+    try:
+        return int(json.loads(line)["epoch"]) if line.endswith(b"\n") else 0
+    except (ValueError, KeyError, TypeError):
+        return 0

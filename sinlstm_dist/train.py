@@ -28,11 +28,14 @@ from sinlstm_dist.config import (
 )
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
+from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.report import Report, show_error, show_text
+from sinlstm_dist.roll_call import LostProcess, RunError
 from sinlstm_dist.run_folder import RunFolder, Summary
-from sinlstm_dist.runtime import LostProcess, RunError, StopRequest, World, is_speaker, join_world
+from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.stop import StopRequest
 
 EXIT_CODES = {"completed": 0, "stopped": 75, "failed": 1}
 BAD_CONFIG, BELOW_TARGET = 2, 3
@@ -52,17 +55,21 @@ def train(config: Config) -> Summary:
     Collective: yes.
     """
     one_thread = config.train.reduction == "ordered"
-    with (
-        StopRequest() as request,
-        contextlib.closing(RunFolder(Path(config.output.dir))) as run,
-        join_world(timeout_s=config.train.timeout_s, one_thread=one_thread) as world,
-    ):
-        training = Training(config, build(config, world), run=run, world=world, request=request)
-        training.start()
-        while not training.is_over:
-            if training.train_epoch():
-                training.end_epoch()
-        return training.finish()
+    training = None
+    with StopRequest() as request, contextlib.closing(RunFolder(Path(config.output.dir))) as run:
+        try:
+            with join_world(timeout_s=config.train.timeout_s, one_thread=one_thread) as world:
+                job = build(config, world)
+                training = Training(config, job, run=run, world=world, request=request)
+                training.start()
+                while not training.is_over:
+                    if training.train_epoch():
+                        training.end_epoch()
+                return training.finish()
+        except Exception as error:
+            if training is not None:
+                training.record_failure(error)
+            raise
 
 
 class Training:
@@ -160,15 +167,27 @@ class Training:
         self.report.end_training()
         if not self.outcome:
             self._complete()
-        last = self.history[-1] if self.history else {}
-        best = min(self.history, key=lambda record: record["test_loss"], default={})
-        summary = Summary(
+        summary = self._summary()
+        is_done = self.epoch >= self.config.train.epochs
+        self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
+        self.report.end(summary, baseline=self._evaluate(Persistence()), folder=str(self.run.path))
+        return summary
+
+    def record_failure(self, error: Exception) -> None:
+        """Leave screen and folder in order after `error`, as far as that is still possible."""
+        self.report.end_training()
+        self.outcome, self.reason = "failed", str(error) or type(error).__name__
+        with contextlib.suppress(OSError):
+            self.run.record_failure(self._summary())
+
+    def _summary(self) -> Summary:
+        return Summary(
             outcome=self.outcome,
             reason=self.reason,
             epochs=self.epoch,
             step=self.step,
-            metrics=last,
-            best=best,
+            metrics=self.history[-1] if self.history else {},
+            best=min(self.history, key=lambda record: record["test_loss"], default={}),
             world_size=self.world.size,
             device=self.world.device.type,
             reduction=self.config.train.reduction,
@@ -176,10 +195,6 @@ class Training:
             versions=versions(),
             below_target=self.below_target,
         )
-        is_done = self.epoch >= self.config.train.epochs
-        self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
-        self.report.end(summary, baseline=self._evaluate(Persistence()), folder=str(self.run.path))
-        return summary
 
     def _complete(self) -> None:
         accuracy = self.history[-1]["test_accuracy"] if self.history else 0.0

@@ -64,11 +64,16 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def start(
-    arguments: list[str], *, cwd: Path, processes: int = 1, **variables: str
+    arguments: list[str],
+    *,
+    cwd: Path,
+    processes: int = 1,
+    module: str = "sinlstm_dist.train",
+    **variables: str,
 ) -> subprocess.Popen[str]:
     """Start training in the background, in a process group of its own."""
     return subprocess.Popen(
-        command(*arguments, processes=processes),
+        command(*arguments, processes=processes, module=module),
         cwd=cwd,
         env=environment(**variables),
         stdin=subprocess.DEVNULL,

@@ -3,8 +3,7 @@
 `choose` says whether the kernel or torch.nn.LSTM's own path is used; `lstm` is the operation;
 `predictor_rows` and `predictor_totals` are a whole training or evaluation step of the predictor.
 
-    python -c "from sinlstm_dist import lstm; print(lstm.choose('auto', device_type='cpu',
-        input_size=1, hidden_size=5, num_layers=1).reason)"
+    python -c "from sinlstm_dist import lstm; print(lstm.instruction_sets())"
 """
 
 from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE, Choice, choose

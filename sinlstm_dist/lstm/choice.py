@@ -1,7 +1,7 @@
 """The one place where the implementation of the recurrence is chosen.
 
-    python -c "from sinlstm_dist import lstm; print(lstm.choose('auto', device_type='cpu',
-        input_size=1, hidden_size=5, num_layers=1))"
+python -c "from sinlstm_dist.lstm import choose
+print(choose('auto', device_type='cpu', input_size=1, hidden_size=5, num_layers=1))"
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def choose(
     if lstm == "fused":
         raise ValueError(
             f'lstm="fused" cannot be had with {obstacle}: it needs the compiled kernel, a CPU, one '
-            f'layer and a hidden size of at most {MAX_HIDDEN_SIZE}, so change that or set '
+            f"layer and a hidden size of at most {MAX_HIDDEN_SIZE}, so change that or set "
             'lstm="auto"'
         )
     return Choice("torch", obstacle)

@@ -81,7 +81,7 @@ class _Lstm(torch.autograd.Function):
     """Keeps the tapes of all blocks between the passes; see csrc/block.h for their layout."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         inputs: Tensor,
         weight_ih: Tensor,
@@ -114,7 +114,7 @@ class _Lstm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad_outputs: Tensor | None, grad_hidden: Tensor | None, grad_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         tapes, weight_ih, weight_hh = ctx.saved_tensors

@@ -15,8 +15,10 @@
 
 #include "simd.h"
 
-/* Beyond +-126 both functions are 0, 1 or -1 to float32, and 2^126 is still finite. */
-#define EXP2_LIMIT 126.0f
+/* Beyond these both functions are 0, 1 or -1. 2^EXP2_HIGH is finite, and its inverse is subnormal:
+ * flushed to the zero that an infinite gate must give, for its gradient to be torch's NaN. */
+#define EXP2_LOW -126.0f
+#define EXP2_HIGH 127.49f
 
 #define MAX_TOGETHER 5
 #define EACH_OF(n, count) \
@@ -24,7 +26,7 @@
 
 /* y -> r; returns scale in `scale`. */
 INLINE void split_exponents(vec *y, vec *scale, int count) {
-    EACH_OF(n, count) y[n] = v_clamp(y[n], -EXP2_LIMIT, EXP2_LIMIT);
+    EACH_OF(n, count) y[n] = v_clamp(y[n], EXP2_LOW, EXP2_HIGH);
     EACH_OF(n, count) scale[n] = v_add(y[n], v_set1(ROUND_MAGIC));
     EACH_OF(n, count) y[n] = v_sub(y[n], v_sub(scale[n], v_set1(ROUND_MAGIC)));
     EACH_OF(n, count) scale[n] = v_pow2(scale[n]);

@@ -1,0 +1,204 @@
+"""Who is there: at the start of a run, and after something went wrong.
+
+Processes answer through the key-value store in which they first find each other, never through a
+collective: a collective needs everybody, and here somebody is missing.
+"""
+
+import contextlib
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from torch.distributed import (  # type: ignore[attr-defined]  # torch has them all the same
+    DistError,
+    PrefixStore,
+    Store,
+    TCPStore,
+)
+
+from sinlstm_dist.config import ConfigError
+
+ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
+SAME_S = 0.5  # how long one that failed waits for others to say that they failed alike
+PATIENCE_S = 2.0  # more for a store that does not answer, as that of a stopped process
+POLL_S = 0.02
+DEFAULT_PORT = "29500"  # Accelerate's and torchrun's
+
+Answer = TypeVar("Answer")
+
+_joins = itertools.count()  # a process may join several worlds, one after the other
+
+
+class RunError(Exception):
+    """The run cannot go on, for a reason that all processes know; exit code 1, no traceback."""
+
+
+class LostProcess(Exception):
+    """Another process died, hangs, failed or cannot be reached.
+
+    Args:
+        message: names ranks and hosts.
+        is_speaker: whether this is the survivor that tells the user.
+    """
+
+    def __init__(self, message: str, *, is_speaker: bool) -> None:
+        super().__init__(message)
+        self.is_speaker = is_speaker
+
+
+class RollCall:
+    """The processes that signed in.
+
+    Args:
+        rank: of this process.
+        size: number of processes.
+        timeout_s: seconds that it waits for the others.
+
+    Raises:
+        LostProcess: some did not come in time.
+
+    Collective: yes, through the store.
+    """
+
+    def __init__(self, *, rank: int, size: int, timeout_s: float) -> None:
+        self._rank, self._size = rank, size
+        self._store = _connect(rank=rank, timeout_s=timeout_s)
+        self._tell("host", socket.gethostname())
+        present = _in_time(lambda: self._hear("host", timeout_s), timeout_s=timeout_s + PATIENCE_S)
+        if present is None:
+            raise LostProcess("rank 0 came, but cannot be reached now", is_speaker=rank == 1)
+        if len(present) < size:
+            missing = ", ".join(str(other) for other in range(size) if other not in present)
+            raise LostProcess(
+                f"rank {missing} of {size} has not started within train.timeout_s={timeout_s:g}: "
+                "look at the output of its node and launcher",
+                is_speaker=self._is_first(),
+            )
+        self.hosts = [present[other] for other in range(size)]
+
+    def report(self, error: Exception) -> None:
+        """Tell the others what happened here; call it before leaving the process group.
+
+        A failure that all share, such as a full disk, is then known to all before any leaves.
+        """
+        own = _own_failure(error)
+        self._tell("failed", own)
+        if own:
+            _in_time(lambda: self._hear("failed", SAME_S), timeout_s=PATIENCE_S)
+
+    def verdict(self, error: Exception) -> Exception:
+        """What to raise in place of `error`; call it after leaving the process group.
+
+        Leaving makes those notice who still wait for this process. Then every survivor waits a
+        moment for the others, and one of them names those that did not come.
+        """
+        own = _own_failure(error)
+        self._tell("failed", own)
+        heard = _in_time(lambda: self._call(own), timeout_s=2 * ROLL_CALL_S + PATIENCE_S)
+        if heard is None:  # the store is gone or stopped, and so is the process that keeps it
+            lost = f"the connection to rank 0 on {self.hosts[0]} was lost"
+            return error if own else LostProcess(lost, is_speaker=self._rank == 1)
+        answers, is_first = heard
+        alike = min((other for other, answer in answers.items() if answer == own), default=0)
+        if isinstance(error, (ConfigError, RunError)) or (own and alike == self._rank):
+            return error
+        return LostProcess(self._describe(answers, error), is_speaker=is_first)
+
+    def _call(self, own: str) -> tuple[dict[int, str], bool]:
+        """What happened to each that answers, and whether this process tells the user."""
+        answers = self._hear("failed", ROLL_CALL_S)
+        is_first = not own and self._is_first()
+        self._leave_together(len(answers))
+        return answers, is_first
+
+    def _describe(self, answers: dict[int, str], error: Exception) -> str:
+        where = [f"rank {other} on {host}" for other, host in enumerate(self.hosts)]
+        parts = [f"{where[other]} failed: {answer}" for other, answer in answers.items() if answer]
+        parts += [
+            f"{where[other]} died, hangs or cannot be reached"
+            for other in range(self._size)
+            if other not in answers
+        ]
+        return "; ".join(parts) or f"the processes lost each other: {error}"
+
+    def _tell(self, what: str, answer: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: `_hear` finds out
+            self._store.set(f"{what}/{self._rank}", answer)
+
+    def _hear(self, what: str, timeout_s: float) -> dict[int, str]:
+        """The answers by rank, of all processes or of those that come in time."""
+        deadline = time.monotonic() + timeout_s
+        present: list[int] = []
+        while len(present) < self._size:
+            present = [r for r in range(self._size) if self._store.check([f"{what}/{r}"])]
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+        return {other: self._store.get(f"{what}/{other}").decode() for other in present}
+
+    def _is_first(self) -> bool:
+        """Whether nobody asked before: so one speaks, however late others wake up."""
+        return bool(self._store.add("spoken", 1) == 1)
+
+    def _leave_together(self, num_present: int) -> None:
+        """Rank 0 may keep the store, and waits a moment until the others have read it."""
+        self._store.add("left", 1)
+        deadline = time.monotonic() + ROLL_CALL_S
+        while self._rank == 0 and self._store.add("left", 0) < num_present:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(POLL_S)
+
+
+def _connect(*, rank: int, timeout_s: float) -> Store:
+    """The store of the launcher's agent, or one that rank 0 keeps, as torch would make it."""
+    if "MASTER_ADDR" not in os.environ:
+        raise ConfigError("MASTER_ADDR is not set: several processes need rank 0's address there")
+    host, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", DEFAULT_PORT))
+    has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            host,
+            port,
+            is_master=rank == 0 and not has_agent,
+            wait_for_workers=False,
+            multi_tenant=True,  # torch makes its own at the same address
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except DistError as error:
+        raise LostProcess(
+            f"rank 0 cannot be reached at {host}:{port} within train.timeout_s={timeout_s:g}: "
+            f"look at the output of its node and launcher ({error})",
+            is_speaker=rank in (0, 1),
+        ) from error
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"sinlstm_dist/{restart}/{next(_joins)}", store)
+
+
+def _in_time(function: Callable[[], Answer], *, timeout_s: float) -> Answer | None:
+    """What `function` returns; None if its store is gone, or does not answer in time."""
+    results: list[Answer] = []
+
+    def call() -> None:
+        with contextlib.suppress(RuntimeError):
+            results.append(function())
+
+    # A thread, since a question to a store whose process is stopped waits for ever.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return results[0] if results else None
+
+
+def _own_failure(error: Exception) -> str:
+    """What failed in this process; "" if it only noticed that torch's process group gave up."""
+    if isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
+    ):
+        return ""
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,61 @@
+"""A request to save and stop, as a signal brings it."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+
+class StopRequest:
+    """Whether a signal asked this process to save and stop.
+
+    A second interrupt leaves at once. A terminal's Ctrl-C reaches a worker twice, directly and
+    from its launcher, within milliseconds; so only one a moment later counts as the second.
+
+    Python runs a signal's handler between two of its own instructions, so not while a collective
+    waits for a process that hangs. A thread reads the signals' numbers as they come.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    SECOND_INTERRUPT_S = 0.5
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._interrupted_at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may handle signals: they stay the caller's
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._previous_descriptor = signal.set_wakeup_fd(self._writer.fileno())
+        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._previous:
+            return
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_descriptor)
+        self._writer.close()  # which ends the thread
+        self._thread.join()
+        self._reader.close()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+    def _watch(self) -> None:
+        while numbers := self._reader.recv(1):
+            if numbers[0] != signal.SIGINT:
+                continue
+            now = time.monotonic()
+            if self._interrupted_at and now - self._interrupted_at > self.SECOND_INTERRUPT_S:
+                os._exit(128 + signal.SIGINT)
+            self._interrupted_at = self._interrupted_at or now

@@ -1,0 +1,304 @@
+"""Many real training processes, quickly: forked from one parent that has already imported torch.
+
+A start-up with torch takes seconds; a kill matrix needs hundreds of starts. The parent (this file
+run as a program) imports the package, starts no thread and joins no process group, and forks one
+child a process of each world. A child is as a launcher would have started it: RANK, WORLD_SIZE,
+MASTER_ADDR and so on in its environment, its own output files, then `train.main(arguments)`.
+
+A child can carry a fault, counted from its start:
+
+    {"rank": 0, "at": 7, "of": "file", "do": "kill"}
+
+`of` is "file" (operations on files below the folder `below`) or a function that `_count_calls`
+knows; the fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half
+of the file on disk), "full" (the disk), "signal NUMBER ...", "hang", "raise", "stop_file" or
+"count" (nothing).
+"""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launching import environment, free_port
+
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+
+
+@dataclass
+class Child:
+    """One forked training process."""
+
+    pid: int
+    rank: int
+    code: int | None = None  # None while it runs; negative: the signal that killed it
+
+
+@dataclass
+class Launch:
+    """One world of processes."""
+
+    folder: Path
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def codes(self) -> list[int | None]:
+        return [child.code for child in self.children]
+
+    def output(self, stream: str) -> str:
+        """What all processes wrote to "stdout" or "stderr"."""
+        return "".join(
+            (self.folder / f"{stream}-{child.rank}").read_text() for child in self.children
+        )
+
+    @property
+    def stderr(self) -> str:
+        return self.output("stderr")
+
+    @property
+    def stdout(self) -> str:
+        return self.output("stdout")
+
+    def events(self, rank: int = 0) -> list[str]:
+        """The events that a rank with a fault has counted."""
+        path = self.folder / f"events-{rank}"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+class Nursery:
+    """The parent process, and the worlds that it was told to start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            cwd=Path(__file__).parent,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=10)
+
+    def start(
+        self,
+        arguments: list[str],
+        *,
+        cwd: Path,
+        processes: int = 1,
+        faults: list[dict[str, Any]] | None = None,
+        absent: tuple[int, ...] = (),
+    ) -> Launch:
+        """Start a world; ranks in `absent` are expected by the others and never come."""
+        self._count += 1
+        launch = Launch(self._folder / f"launch-{self._count}")
+        launch.folder.mkdir()
+        variables = {
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        for rank in range(processes):
+            if rank in absent:
+                continue
+            order = {
+                "arguments": arguments,
+                "cwd": str(cwd),
+                "folder": str(launch.folder),
+                "rank": rank,
+                "faults": [fault for fault in faults or [] if fault["rank"] == rank],
+                "environment": {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                if processes > 1
+                else {},
+            }
+            launch.children.append(Child(self._ask({"fork": order})["pid"], rank))
+        return launch
+
+    def wait(self, launch: Launch, *, timeout: float = 60) -> Launch:
+        """Wait until all processes of a world have ended; those that do not are killed."""
+        deadline = time.monotonic() + timeout
+        while self.running(launch):
+            if time.monotonic() > deadline:
+                stuck = [child.rank for child in self.running(launch)]
+                self.kill(launch)
+                raise AssertionError(f"ranks {stuck} run after {timeout} s:\n{launch.stderr}")
+            time.sleep(0.005)
+        return launch
+
+    def running(self, launch: Launch) -> list[Child]:
+        """The processes that have not ended."""
+        left = [child for child in launch.children if child.code is None]
+        codes = self._ask({"poll": [child.pid for child in left]})["codes"] if left else []
+        for child, code in zip(left, codes, strict=True):
+            child.code = code
+        return [child for child in left if child.code is None]
+
+    def kill(self, launch: Launch, number: int = signal.SIGKILL) -> None:
+        """Send a signal to every process of a world that still runs, and wait if it kills."""
+        for child in self.running(launch):
+            os.kill(child.pid, number)
+        while number == signal.SIGKILL and self.running(launch):
+            time.sleep(0.005)
+
+    def run(self, arguments: list[str], *, timeout: float = 60, **keywords: Any) -> Launch:
+        """Start a world and wait until it has ended."""
+        return self.wait(self.start(arguments, **keywords), timeout=timeout)
+
+    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+# ---- below: the parent and its children ----
+
+
+def _serve() -> None:
+
+    from sinlstm_dist import train  # noqa: F401  so that children need not import it
+
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "fork" in order:
+            pid = os.fork()
+            if pid == 0:
+                _be_child(order["fork"])
+            answer = {"pid": pid}
+        else:
+            answer = {"codes": [_poll(pid) for pid in order["poll"]]}
+        print(json.dumps(answer), flush=True)
+
+
+def _poll(pid: int) -> int | None:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def _be_child(order: dict[str, Any]) -> None:
+    """Train, and end as a command does, with flushed output and the command's exit code."""
+    folder, rank = Path(order["folder"]), order["rank"]
+    for stream, descriptor in (("stdout", 1), ("stderr", 2)):
+        opened = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(order["environment"])
+    os.chdir(order["cwd"])
+    code = 70
+    try:
+        _install(order["faults"], folder / f"events-{rank}")
+        from sinlstm_dist import train
+
+        code = train.main(order["arguments"])
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # not through the parent's frames and exit handlers
+
+
+def _install(faults: list[dict[str, Any]], log: Path) -> None:
+    """Count what the faults ask to count, and act when it is time."""
+    file_faults = [fault for fault in faults if fault["of"] == "file"]
+    if file_faults:
+        _count_file_operations(file_faults[0], log)
+    for fault in faults:
+        if fault["of"] != "file":
+            _count_calls(fault, log)
+
+
+def _act(fault: dict[str, Any], *, descriptor: int | None = None, path: str | None = None) -> None:
+    do = fault["do"]
+    if do == "tear" and descriptor is not None:  # what was not synced is half there
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    if do in ("kill", "tear"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if do == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    if do.startswith("signal "):
+        for number in do.split()[1:]:
+            os.kill(os.getpid(), int(number))
+    if do == "hang":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if do == "raise":
+        raise ValueError(fault.get("text", "a fault of the test"))
+    if do == "stop_file":
+        Path(fault["path"]).touch()
+
+
+def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
+    root, fsync, state = fault["below"], os.fsync, {"count": 0, "quiet": False}
+    events = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def happened(what: str, **where: Any) -> None:
+        if state["quiet"]:
+            return
+        state["count"] += 1
+        state["quiet"] = True  # what the fault itself does is not counted
+        os.write(events, f"{what}\n".encode())
+        try:
+            if state["count"] == fault["at"]:
+                _act(fault, **where)
+        finally:
+            state["quiet"] = False
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not isinstance(arguments[0], str | os.PathLike):
+            return
+        path = os.fspath(arguments[0])
+        is_below = os.path.abspath(path).startswith(root)
+        inside_removal = event != "open" and arguments[-1] not in (-1, None) and "/" not in path
+        if is_below or inside_removal:
+            happened(f"{event} {path}", path=path)
+
+    def counted_fsync(descriptor: int) -> None:
+        happened(f"fsync {os.readlink(f'/proc/self/fd/{descriptor}')}", descriptor=descriptor)
+        fsync(descriptor)
+
+    os.fsync = counted_fsync
+    sys.addaudithook(hook)
+
+
+def _count_calls(fault: dict[str, Any], log: Path) -> None:
+    """Wrap the function that `of` names; the fault acts before the call number `at`."""
+    from sinlstm_dist import checkpoint, gradient, train
+
+    owner, name = {
+        "step": (gradient.OrderedGradient, "__call__"),
+        "evaluate": (train, "evaluate"),
+        "save": (checkpoint, "_files"),
+        "build": (train, "build"),
+        "join": (train, "join_world"),
+    }[fault["of"]]
+    function, count = getattr(owner, name), [0]
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        count[0] += 1
+        with log.open("a") as file:
+            file.write(f"{fault['of']} {count[0]}\n")
+        if count[0] == fault["at"]:
+            _act(fault)
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,241 @@
+"""A checkpoint is whole or not used: bits there and back, and every damage recognised."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from sinlstm_dist import checkpoint
+from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint
+from sinlstm_dist.run_folder import RunFolder
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+def example(step: int = 3) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    weights = {"w": torch.randn(5, 3, generator=generator), "b": torch.tensor([0.0, -0.0, 1e-45])}
+    state = {"step": step, "epoch": 1, "config": {"optim": {"lr": 0.1}}, "data": "abc"}
+    return Checkpoint(state, weights, {"w.momentum_buffer": torch.randn(5, 3, generator=generator)})
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].view(torch.int32), other[name].view(torch.int32)) for name in one
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path / "checkpoints", example(), keep=2)
+    found = checkpoint.read(folder)
+    assert folder.name == "step-00000003"
+    assert found.state == example().state
+    assert same_bits(found.weights, example().weights)
+    assert same_bits(found.optimizer, example().optimizer)
+
+
+def test_same_state_makes_same_bytes(tmp_path: Path) -> None:
+    one = checkpoint.write(tmp_path / "one", example(), keep=2)
+    other = checkpoint.write(tmp_path / "other", example(), keep=2)
+    for name in FILES:
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def damaged_copies(content: bytes) -> list[tuple[str, bytes]]:
+    """Shorter ones and ones with a single bit flipped, all over the file."""
+    size = len(content)
+    shorter = [(f"cut to {length}", content[:length]) for length in (0, 1, size // 2, size - 1)]
+    flipped = []
+    for at in sorted({*range(0, size, max(1, size // 40)), size - 1}):
+        altered = bytearray(content)
+        altered[at] ^= 1 << (at % 8)
+        flipped.append((f"bit {at % 8} of byte {at} flipped", bytes(altered)))
+    longer = [("a byte longer", content + b"\n"), ("zeros", bytes(size))]
+    return shorter + flipped + longer
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_damage_is_recognised_and_named(tmp_path: Path, name: str) -> None:
+    folder = checkpoint.write(tmp_path, example(), keep=2)
+    content = (folder / name).read_bytes()
+    copies = damaged_copies(content)
+    assert len(copies) > 40
+    for what, altered in copies:
+        (folder / name).write_bytes(altered)
+        with pytest.raises(DamagedCheckpoint, match=name):
+            pytest.fail(f"{name} {what} was read: {checkpoint.read(folder)}")
+    (folder / name).unlink()
+    with pytest.raises(DamagedCheckpoint, match=f"{folder / name}: No such file"):
+        checkpoint.read(folder)
+    (folder / name).mkdir()
+    with pytest.raises(DamagedCheckpoint, match=str(folder / name)):
+        checkpoint.read(folder)
+    (folder / name).rmdir()
+    (folder / name).write_bytes(content)
+    checkpoint.read(folder)  # negative control: it was the damage
+
+
+def test_a_file_that_does_not_belong_there_is_named(tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path, example(), keep=2)
+    (folder / "model.bin").write_bytes(b"")
+    with pytest.raises(DamagedCheckpoint, match=r"model\.bin: does not belong there"):
+        checkpoint.read(folder)
+
+
+def test_files_of_two_checkpoints_are_not_mixed(tmp_path: Path) -> None:
+    one = checkpoint.write(tmp_path, example(3), keep=2)
+    other = checkpoint.write(tmp_path, example(6), keep=2)
+    os.replace(other / "model.safetensors", one / "model.safetensors")
+    with pytest.raises(DamagedCheckpoint, match=r"model\.safetensors: is damaged"):
+        checkpoint.read(one)
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    """Even under a manifest that vouches for it."""
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "was here",))  # type: ignore[return-value]
+
+    folder = checkpoint.write(tmp_path, example(), keep=2)
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Hostile()))
+    files = {name: (folder / name).read_bytes() for name in FILES[:3]}
+    (folder / "manifest.json").write_bytes(checkpoint._manifest(files))
+    with pytest.raises(DamagedCheckpoint, match="was not written by this program"):
+        checkpoint.read(folder)
+    assert not (tmp_path / "was here").exists()
+
+
+def test_only_safetensors_and_json(tmp_path: Path) -> None:
+    folder = checkpoint.write(tmp_path, example(), keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    for name in FILES[2:]:
+        json.loads((folder / name).read_text())
+    source = Path(checkpoint.__file__).parent
+    for path in source.rglob("*.py"):
+        assert "pickle" not in path.read_text().replace("no pickle", ""), path
+        assert "torch.load(" not in path.read_text(), path
+
+
+def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        checkpoint.write(tmp_path, example(step), keep=3)
+    assert [path.name for path in checkpoint.find(tmp_path)] == [
+        "step-00000005",
+        "step-00000004",
+        "step-00000003",
+    ]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_nothing_is_removed_before_the_new_one_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoint.write(tmp_path, example(step), keep=2)
+    for fails in ("write_synced", "sync_folder"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+            patch.setattr(checkpoint, fails, fail)
+            checkpoint.write(tmp_path, example(3), keep=2)
+        for folder in checkpoint.find(tmp_path):
+            checkpoint.read(folder)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "step-00000001",
+            "step-00000002",
+        ]
+
+
+def fail(*_: object) -> None:
+    raise OSError(28, "the disk is full")
+
+
+def test_the_order_of_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, their folder, the new name, the folder of names; and only then the removal."""
+    root = tmp_path / "checkpoints"
+    checkpoint.write(root, example(1), keep=2)
+    checkpoint.write(root, example(2), keep=2)
+    happened: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def logged_fsync(descriptor: int) -> None:
+        happened.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def logged_rename(path: Path, target: Path) -> Path:
+        happened.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(Path, "rename", logged_rename)
+    checkpoint.write(root, example(3), keep=2)
+    assert happened == [
+        *(f"sync {name}" for name in FILES),
+        "sync .unfinished-step-00000003",
+        "rename to step-00000003",
+        "sync checkpoints",
+        "rename to .removed-step-00000001",
+    ]
+
+
+def begin(path: Path, *, resume: str = "auto") -> dict[str, object]:
+    config = {section: {} for section in ("data", "model", "optim", "train", "output")} | {
+        "checkpoint": {"resume": resume}
+    }
+    folder = RunFolder(path)
+    folder.claim()
+    try:
+        return begin_same(folder, config)
+    finally:
+        folder.close()
+
+
+def begin_same(folder: RunFolder, config: dict[str, object]) -> dict[str, object]:
+    """`begin`, with a configuration that contradicts nothing."""
+    from sinlstm_dist import run_folder
+
+    changed, run_folder.changed_keys = run_folder.changed_keys, lambda before, after: []
+    try:
+        return folder.begin(config=config, toml="", fingerprint="abc")
+    finally:
+        run_folder.changed_keys = changed
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "bit", "missing", "empty"])
+def test_the_newest_good_one_is_used(tmp_path: Path, name: str, damage: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").touch()
+    for step in (3, 6):
+        checkpoint.write(run / "checkpoints", example(step), keep=2)
+    path = run / "checkpoints" / "step-00000006" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(
+        {"cut": path.read_bytes()[:-7], "bit": content, "missing": b"", "empty": b""}[damage]
+    )
+    if damage == "missing":
+        path.unlink()
+    found = begin(run)
+    assert found["state"] == example(3).state
+    (note,) = (note for note in found["notes"] if "set aside" in note)
+    assert name in note
+    assert "damaged-step-00000006" in note
+    names = sorted(folder.name for folder in (run / "checkpoints").iterdir())
+    assert names == ["damaged-step-00000006", "step-00000003"]
+
+
+def test_all_damaged_means_a_fresh_start_that_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").touch()
+    for step in (3, 6):
+        folder = checkpoint.write(run / "checkpoints", example(step), keep=2)
+        (folder / "state.json").write_bytes(b"")
+    found = begin(run)
+    assert found["state"] is None
+    assert len([note for note in found["notes"] if "set aside" in note]) == 2
+    assert not checkpoint.find(run / "checkpoints")

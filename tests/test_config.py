@@ -1,0 +1,267 @@
+"""What a user may set: precedence, every kind of bad input, and the way back to TOML."""
+
+import re
+from pathlib import Path
+
+import launching
+import pytest
+import tomli
+
+from sinlstm_dist import config, train
+from sinlstm_dist.config import ConfigError, load_config, to_toml
+
+BAD_FILES = {
+    "a typo in a key": ("[data]\nnoize = 1.0", ["data.noize", "did you mean data.noise?"]),
+    "a misspelt section": ("[optin]\nlr = 0.1", ["optin", "did you mean [optim]?"]),
+    "a key without its section": ("noise = 0.1", ["noise", "did you mean data.noise?"]),
+    "a value for a section": ("data = 3", ["data is a section", "[data]"]),
+    "text for a number": ('[train]\nepochs = "3"', ['train.epochs="3"', "integer"]),
+    "a fraction for a count": ("[train]\nepochs = 1.5", ["train.epochs=1.5", "integer"]),
+    "a claim for a number": ("[train]\nepochs = true", ["train.epochs=true", "integer"]),
+    "a number for text": ("[output]\ndir = 3", ["output.dir=3", "string"]),
+    "text for a list": ('[output]\ntrackers = "x"', ['output.trackers="x"', "list"]),
+    "no windows": ("[data]\ntrain_size = 0", ["data.train_size=0", "1"]),
+    "no test windows": ("[data]\ntest_size = 0", ["data.test_size=0", "1"]),
+    "fewer than none": ("[data]\ntrain_size = -3", ["data.train_size=-3", "1"]),
+    "no steps in": ("[data]\nwindow = 0", ["data.window=0", "1"]),
+    "an empty batch": ("[train]\nglobal_batch_size = 0", ["train.global_batch_size=0", "1"]),
+    "no pieces": ("[train]\nvirtual_shards = 0", ["train.virtual_shards=0", "1"]),
+    "no hidden state": ("[model]\nhidden_size = -5", ["model.hidden_size=-5", "1"]),
+    "a cycle of nothing": ("[data]\nperiod = 0.0", ["data.period=0.0", "greater than 0"]),
+    "negative noise": ("[data]\nnoise = -0.1", ["data.noise=-0.1", "0"]),
+    "a rate of zero": ("[optim]\nlr = 0.0", ["optim.lr=0.0", "greater than 0"]),
+    "not a number": ("[optim]\nlr = nan", ["optim.lr=nan", "finite"]),
+    "infinite": ("[optim]\nlr = inf", ["optim.lr=inf", "finite"]),
+    "infinite phase": ("[data]\ntest_phase = -inf", ["data.test_phase=-inf", "finite"]),
+    "nan noise": ("[data]\nnoise = nan", ["data.noise=nan", "finite"]),
+    "an unknown choice": ('[train]\nsampling = "all"', ['train.sampling="all"', "'permutation'"]),
+    "a seed of no seed": ("[train]\nseed = -1", ["train.seed=-1", "0"]),
+    "one checkpoint only": ("[checkpoint]\nkeep = 1", ["checkpoint.keep=1", "2"]),
+    "too long a window": ("[data]\nwindow = 1000000", ["data.window=1000000", "10000"]),
+    "a series of one's own": ('[data]\nsource = "s.csv"', ["data.source", "not supported yet"]),
+    "a column": ('[data]\ncolumn = "y"', ["data.column", "not supported yet"]),
+    "plots": ("[output]\nplots = true", ["output.plots", "not supported yet"]),
+    "trackers": ('[output]\ntrackers = ["tensorboard"]', ["output.trackers", "not supported yet"]),
+    "broken TOML": ("[data\nnoise = 1", ["is not valid TOML", "line 1"]),
+    "not even text": ("\udcff\udcfe", ["is not valid TOML"]),
+}
+
+BAD_FLAGS = {
+    "a typo in a key": (["--data.noize", "1"], ["data.noize", "did you mean data.noise?"]),
+    "a typo, joined": (["--data.noize=1"], ["data.noize", "did you mean data.noise?"]),
+    "a misspelt section": (["--optin.lr", "1"], ["optin", "did you mean [optim]?"]),
+    "a key without its section": (["--noise", "1"], ["noise", "did you mean data.noise?"]),
+    "a value for a section": (["--data", "3"], ["data is a section", "--data.key"]),
+    "a key and no value": (["--data.noise"], ["--data.noise", "expected one argument"]),
+    "a value and no key": (["fast"], ["unexpected argument fast"]),
+    "text for a number": (["--train.epochs", "many"], ["train.epochs", "many", "integer"]),
+    "a fraction for a count": (["--train.epochs", "1.5"], ["train.epochs", "1.5", "integer"]),
+    "no claim": (["--output.plots", "maybe"], ["output.plots", "maybe", "boolean"]),
+    "no windows": (["--data.train_size", "0"], ["data.train_size", "0", "1"]),
+    "fewer than none": (["--data.test_size", "-3"], ["data.test_size", "-3", "1"]),
+    "an empty batch": (["--train.global_batch_size=-1"], ["train.global_batch_size", "-1"]),
+    "a negative rate": (["--optim.lr", "-0.5"], ["optim.lr", "-0.5", "greater than 0"]),
+    "not a number": (["--optim.lr", "nan"], ["optim.lr", "nan", "finite"]),
+    "infinite": (["--data.period", "inf"], ["data.period", "inf", "finite"]),
+    "too long a window": (["--data.window", "1000000"], ["data.window", "10000"]),
+    "a series of one's own": (["--data.source", "s.csv"], ["data.source", "not supported yet"]),
+    "a column": (["--data.column", "y"], ["data.column", "not supported yet"]),
+    "plots": (["--output.plots", "true"], ["output.plots", "not supported yet"]),
+    "trackers": (["--output.trackers", "wandb"], ["output.trackers", "not supported yet"]),
+    "a missing file": (["--config", "gone.toml"], ["gone.toml", "No such file"]),
+    "a folder for a file": (["--config", "."], ["cannot be read", "directory"]),
+}
+
+
+def errors(printed: str) -> list[str]:
+    """The problems shown on standard error; nothing else may be there."""
+    lines = printed.splitlines()
+    assert all(line.startswith("error: ") for line in lines), printed
+    return [line.removeprefix("error: ") for line in lines]
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """The working folder of a command, with nothing in it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_gives_one_message_and_leaves_no_trace(name, empty_folder, capsys):
+    text, expected = BAD_FILES[name]
+    Path("bad.toml").write_text(text, errors="surrogateescape")
+    code = train.main(["--config", "bad.toml", "--output.dir", "run"])
+    [problem] = errors(capsys.readouterr().err)
+    assert code == 2
+    assert all(part in problem for part in expected), problem
+    assert [path.name for path in empty_folder.iterdir()] == ["bad.toml"]
+
+
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_bad_flag_gives_one_message_and_leaves_no_trace(name, empty_folder, capsys):
+    flags, expected = BAD_FLAGS[name]
+    code = train.main(["--output.dir", "run", *flags])
+    [problem] = errors(capsys.readouterr().err)
+    assert code == 2
+    assert all(part in problem for part in expected), problem
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_bad_input_leaves_an_existing_run_folder_as_it_is(empty_folder, capsys):
+    run = empty_folder / "run"
+    run.mkdir()
+    (run / "config.toml").write_text("kept")
+    assert train.main(["--output.dir", "run", "--optim.lr", "nan"]) == 2
+    assert [path.name for path in run.iterdir()] == ["config.toml"]
+    assert (run / "config.toml").read_text() == "kept"
+    errors(capsys.readouterr().err)
+
+
+def test_all_problems_of_file_and_flags_are_in_one_report(tmp_path, capsys):
+    path = tmp_path / "bad.toml"
+    path.write_text("[data]\nnoize = 1\nwindow = 0\n\n[optin]\nlr = 1")
+    code = train.main(["--config", str(path), "--train.epochs", "0", "--train.sede", "1"])
+    problems = errors(capsys.readouterr().err)
+    assert code == 2
+    named = [re.search(r"data\.noize|data\.window|optin|train\.epochs|train\.sede", p)[0]
+             for p in problems]  # fmt: skip
+    assert sorted(named) == ["data.noize", "data.window", "optin", "train.epochs", "train.sede"]
+    assert [p.startswith(f"{path}: ") for p in problems] == [True] * 3 + [False] * 2
+
+
+def test_all_unsupported_keys_are_in_one_report():
+    settings = {"data.source": "s.csv", "data.column": "y", "output.plots": True}
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, settings)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_errors_are_shown_once_by_two_processes(tmp_path):
+    ended = launching.train(["--data.noize", "1", "--train.epochs", "0"], cwd=tmp_path, processes=2)
+    assert ended.code != 0
+    shown = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert sorted(shown) == [
+        'error: train.epochs="0": should be greater than or equal to 1',
+        "error: unknown key data.noize: did you mean data.noise?",
+    ]
+    assert "sinlstm_dist/" not in ended.stderr  # no traceback but the launcher's own
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_is_shown_once_by_two_processes(tmp_path):
+    ended = launching.train(["--print-config", "--optim.lr", "0.5"], cwd=tmp_path, processes=2)
+    assert ended.code == 0
+    assert tomli.loads(ended.stdout)["optim"]["lr"] == 0.5  # twice the same table is no TOML
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_defaults_are_the_contract_s():
+    resolved = tomli.loads(to_toml(load_config()))
+    assert resolved == {
+        "data": {
+            "train_size": 10000, "test_size": 1000, "window": 50, "period": 60.0, "noise": 0.0,
+            "source": "sine", "column": "", "test_phase": 0.5, "seed": 0,
+        },
+        "model": {"hidden_size": 5, "num_layers": 1, "lstm": "auto"},
+        "optim": {"lr": 0.01, "momentum": 0.0},
+        "train": {
+            "epochs": 100, "global_batch_size": 100, "tolerance": 0.1, "seed": 0,
+            "sampling": "permutation", "reduction": "ordered", "virtual_shards": 8,
+            "init_from": "", "target_accuracy": 0.0, "timeout_s": 60.0,
+        },
+        "checkpoint": {"every_epochs": 10, "every_steps": 0, "keep": 2, "resume": "auto"},
+        "output": {"dir": "runs/default", "plots": False, "trackers": []},
+    }  # fmt: skip
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text("[optim]\nlr = 0.5\nmomentum = 0.25\n[train]\nepochs = 7")
+    flags = ["--optim.lr=0.75", "--data.noise", "1", "--print-config"]
+    code = train.main(["--config", str(path), *flags])
+    resolved = tomli.loads(capsys.readouterr().out)
+    assert code == 0
+    assert resolved["optim"] == {"lr": 0.75, "momentum": 0.25}
+    assert (resolved["train"]["epochs"], resolved["train"]["seed"]) == (7, 0)
+    assert resolved["data"]["noise"] == 1.0
+
+
+def test_the_last_of_a_repeated_flag_counts(capsys):
+    assert train.main(["--train.epochs", "3", "--train.epochs", "4", "--print-config"]) == 0
+    assert tomli.loads(capsys.readouterr().out)["train"]["epochs"] == 4
+
+
+def test_printed_config_is_read_back_as_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    odd = {
+        "optim.lr": "1e-7", "data.period": "61.3", "train.init_from": 'a "b"\\c\té.safetensors',
+        "output.dir": "runs/ünïcode dir", "train.epochs": "3", "data.seed": "4294967295",
+        "train.timeout_s": "0.1", "data.test_phase": "-0.25", "train.sampling": "replacement",
+    }  # fmt: skip
+    assert train.main([*launching.flags(odd), "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "again.toml").write_text(printed, encoding="utf-8")
+    assert train.main(["--config", "again.toml", "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert load_config("again.toml") == load_config(None, odd)
+    assert [path.name for path in tmp_path.iterdir()] == ["again.toml"]
+
+
+def test_run_folder_is_named_after_the_file(tmp_path):
+    (tmp_path / "quick.toml").write_text("")
+    assert load_config(tmp_path / "quick.toml").output.dir == "runs/quick"
+    assert load_config(tmp_path / "quick.toml", {"output.dir": "here"}).output.dir == "here"
+
+
+def test_overrides_take_values_and_the_text_of_a_command_line():
+    as_values = load_config(overrides={"train.epochs": 3, "optim.lr": 0.5, "model.lstm": "torch"})
+    as_text = load_config(overrides={"train.epochs": "3", "optim.lr": "0.5", "model.lstm": "torch"})
+    assert as_values == as_text
+    assert (as_values.train.epochs, as_values.optim.lr) == (3, 0.5)
+    with pytest.raises(ConfigError, match=r"unknown key train\.epoch: did you mean train\.epochs"):
+        load_config(overrides={"train.epoch": 3})
+
+
+def test_a_whole_number_in_the_file_is_good_for_a_real_one(tmp_path):
+    (tmp_path / "c.toml").write_text("[optim]\nlr = 1\n[data]\nperiod = 60")
+    assert load_config(tmp_path / "c.toml").optim.lr == 1.0
+
+
+def test_help_names_every_key_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert all(f"--{key} " in shown for key in config.KEYS)
+    assert "(default: 10000)" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("data.noize", ": did you mean data.noise?"),
+        ("train.noise", ": did you mean data.noise?"),  # and not train.seed, which is nearer
+        ("lr", ": did you mean optim.lr?"),
+        ("train_size", ": did you mean data.train_size?"),  # and not [train]
+        ("seed", ": did you mean data.seed or train.seed?"),
+        ("batch_size", ": did you mean train.global_batch_size?"),
+        ("trian", ": did you mean [train]?"),
+        ("xyz", "; sections are data, model, optim, train, checkpoint, output"),
+    ],
+)
+def test_the_nearest_known_key_is_suggested(name, expected):
+    assert config.suggestion(name) == expected
+
+
+def test_a_resumed_run_may_change_when_and_where_but_not_what():
+    before = load_config().model_dump(mode="json")
+    later = {"train.epochs": 7, "output.dir": "elsewhere", "checkpoint.every_steps": 3}
+    assert config.changed_keys(before, load_config(None, later).model_dump(mode="json")) == []
+    other = load_config(None, {"optim.lr": 0.5, "data.seed": 1}).model_dump(mode="json")
+    assert config.changed_keys(before, other) == [
+        "data.seed was 0 and is 1",
+        "optim.lr was 0.01 and is 0.5",
+    ]

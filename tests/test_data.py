@@ -1,0 +1,324 @@
+"""The sine and its windows: values by the article's formula, noise, memory, and outside users."""
+
+import itertools
+import math
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from sinlstm_dist.data import (
+    TEST_NOISE,
+    TRAIN_NOISE,
+    SineDataset,
+    StepSampler,
+    gaussian,
+    philox,
+    step_loader,
+)
+from sinlstm_dist.plan import Plan, epoch_order, in_order
+
+NOISY = {"size": 64, "window": 7, "noise": 0.02, "seed": 3}
+
+
+def float32(value: float) -> float:
+    return float(np.float32(value))
+
+
+@pytest.mark.parametrize(
+    ("phase", "period", "window"), [(0.0, 60.0, 50), (0.5, 60.0, 50), (2.0, 13.7, 3), (0.0, 60, 1)]
+)
+def test_values_are_the_article_s(phase, period, window):
+    dataset = SineDataset(size=130, window=window, period=period, phase=phase)
+    for i in (0, 1, 59, 60, 129):
+        values, target = dataset[i]
+        expected = [math.sin(2 * math.pi * (i + phase + j) / period) for j in range(window + 1)]
+        assert (values.shape, values.dtype) == ((window, 1), torch.float32)
+        assert (target.shape, target.dtype) == ((1,), torch.float32)
+        # Computed in float64 and rounded once: one unit in the last place of 1.0 is 6e-8.
+        assert values[:, 0].tolist() == pytest.approx(expected[:-1], abs=6e-8)
+        assert target.item() == pytest.approx(expected[-1], abs=6e-8)
+
+
+def test_far_samples_are_as_exact_as_near_ones():
+    """Time steps in float32 would be whole numbers only up to 16,777,216."""
+    dataset = SineDataset(size=200_001, window=2, period=60.0, phase=0.5)
+    expected = math.sin(2 * math.pi * (200_000 + 0.5) / 60.0)
+    assert dataset[200_000][0][0].item() == pytest.approx(expected, abs=6e-8)
+
+
+def test_length_bounds_and_negative_indices():
+    dataset = SineDataset(size=5, window=3)
+    assert len(dataset) == 5
+    assert torch.equal(dataset[-1][0], dataset[4][0])
+    for index in (5, -6, np.array([0, 5])):
+        with pytest.raises(IndexError):
+            dataset[index]
+    assert len(list(dataset)) == 5  # Python's own loop ends where the data set does
+
+
+def test_a_batch_is_its_samples_stacked():
+    for noise in (0.0, 0.02):
+        dataset = SineDataset(size=40, window=6, noise=noise)
+        windows, targets = dataset[np.array([39, 0, 7, 7])]
+        assert (windows.shape, targets.shape) == ((4, 6, 1), (4, 1))
+        for row, index in enumerate((39, 0, 7, 7)):
+            assert torch.equal(windows[row], dataset[index][0])
+            assert torch.equal(targets[row], dataset[index][1])
+        assert dataset[np.array([], dtype=np.int64)][0].shape == (0, 6, 1)
+
+
+def test_writing_to_a_sample_leaves_the_data_set_alone():
+    dataset = SineDataset(size=5, window=3)
+    before = dataset[2][0].clone()
+    for index in (2, np.array([1, 2])):
+        windows, targets = dataset[index]
+        windows.fill_(9)
+        targets.fill_(9)
+    assert torch.equal(dataset[2][0], before)
+    assert dataset[1][1].item() != 9
+
+
+# The generator of the noise
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0,) * 4, (0,) * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_against_the_published_vectors(counter, key, expected):
+    """Source: the known-answer tests of Random123, for philox4x32-10."""
+    words = philox(tuple(np.uint64(word) for word in counter), key)
+    assert " ".join(f"{int(word):08x}" for word in words) == expected
+
+
+def test_gaussian_is_box_and_muller_of_the_generator_s_words():
+    row, seed, stream = 2**33 + 5, 3, 1
+    words = philox(tuple(np.uint64(word) for word in (5, 2, 1, 0)), (seed, stream))
+    first, second, third, fourth = ((int(word) + 0.0) for word in words)
+    expected = [
+        math.sqrt(-2 * math.log((u + 0.5) / 2**32)) * turn(2 * math.pi * v / 2**32)
+        for u, v in ((first, second), (third, fourth))
+        for turn in (math.cos, math.sin)
+    ]
+    numbers = gaussian(key=(seed, stream), rows=np.array(row), columns=8)
+    assert numbers[4:].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.lists(st.integers(0, 2**40), min_size=1, max_size=8),
+    columns=st.integers(1, 13),
+)
+def test_noise_of_a_row_is_the_same_in_any_company(seed, rows, columns):
+    together = gaussian(key=(seed, 0), rows=np.array(rows), columns=columns)
+    assert together.shape == (len(rows), columns)
+    for row, values in zip(rows, together, strict=True):
+        assert np.array_equal(gaussian(key=(seed, 0), rows=np.array(row), columns=columns), values)
+    longer = gaussian(key=(seed, 0), rows=np.array(rows), columns=columns + 5)
+    assert np.array_equal(
+        longer[:, :columns], together
+    )  # a number does not depend on its row's end
+
+
+def test_noise_is_standard_normal():
+    numbers = gaussian(key=(0, 0), rows=np.arange(20_000), columns=50).astype(np.float64)
+    n = numbers.size  # a million; the bounds are five standard errors
+    assert abs(numbers.mean()) < 5 / math.sqrt(n)
+    assert abs(numbers.std() - 1) < 5 / math.sqrt(2 * n)
+    assert abs((numbers**3).mean()) < 5 * math.sqrt(15 / n)
+    assert abs((numbers**4).mean() - 3) < 5 * math.sqrt(96 / n)
+    ordered = np.sort(numbers.ravel())
+    normal = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in ordered[::1000]])
+    distance = np.abs(normal - np.arange(0, n, 1000) / n).max()
+    assert distance < 2.2 / math.sqrt(n)  # Kolmogorov and Smirnov, p < 1e-4
+
+
+def test_noise_is_uncorrelated_between_columns_rows_seeds_and_streams():
+    def draw(seed: int, stream: int) -> np.ndarray:
+        return gaussian(key=(seed, stream), rows=np.arange(4000), columns=10)
+
+    numbers = draw(0, 0)
+    pairs = {
+        "neighbouring columns": (numbers[:, :-1], numbers[:, 1:]),
+        "the two of a pair": (numbers[:, 0:8:2], numbers[:, 1:8:2]),
+        "neighbouring rows": (numbers[:-1], numbers[1:]),
+        "streams": (numbers, draw(0, 1)),
+        "seeds": (numbers, draw(1, 0)),
+        "seed and stream exchanged": (draw(0, 1), draw(1, 0)),
+    }
+    for name, (some, others) in pairs.items():
+        for power in (1, 2):  # squares too: numbers of one radius are uncorrelated, not independent
+            correlation = np.corrcoef(some.ravel() ** power, others.ravel() ** power)[0, 1]
+            assert abs(correlation) < 5 / math.sqrt(some.size), name
+
+
+# Noise in the data set
+
+
+def test_noise_is_added_to_windows_only_and_drawn_for_every_window_by_itself():
+    clean = SineDataset(size=3000, window=10)
+    noisy = SineDataset(size=3000, window=10, noise=0.02)
+    everything = np.arange(3000)
+    difference = noisy[everything][0] - clean[everything][0]
+    assert torch.equal(noisy[everything][1], clean[everything][1])
+    assert difference.std().item() == pytest.approx(0.02, rel=0.03)  # 5 sigma of 30,000 numbers
+    assert abs(difference.mean().item()) < 5 * 0.02 / math.sqrt(30_000)
+    # Windows i and i + 1 share time steps, and would share noise if the series had been noisy.
+    shifted = torch.corrcoef(
+        torch.stack((difference[1:, :-1].flatten(), difference[:-1, 1:].flatten()))
+    )
+    assert abs(shifted[0, 1].item()) < 5 / math.sqrt(27_000)
+
+
+def test_noise_depends_on_seed_stream_and_index_and_on_nothing_else():
+    first = SineDataset(**NOISY)[5][0]
+    assert torch.equal(SineDataset(**{**NOISY, "size": 6})[5][0], first)
+    torch.manual_seed(1)
+    assert torch.equal(SineDataset(**NOISY)[5][0], first)
+    for other in ({"seed": 4}, {"stream": TEST_NOISE}):
+        assert not torch.equal(SineDataset(**{**NOISY, **other})[5][0], first)
+    clean = SineDataset(**{**NOISY, "noise": 0.0})
+    added = [SineDataset(**NOISY)[i][0] - clean[i][0] for i in (5, 6)]
+    assert not torch.allclose(added[0], added[1])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_samples_are_the_same_through_any_number_of_workers(num_workers):
+    dataset = SineDataset(**NOISY)
+    alone = torch.stack([dataset[i][0] for i in range(64)])
+    loader = DataLoader(dataset, batch_size=5, num_workers=num_workers)
+    batches = list(loader)
+    assert torch.equal(torch.cat([windows for windows, _ in batches]), alone)
+    assert torch.equal(torch.cat([targets for _, targets in batches]), dataset[np.arange(64)][1])
+
+
+def test_a_plain_loader_of_an_outside_user_works():
+    dataset = SineDataset(size=10, noise=0.02)
+    windows, targets = next(iter(DataLoader(dataset, batch_size=4)))
+    assert (windows.shape, windows.dtype) == ((4, 50, 1), torch.float32)
+    assert (targets.shape, targets.dtype) == ((4, 1), torch.float32)
+    shuffled = list(DataLoader(dataset, batch_size=4, shuffle=True))
+    assert [len(targets) for _, targets in shuffled] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_test_windows_are_not_train_windows(noise):
+    everything = np.arange(1000)
+    train = SineDataset(size=1000, noise=noise, stream=TRAIN_NOISE)[everything][0].numpy()
+    test = SineDataset(size=1000, noise=noise, phase=0.5, stream=TEST_NOISE)[everything][0].numpy()
+    seen = {window.tobytes() for window in train}
+    assert not any(window.tobytes() in seen for window in test)
+    nearest = min(np.abs(train - window).max(axis=(1, 2)).min() for window in test[:60])
+    assert nearest > (0.04 if noise else 0.05)  # half a step is 0.052 where the sine is steepest
+
+
+def test_the_article_s_split_tests_on_train_windows():
+    """The fault that `test_phase` is for: without it, every test window has been trained on."""
+    train, test = SineDataset(size=100), SineDataset(size=60, phase=0.0)
+    assert all(torch.equal(test[i][0], train[i][0]) for i in range(60))
+
+
+# What it costs
+
+
+def test_ten_million_windows_cost_one_series():
+    tracemalloc.start()
+    try:
+        dataset = SineDataset(size=10_000_000)
+        windows, _ = dataset[np.array([0, 9_999_999])]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert windows.shape == (2, 50, 1)
+    assert peak < 4 * 10_000_050 + 4_000_000  # float32 of the series, and one chunk's workings
+
+
+def test_ten_million_windows_in_the_memory_of_a_process():
+    program = (
+        "import resource, numpy, torch\n"
+        "from sinlstm_dist.data import SineDataset\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "dataset = SineDataset(size=10_000_000)\n"
+        "dataset[numpy.arange(0, 10_000_000, 99_991)]\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert int(printed) < 60_000  # KiB; the series is 39,063 and all windows are 1,953,125
+
+
+def test_ten_thousand_windows_take_milliseconds():
+    durations = []
+    for _ in range(5):
+        began = time.perf_counter()
+        SineDataset(size=10_000)
+        durations.append(time.perf_counter() - began)
+    assert min(durations) < 0.02
+
+
+# Steps and shares
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("size", "batch"), [(1, 1), (2, 7), (97, 7), (100, 100), (250, 100)])
+def test_processes_together_fetch_the_epoch_s_order(size, batch, world_size):
+    plan = Plan(size, batch, 8, world_size)
+    sampler = StepSampler(plan, order=lambda epoch: epoch_order(seed=0, epoch=epoch, size=size))
+    sampler.start(epoch=4, step=0)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == plan.num_steps * world_size
+    order = epoch_order(seed=0, epoch=4, size=size).tolist()
+    assert list(itertools.chain(*(indices.tolist() for [indices] in batches))) == order
+    for number, [indices] in enumerate(batches):  # batch i goes to process i % world_size
+        step, rank = divmod(number, world_size)
+        assert len(indices) == sum(Plan(size, batch, 8, world_size, rank).piece_sizes(step))
+
+
+def test_an_epoch_can_begin_in_its_middle():
+    plan = Plan(250, 100, 8, 2)
+    sampler = StepSampler(plan, order=lambda epoch: in_order(250) + epoch)
+    sampler.start(epoch=3, step=1)
+    assert len(sampler) == 4
+    assert [indices[0] for [indices] in sampler] == [103, 155, 203, 229]
+
+
+def test_a_step_is_one_fetch():
+    fetched = []
+
+    class Watched(SineDataset):
+        def __getitem__(self, index):
+            fetched.append(index)
+            return super().__getitem__(index)
+
+    plan = Plan(250, 100, 8)
+    loader = step_loader(Watched(size=250), StepSampler(plan, order=lambda _: in_order(250)))
+    assert [windows.shape[0] for windows, _ in loader] == [100, 100, 50]
+    assert [len(index) for index in fetched] == [100, 100, 50]
+
+
+def test_fingerprint_tells_data_apart():
+    def fingerprint(**changed: object) -> str:
+        return SineDataset(**{**NOISY, **changed}).fingerprint()
+
+    changes = ({}, {"size": 65}, {"window": 8}, {"noise": 0.03}, {"seed": 4}, {"phase": 0.5},
+               {"period": 61.0}, {"stream": TEST_NOISE})  # fmt: skip
+    assert fingerprint() == fingerprint()
+    assert len({fingerprint(**change) for change in changes}) == len(changes)

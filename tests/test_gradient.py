@@ -1,0 +1,164 @@
+"""A step's gradient, both ways, against one plain backward over the whole batch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sinlstm_dist import job, metrics
+from sinlstm_dist.config import load_config
+from sinlstm_dist.data import SineDataset
+from sinlstm_dist.gradient import evaluate, gradient_rows, totals_rows, tree_sum
+from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.plan import Plan, epoch_order
+from sinlstm_dist.runtime import World, join_world
+
+SETTINGS = {
+    "data.train_size": 53,
+    "data.test_size": 21,
+    "data.window": 9,
+    "data.noise": 0.02,
+    "train.global_batch_size": 20,
+    "train.tolerance": 0.3,
+}  # three steps, the last of them partial, and pieces of different sizes
+
+
+@pytest.fixture
+def world():
+    with join_world(timeout_s=60, one_thread=True) as joined:
+        yield joined
+
+
+def build(world: World, **settings: object) -> job.Job:
+    """What a run is made of."""
+    return job.build(load_config(overrides={**SETTINGS, **settings}), world)
+
+
+def sample_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    order = epoch_order(seed=0, epoch=0, size=53)[step * 20 : (step + 1) * 20]
+    return SineDataset(size=53, window=9, noise=0.02)[order]
+
+
+def plain_gradient(model: nn.Module, batch) -> tuple[float, dict[str, torch.Tensor]]:
+    """The oracle: nn.LSTM, nn.MSELoss and one backward over the whole batch."""
+    plain = Predictor()
+    plain.load_state_dict(model.state_dict())
+    loss = nn.MSELoss()(plain(batch[0]), batch[1])
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8, 40])
+@pytest.mark.parametrize("lstm", ["fused", "torch"])
+@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
+def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shards):
+    built = build(world, **{
+        "train.reduction": reduction, "model.lstm": lstm, "train.virtual_shards": shards
+    })  # fmt: skip
+    sizes = []
+    for step, batch in enumerate(built.train_loader):
+        assert torch.equal(batch[0], sample_batch(step)[0])
+        result = built.gradient(batch, step=step, stop=False)
+        loss, expected = plain_gradient(built.model, batch)
+        for name, parameter in built.model.named_parameters():
+            # float32 sums in another order: a few units in the last place
+            torch.testing.assert_close(
+                parameter.grad, expected[name], rtol=2e-5, atol=1e-6, msg=name
+            )
+        assert result.totals.loss == pytest.approx(loss, rel=1e-6)
+        errors = (built.model(batch[0]) - batch[1]).abs()
+        assert result.totals.correct == int((errors < 0.3).sum())
+        sizes.append(result.totals.samples)
+        built.optimizer.step()
+    assert sizes == [20, 20, 13]
+
+
+@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
+def test_a_request_to_stop_is_heard(world, reduction):
+    built = build(world, **{"train.reduction": reduction})
+    batch = next(iter(built.train_loader))
+    assert built.gradient(batch, step=0, stop=True).stop
+    assert not built.gradient(batch, step=0, stop=False).stop
+
+
+@pytest.mark.parametrize("sizes", [[5, 4, 4], [13], [6, 0, 7, 0]])
+def test_fused_rows_are_autograd_s(sizes):
+    torch.manual_seed(1)
+    plain, fused = Predictor(hidden_size=6), Predictor(hidden_size=6, fused=True)
+    fused.load_state_dict(plain.state_dict())
+    batch = SineDataset(size=13, window=11, noise=0.1)[np.arange(13)]
+    arguments = {"piece_sizes": sizes, "tolerance": 0.5}
+    width = sum(p.numel() for p in plain.parameters()) + metrics.NUM_TOTALS
+    rows = {}
+    for model in (plain, fused):
+        rows[model.fused] = torch.full((len(sizes), width), math.nan)
+        gradient_rows(model, batch, num_threads=1, out=rows[model.fused], **arguments)
+        totals = totals_rows(model, batch, num_threads=1, **arguments)
+        torch.testing.assert_close(totals.float(), rows[model.fused][:, -3:], rtol=1e-6, atol=0)
+    torch.testing.assert_close(rows[True], rows[False], rtol=2e-5, atol=2e-6)
+    assert torch.equal(rows[True][:, -2:], rows[False][:, -2:])  # counts
+    assert rows[True][:, -1].tolist() == sizes
+
+
+def test_a_row_is_the_gradient_of_the_piece_s_sum_of_squares():
+    """Whatever module it is, and whatever its neighbours are."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    windows, targets = torch.randn(5, 4, 1), torch.randn(5, 1)
+    out = torch.empty(2, 5 + metrics.NUM_TOTALS)
+    gradient_rows(
+        model, (windows, targets), piece_sizes=[3, 2], tolerance=0.5, num_threads=1, out=out
+    )
+    for row, part in zip(out, (slice(0, 3), slice(3, 5)), strict=True):
+        model.zero_grad()
+        errors = model(windows[part]) - targets[part]
+        errors.square().sum().backward()
+        assert row[:4].tolist() == pytest.approx(model[1].weight.grad[0].tolist(), rel=1e-5)
+        assert row[4].item() == pytest.approx(model[1].bias.grad.item(), rel=1e-5)
+        assert row[5].item() == pytest.approx(errors.square().sum().item(), rel=1e-6)
+        assert row[6:].tolist() == [int((errors.abs() < 0.5).sum()), len(errors)]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "order"),
+    [
+        (1, 0),
+        (2, (0, 1)),
+        (3, ((0, 1), 2)),
+        (4, ((0, 1), (2, 3))),
+        (5, (((0, 1), (2, 3)), 4)),
+        (6, (((0, 1), (2, 3)), (4, 5))),
+        (7, (((0, 1), (2, 3)), ((4, 5), 6))),
+    ],
+)
+def test_tree_sum_adds_neighbours_first(num_rows, order):
+    rows = torch.randn(num_rows, 1000, generator=torch.Generator().manual_seed(0))
+
+    def add(order):
+        return rows[order] if isinstance(order, int) else add(order[0]) + add(order[1])
+
+    assert torch.equal(tree_sum(rows), add(order))
+    if num_rows > 3:  # so many float32 numbers tell one order of adding from another
+        assert not torch.equal(add(order), sum(rows))
+
+
+@pytest.mark.parametrize("lstm", ["fused", "torch"])
+def test_evaluation_counts_every_test_window_once(world, lstm):
+    built = build(world, **{"model.lstm": lstm})
+    found = {
+        model: evaluate(model, built.test_loader, plan=built.test_plan, world=world, tolerance=0.3)
+        for model in (built.model, Persistence())
+    }
+    windows, targets = built.test_loader.dataset[np.arange(21)]
+    for model, totals in found.items():
+        errors = (model(windows) - targets).detach()
+        assert totals.samples == 21
+        assert totals.correct == int((errors.abs() < 0.3).sum())
+        assert totals.loss == pytest.approx(errors.square().mean().item(), rel=1e-6)
+
+
+def test_plan_of_the_test_set_is_cut_as_training_is(world):
+    built = build(world)
+    assert built.test_plan == Plan(21, 20, 8, 1, 0)

@@ -1,0 +1,180 @@
+"""The plan of the house: who imports whom, and what each file must not know.
+
+Each rule is a function of source text, so it is also shown to find what it forbids.
+"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
+# Imports point only from a later name to an earlier one.
+ORDER = [
+    "config", "launcher", "plan", "data", "lstm", "model", "metrics", "roll_call", "stop",
+    "runtime", "gradient", "checkpoint", "run_folder", "report", "job", "train", "__main__",
+]  # fmt: skip
+SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+ALL_SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
+
+NO_TORCH = ["config", "launcher", "plan", "stop", "report", "__main__"]
+NO_ACCELERATE = sorted(set(ORDER) - {"runtime", "job"})
+READ_ENVIRONMENT = {"launcher", "runtime", "roll_call"}
+
+
+def imported(source: str) -> set[str]:
+    """Every module that `source` imports; `from a import b` counts as a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide their direction"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def siblings(source: str) -> set[str]:
+    """The files of the package that `source` imports."""
+    parts = [name.split(".") for name in imported(source)]
+    return {part[1] for part in parts if part[0] == "sinlstm_dist" and part[1:2]} & set(ORDER)
+
+
+def imports_package(source: str, package: str) -> bool:
+    return any(name.split(".")[0] == package for name in imported(source))
+
+
+def dotted_names(source: str) -> set[str]:
+    """Names and attributes such as `print`, `sys.stdout` and `torch.load`."""
+    nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Name, ast.Attribute)))
+    return {ast.unparse(node) for node in nodes}
+
+
+def prints(source: str) -> bool:
+    forbidden = {"print", "sys.stdout", "sys.stderr", "warnings.warn"}
+    return bool(forbidden & dotted_names(source)) or any(
+        imports_package(source, package) for package in ("rich", "logging")
+    )
+
+
+def trusts_code_in_files(source: str) -> bool:
+    forbidden = {"torch.load", "torch.save", "eval", "exec", "compile", "__import__"}
+    return bool(forbidden & dotted_names(source)) or any(
+        imports_package(source, package) for package in ("pickle", "shelve", "marshal", "dill")
+    )
+
+
+def undocumented(source: str) -> list[str]:
+    """Public functions, methods and classes without a docstring."""
+    found = []
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, kinds) and not child.name.startswith("_"):
+                if not ast.get_docstring(child):
+                    found.append(child.name)
+                if isinstance(child, ast.ClassDef):
+                    visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def test_the_plan_names_every_file():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert files | folders == set(ORDER)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_imports_point_to_earlier_files(name):
+    later = {other for other in siblings(SOURCES[name]) if ORDER.index(other) >= ORDER.index(name)}
+    assert not later
+
+
+def test_the_recurrence_knows_nothing_of_the_rest():
+    for path, source in ALL_SOURCES.items():
+        if path.startswith("lstm/"):
+            assert siblings(source) <= {"lstm"}, path
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_knows_nothing_of_torch(name):
+    assert not imports_package(SOURCES[name], "torch")
+
+
+def test_configuration_and_plan_work_without_torch():
+    program = (
+        "import sys\n"
+        "import sinlstm_dist.config, sinlstm_dist.launcher, sinlstm_dist.plan, sinlstm_dist.stop\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("name", NO_ACCELERATE)
+def test_knows_nothing_of_accelerate(name):
+    if name in SOURCES:
+        assert not imports_package(SOURCES[name], "accelerate")
+
+
+@pytest.mark.parametrize("name", ["data", "model", "metrics", "plan", "report", "checkpoint"])
+def test_knows_nothing_of_processes(name):
+    names = imported(SOURCES[name]) | dotted_names(SOURCES[name])
+    assert not any(known.startswith("torch.distributed") for known in names)
+    assert not {"runtime", "launcher", "roll_call"} & siblings(SOURCES[name])
+
+
+@pytest.mark.parametrize("name", ["data", "model", "train"])
+def test_knows_nothing_of_devices(name):
+    names = dotted_names(SOURCES[name])
+    assert not [n for n in names if n.endswith((".to", ".cuda", ".cpu")) or "torch.cuda" in n]
+
+
+def test_the_story_of_training_has_no_ranks():
+    assert not [name for name in dotted_names(SOURCES["train"]) if name.split(".")[-1] == "rank"]
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES)
+def test_only_the_report_prints(path):
+    assert prints(ALL_SOURCES[path]) == (path == "report.py")
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES)
+def test_no_file_is_trusted_to_be_code(path):
+    assert not trusts_code_in_files(ALL_SOURCES[path])
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES)
+def test_public_names_have_docstrings(path):
+    assert ast.get_docstring(ast.parse(ALL_SOURCES[path]))
+    assert undocumented(ALL_SOURCES[path]) == []
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_environment_is_read_in_few_places(name):
+    reads = {n for n in dotted_names(SOURCES[name]) if n.startswith(("os.environ", "os.getenv"))}
+    assert not reads or name in READ_ENVIRONMENT
+
+
+@pytest.mark.parametrize("path", ALL_SOURCES)
+def test_files_stay_small(path):
+    assert len(ALL_SOURCES[path].splitlines()) <= 400
+
+
+def test_the_rules_find_what_they_forbid():
+    assert siblings("from sinlstm_dist import train, data") == {"train", "data"}
+    assert siblings("def f():\n    import sinlstm_dist.report as r") == {"report"}
+    assert siblings("from sinlstm_dist.lstm.choice import choose") == {"lstm"}
+    assert imports_package("from torch import nn", "torch")
+    assert imports_package("import torch.nn as t", "torch")
+    assert not imports_package("import torchvision", "torch")
+    for bad in ("print(1)", "import sys\nsys.stdout.write('a')", "from rich import box"):
+        assert prints(bad)
+    for bad in ("torch.load('a')", "from pickle import loads", "exec('a')", "eval('a')"):
+        assert trusts_code_in_files(bad)
+    assert not trusts_code_in_files("model.eval()")
+    assert undocumented("class A:\n    def b(self): ...\n    def _c(self): ...") == ["A", "b"]

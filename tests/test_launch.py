@@ -1,0 +1,161 @@
+"""Ways to start: each trains as many processes as it says, or says which command does."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import launching
+import pytest
+from accelerate.utils import DistributedType
+
+from sinlstm_dist import __main__, launcher, runtime, train
+from sinlstm_dist.config import ConfigError
+
+QUICK = {
+    "data.train_size": 60,
+    "data.test_size": 30,
+    "data.window": 10,
+    "data.noise": 0.02,
+    "train.global_batch_size": 20,
+    "train.epochs": 2,
+}
+WORKS = "torchrun --nproc-per-node"
+
+
+def accelerate_launch(*options: str, cwd: Path, **settings: object) -> launching.Ended:
+    """`accelerate launch OPTIONS -m sinlstm_dist.train`, without a user's configuration of it."""
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", *options,
+        "-m", "sinlstm_dist.train", *launching.flags({**QUICK, "output.dir": "run", **settings}),
+    ]  # fmt: skip
+    ended = subprocess.run(
+        command, cwd=cwd, env=launching.environment(HF_HOME=str(cwd / "hf")), timeout=120,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return launching.Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> str:
+    """Digest of the weights of a run of one process, in this one."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert train.main(launching.flags({**QUICK, "output.dir": run})) == 0
+    return launching.weights_digest(run)
+
+
+def errors(ended: launching.Ended) -> list[str]:
+    return [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+
+
+def check_trained(folder: Path, ended: launching.Ended, *, world_size: int, weights: str) -> None:
+    assert ended.code == 0, ended.stderr
+    assert errors(ended) == []
+    assert launching.summary(folder / "run")["world_size"] == world_size
+    assert launching.weights_digest(folder / "run") == weights
+    assert ended.stdout.count("results in run") == 1
+
+
+def test_plain_python(tmp_path, alone):
+    ended = launching.train(launching.flags({**QUICK, "output.dir": "run"}), cwd=tmp_path)
+    check_trained(tmp_path, ended, world_size=1, weights=alone)
+
+
+def test_console_script(tmp_path, alone, capsys):
+    flags = launching.flags({**QUICK, "output.dir": tmp_path / "run"})
+    assert __main__.main(["train", *flags]) == 0
+    assert launching.weights_digest(tmp_path / "run") == alone
+    assert __main__.main(["train", "--data.noize", "1"]) == 2
+    capsys.readouterr()
+    assert __main__.main(["trian"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert "'train'" in error
+
+
+def test_torchrun_with_two(tmp_path, alone):
+    flags = launching.flags({**QUICK, "output.dir": "run"})
+    ended = launching.train(flags, cwd=tmp_path, processes=2)
+    check_trained(tmp_path, ended, world_size=2, weights=alone)
+
+
+def test_accelerate_launch(tmp_path, alone):
+    ended = accelerate_launch(cwd=tmp_path)
+    check_trained(tmp_path, ended, world_size=1, weights=alone)
+
+
+def test_accelerate_launch_with_two_on_cpu(tmp_path, alone):
+    port = str(launching.free_port())
+    options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", port]
+    ended = accelerate_launch(*options, cwd=tmp_path)
+    check_trained(tmp_path, ended, world_size=2, weights=alone)
+
+
+def test_accelerate_s_silent_single_process_is_refused(tmp_path):
+    ended = accelerate_launch("--cpu", "--num_processes", "2", cwd=tmp_path)
+    assert ended.code != 0
+    [error] = errors(ended)
+    assert WORKS in error
+    assert "--cpu" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_pieces_are_refused_once(tmp_path):
+    flags = launching.flags({**QUICK, "output.dir": "run", "train.virtual_shards": 1})
+    ended = launching.train(flags, cwd=tmp_path, processes=2)
+    assert ended.code != 0
+    [error] = errors(ended)
+    assert "2 processes" in error
+    assert "train.virtual_shards=1" in error
+    assert "train.virtual_shards=2" in error  # what to do
+    assert not (tmp_path / "run").exists()
+
+
+# What the launcher's variables say; each process of such a start would be alone
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """An environment without a launcher's variables."""
+    for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, "MASTER_ADDR",
+                 "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_tasks_of_srun_that_nothing_joins_are_refused(bare, tmp_path, capsys):
+    bare.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert train.main(launching.flags({**QUICK, "output.dir": tmp_path / "run"})) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "srun started 2 tasks" in error
+    assert WORKS in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_srun_with_one_launcher_a_node_is_fine(bare):
+    bare.setenv("SLURM_STEP_NUM_TASKS", "2")
+    bare.setenv("WORLD_SIZE", "8")
+    assert launcher.check_launch() == 8
+    bare.setenv("SLURM_STEP_NUM_TASKS", "1")
+    bare.delenv("WORLD_SIZE")
+    assert launcher.check_launch() == 1
+
+
+def test_no_launcher_means_one_process(bare):
+    assert launcher.check_launch() == 1
+    assert launcher.is_speaker()
+
+
+@pytest.mark.parametrize(
+    ("kind", "joined", "advice"),
+    [
+        (DistributedType.NO, 1, "torchrun --nproc-per-node 3"),  # lone copies
+        (DistributedType.MULTI_CPU, 2, "torchrun --nproc-per-node 3"),
+        (DistributedType.FSDP, 3, "FSDP is not supported"),
+        (DistributedType.DEEPSPEED, 3, "DEEPSPEED is not supported"),
+    ],
+)
+def test_a_world_that_is_not_what_was_meant_is_refused(kind, joined, advice):
+    accelerator = SimpleNamespace(distributed_type=kind, num_processes=joined)
+    with pytest.raises(ConfigError, match=advice):
+        runtime._check_world(accelerator, meant=3)

@@ -1,0 +1,165 @@
+"""A process that dies, hangs, fails or never comes: the others end in time and one names it."""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from launching import (
+    SMALL,
+    children,
+    finish,
+    flags,
+    metrics,
+    start,
+    summary,
+    wait_for,
+    weights_digest,
+)
+from nursery import Launch, Nursery
+
+from sinlstm_dist import checkpoint
+
+TIMEOUT_S = 3
+MARGIN_S = 12  # roll call and leaving, on a busy machine
+SETTINGS = {**SMALL, "train.timeout_s": TIMEOUT_S, "output.dir": "run"}
+HOST = socket.gethostname()
+
+
+def train(nursery: Nursery, cwd: Path, faults: list[dict[str, object]], **keywords) -> Launch:
+    """A world of 3 until all but those that hang have ended, in time."""
+    launch = nursery.start(flags(SETTINGS), cwd=cwd, faults=faults, **{"processes": 3, **keywords})
+    hanging = {fault["rank"] for fault in faults if fault["do"] == "hang"}
+    deadline = time.monotonic() + TIMEOUT_S + MARGIN_S
+    while {child.rank for child in nursery.running(launch)} - hanging:
+        if time.monotonic() > deadline:
+            nursery.kill(launch)
+            raise AssertionError(f"some never noticed:\n{launch.stderr}")
+        time.sleep(0.01)
+    return launch
+
+
+def check_resumes(nursery: Nursery, cwd: Path) -> None:
+    """Nothing that was published is lost, and the run ends as it would have."""
+    for folder in checkpoint.find(cwd / "run" / "checkpoints"):
+        checkpoint.read(folder)
+    straight = flags({**SETTINGS, "output.dir": "straight"})
+    assert nursery.run(straight, cwd=cwd).codes == [0]
+    assert nursery.run(flags(SETTINGS), cwd=cwd, processes=2).codes == [0, 0]
+    assert weights_digest(cwd / "run") == weights_digest(cwd / "straight")
+    assert metrics(cwd / "run") == metrics(cwd / "straight")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("do", ["kill", "hang"])
+def test_died_or_hangs(nursery: Nursery, tmp_path: Path, lost: int, do: str) -> None:
+    faults = [{"rank": lost, "of": "step", "at": 5, "do": do}]
+    launch = train(nursery, tmp_path, faults)
+    codes, stderr = list(launch.codes), launch.stderr
+    nursery.kill(launch)
+    assert codes[:lost] + codes[lost + 1 :] == [1, 1]
+    assert stderr.count("error:") == 1, stderr
+    # a store kept by rank 0 is lost with it, and that is what the others can say
+    kept_the_store = f"the connection to rank 0 on {HOST} was lost"
+    expected = f"rank {lost} on {HOST} died, hangs or cannot be reached"
+    assert expected in stderr or (lost == 0 and kept_the_store in stderr), stderr
+    assert "Traceback" not in stderr
+    assert "terminate called" not in stderr
+    published = checkpoint.find(tmp_path / "run" / "checkpoints")
+    assert [folder.name for folder in published] == ["step-00000003"]
+    if lost != 0:
+        assert summary(tmp_path / "run")["outcome"] == "failed"
+        assert expected in summary(tmp_path / "run")["reason"]
+    check_resumes(nursery, tmp_path)
+
+
+def test_one_of_five_is_named_alone(nursery: Nursery, tmp_path: Path) -> None:
+    """Only its neighbours are waiting for it; the others wait for them, and all must learn it."""
+    faults = [{"rank": 3, "of": "step", "at": 5, "do": "kill"}]
+    launch = train(nursery, tmp_path, faults, processes=5)
+    assert launch.codes == [1, 1, 1, -signal.SIGKILL, 1]
+    assert launch.stderr == f"error: rank 3 on {HOST} died, hangs or cannot be reached\n"
+
+
+def test_two_of_five(nursery: Nursery, tmp_path: Path) -> None:
+    faults = [{"rank": rank, "of": "step", "at": 5, "do": "kill"} for rank in (1, 4)]
+    launch = train(nursery, tmp_path, faults, processes=5)
+    assert launch.stderr.count("error:") == 1
+    for rank in (1, 4):
+        assert f"rank {rank} on {HOST} died" in launch.stderr
+    for rank in (0, 2, 3):
+        assert f"rank {rank} on" not in launch.stderr
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_raises(nursery: Nursery, tmp_path: Path, failing: int) -> None:
+    """Its own traceback once, and one line from the others that names it."""
+    faults = [{"rank": failing, "of": "step", "at": 5, "do": "raise", "text": "it broke"}]
+    launch = train(nursery, tmp_path, faults)
+    assert launch.codes == [1, 1, 1]
+    assert launch.stderr.count("\nValueError: it broke") == 1
+    assert launch.stderr.count("error:") == 1
+    assert f"error: rank {failing} on {HOST} failed: ValueError: it broke" in launch.stderr
+    assert summary(tmp_path / "run")["outcome"] == "failed"
+    assert "it broke" in summary(tmp_path / "run")["reason"]
+
+
+def test_all_raise_alike(nursery: Nursery, tmp_path: Path) -> None:
+    fault = {"of": "step", "at": 5, "do": "raise", "text": "it broke"}
+    faults = [{"rank": rank, **fault} for rank in (0, 1, 2)]
+    launch = train(nursery, tmp_path, faults)
+    assert launch.codes == [1, 1, 1]
+    assert launch.stderr.count("\nValueError: it broke") == 1
+    assert launch.stderr.count("error:") == 0
+
+
+@pytest.mark.parametrize("when", ["build", "evaluate", "save"])
+def test_dies_elsewhere(nursery: Nursery, tmp_path: Path, when: str) -> None:
+    lost = 0 if when == "save" else 1
+    faults = [{"rank": lost, "of": when, "at": 1, "do": "kill"}]
+    launch = train(nursery, tmp_path, faults)
+    assert launch.stderr.count("error:") == 1, launch.stderr
+    assert f"rank {lost} on {HOST}" in launch.stderr
+    assert [code for code in launch.codes if code != 1] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize("absent", [0, 2])
+def test_never_comes(nursery: Nursery, tmp_path: Path, absent: int) -> None:
+    launch = train(nursery, tmp_path, [], absent=(absent,))
+    assert launch.codes == [1, 1]
+    assert launch.stderr.count("error:") == 1, launch.stderr
+    assert "Traceback" not in launch.stderr
+    if absent:
+        assert "error: rank 2 of 3 has not started within train.timeout_s=3" in launch.stderr
+    else:
+        assert "error: rank 0 cannot be reached at 127.0.0.1" in launch.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_wakes_up_late(nursery: Nursery, tmp_path: Path) -> None:
+    """A process that was stopped and goes on when the others have left says nothing more."""
+    launch = train(nursery, tmp_path, [{"rank": 2, "of": "step", "at": 5, "do": "hang"}])
+    nursery.kill(launch, signal.SIGCONT)
+    nursery.wait(launch, timeout=TIMEOUT_S + MARGIN_S)
+    assert launch.codes == [1, 1, 1]
+    assert launch.stderr.count("error:") == 1, launch.stderr
+
+
+@pytest.mark.parametrize(("lost", "number"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_under_torchrun(nursery: Nursery, tmp_path: Path, lost: int, number: int) -> None:
+    """The launcher's own store and its signals to the others; it ends too."""
+    arguments = flags({**SETTINGS, "train.epochs": 100_000, "data.train_size": 5000})
+    launcher = start(arguments, cwd=tmp_path, processes=3, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    wait_for(lambda: len(list(checkpoints.glob("step-*"))) >= 2)
+    os.kill(children(launcher.pid)[lost], number)
+    ended = finish(launcher, timeout=TIMEOUT_S + MARGIN_S + 20)
+    assert ended.code == 1
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [f"error: rank {lost} on {HOST} died, hangs or cannot be reached"]
+    assert "terminate called" not in ended.stderr
+    assert "sinlstm_dist/train.py" not in ended.stderr  # no traceback of ours
+    for folder in checkpoint.find(checkpoints):
+        checkpoint.read(folder)

@@ -1,0 +1,217 @@
+"""What a person sees: plain lines in a file, a panel, a live line and a table on a terminal."""
+
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from pathlib import Path
+
+import launching
+import pytest
+from rich.cells import cell_len
+
+from sinlstm_dist import report
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.report import HEAD, WIDTHS, Report, show_error
+from sinlstm_dist.run_folder import Summary
+
+FACTS = {"processes": "2 on here", "run folder": "runs/x"}
+ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(\x07|\x1b\\))")
+
+
+def record(epoch: int, **changed: float) -> dict[str, float]:
+    return {
+        "epoch": epoch, "step": 10 * epoch, "train_loss": 0.5 / epoch, "train_accuracy": 0.25,
+        "test_loss": 1e-7 * epoch, "test_accuracy": 1.0, "train_samples": 1000,
+        "test_samples": 100, "epoch_s": 0.1, "samples_per_s": 1e5, **changed,
+    }  # fmt: skip
+
+
+def summary(**changed: object) -> Summary:
+    values = {
+        "outcome": "completed", "reason": "3 epochs", "epochs": 3, "step": 30,
+        "metrics": record(3), "best": record(2), "world_size": 1, "device": "cpu",
+        "reduction": "ordered", "wall_s": 1.0, "versions": {}, **changed,
+    }  # fmt: skip
+    return Summary(**values)
+
+
+def tell(epochs: int, *, enabled: bool = True) -> None:
+    """A whole run's calls."""
+    account = Report(enabled=enabled, epochs=epochs, num_steps=10)
+    account.start(FACTS)
+    account.note("continues after step 0")
+    account.begin_training(finished_epochs=0)
+    for epoch in range(1, epochs + 1):
+        for step in range(1, 11):
+            account.step(epoch=epoch, step=step)
+        account.epoch(record(epoch))
+    account.end_training()
+    account.end(summary(), baseline=Totals(5.0, 83, 100), folder="runs/x")
+
+
+def table_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if re.match(r" +(\d+|epoch) +(\d+|step) ", line)]
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 20, 100, 1000, 12345])
+def test_a_file_has_few_lines_of_fixed_columns(epochs, capsys):
+    tell(epochs)
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert "\x1b" not in printed
+    assert "\r" not in printed
+    head, *rows = table_lines(printed)
+    assert len(rows) <= 40
+    assert [int(row.split()[0]) for row in (rows[0], rows[-1])] == [1, epochs]
+    assert head.split() == " ".join(HEAD).split()
+    assert {len(line) for line in (head, *rows)} == {sum(WIDTHS)}
+    ends = [sum(WIDTHS[: i + 1]) for i in range(len(WIDTHS))]
+    for line in rows:  # every cell ends at its column's edge, and a blank is before it
+        assert len(line.split()) == len(WIDTHS)
+        assert all(line[end - 1] != " " for end in ends)
+    assert len(printed.splitlines()) <= len(rows) + 15
+    assert max(map(cell_len, printed.splitlines())) <= 100
+
+
+def test_a_file_s_values_are_the_record_s(capsys):
+    tell(3)
+    row = table_lines(capsys.readouterr().out)[2]
+    assert row.split() == ["2", "20", "2.5000e-01", "0.2500", "2.0000e-07", "1.0000", "100000"]
+
+
+def test_large_numbers_keep_their_columns(capsys):
+    account = Report(enabled=True, epochs=10**6, num_steps=1)
+    account.begin_training(finished_epochs=0)
+    account.epoch(record(999_999, step=99_999_999, samples_per_s=1e9, train_loss=1e-300))
+    account.epoch(record(10**6, step=99_999_999, samples_per_s=1e9, train_loss=1e300))
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert {len(row) for row in rows} == {len(head)}
+    assert all(len(row.split()) == len(WIDTHS) for row in rows)
+
+
+def test_the_closing_table_has_the_best_epoch_and_the_baseline(capsys):
+    tell(3)
+    printed = capsys.readouterr().out
+    lines = {
+        line.split("│")[1].strip(): line for line in printed.splitlines() if line.startswith("│")
+    }
+    assert list(lines) == [
+        "train, epoch 3", "test, epoch 3", "test, best epoch 2", "test, last value again",
+    ]  # fmt: skip
+    expected = {
+        "train, epoch 3": ["1.6667e-01", "0.2500", "1,000"],
+        "test, epoch 3": ["3.0000e-07", "1.0000", "100"],
+        "test, best epoch 2": ["2.0000e-07", "1.0000", "100"],
+        "test, last value again": ["5.0000e-02", "0.8300", "100"],
+    }
+    for name, cells in expected.items():
+        assert [cell.strip() for cell in lines[name].split("│")[2:5]] == cells
+    assert printed.endswith("completed: 3 epochs\nresults in runs/x\n")
+
+
+def test_a_run_without_an_epoch_has_no_table(capsys):
+    account = Report(enabled=True, epochs=3, num_steps=10)
+    ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
+    account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/[x]")
+    assert capsys.readouterr().out == "failed: [why] it was\nresults in runs/[x]\n"
+
+
+def test_one_that_is_not_enabled_says_nothing(capsys):
+    tell(3, enabled=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_epoch_gives_a_sign_of_life(capsys, monkeypatch):
+    monkeypatch.setattr(report, "QUIET_S", 0.0)
+    account = Report(enabled=True, epochs=3, num_steps=10)
+    account.step(epoch=1, step=4)
+    assert capsys.readouterr().out == "epoch 1: step 4 of 10\n"
+
+
+def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
+    long = "[data]: did you mean [bold]this[/bold]? " * 10
+    show_error(f"one\n{long}")
+    assert capsys.readouterr() == ("", f"error: one\nerror: {long}\n")
+
+
+def test_one_of_two_processes_writes(tmp_path):
+    settings = {**launching.SMALL, "output.dir": "run"}
+    ended = launching.train(launching.flags(settings), cwd=tmp_path, processes=2)
+    assert ended.code == 0, ended.stderr
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert len(table_lines(ended.stdout)) == 1 + 3
+    starts = [line.split("  ")[0] for line in ended.stdout.splitlines()[:6]]
+    assert starts == ["processes", "data", "batch", "reduction", "model", "run folder"]
+    for once in ("processes ", "test, last value again", "completed: 3 epochs", "results in run"):
+        assert ended.stdout.count(once) == 1
+    assert "sinlstm_dist" not in ended.stderr
+
+
+# On a terminal
+
+
+def on_terminal(arguments: list[str], *, cwd: Path, columns: int) -> str:
+    """All that a command writes to a terminal of so many columns."""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = launching.environment(TERM="xterm-256color")
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        environment.pop(name, None)
+    process = subprocess.Popen(
+        launching.command(*arguments), cwd=cwd, env=environment,
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    written, deadline = b"", time.monotonic() + 90
+    try:
+        while time.monotonic() < deadline:
+            if not select.select([master], [], [], 1.0)[0]:
+                continue
+            try:
+                read = os.read(master, 65536)
+            except OSError:  # how Linux says that no writer is left
+                break
+            if not read:
+                break
+            written += read
+        assert process.wait(timeout=10) == 0, written.decode()
+    finally:
+        if process.poll() is None:
+            process.kill()
+        os.close(master)
+    return written.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_on_a_terminal(columns, tmp_path):
+    settings = {**launching.SMALL, "train.epochs": 150, "output.dir": "run"}
+    written = on_terminal(launching.flags(settings), cwd=tmp_path, columns=columns)
+    assert ESCAPE.search(written)
+    frames = [part for part in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if part.strip()]
+    assert max(map(cell_len, frames)) <= columns
+    shown = "\n".join(frames)
+
+    panel = shown[: shown.index("╰")]
+    assert panel.startswith("╭─ sinlstm-dist ─")
+    for fact in ("processes", "data", "batch", "reduction", "model", "run folder"):
+        assert re.search(rf"^│ {fact} ", panel, flags=re.MULTILINE)
+
+    live = [frame for frame in frames if frame.startswith("epoch")]
+    assert len(live) > 2
+    assert re.search(r"^epoch +0/150 ", live[0])
+    assert re.search(r"^epoch 150/150 ", live[-1])
+    for figures in ("test loss ", "accuracy ", "k samples/s"):
+        assert figures in live[-1], live[-1]
+    assert re.search(r"\d\d:\d\d *$", live[-1])  # remaining time, and at the end the time it took
+    assert "\x1b[?25h" in written  # the cursor is back
+
+    end = shown[shown.index("┏") :]
+    assert "│ test, best epoch " in end
+    assert "│ test, last value again │" in end
+    assert end.count("completed: 150 epochs") == 1
+    assert end.endswith("results in run")

@@ -1,0 +1,289 @@
+"""The same command starts a run, continues it, and says that it is complete."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import SMALL, command, environment, flags, metrics, summary, weights_digest
+from nursery import Launch, Nursery
+
+SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20}
+
+
+@pytest.fixture
+def train(nursery: Nursery, tmp_path: Path):
+    """Train with SETTINGS and changes to them; "run" is the folder unless they say otherwise."""
+
+    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
+        settings = {**SETTINGS, "output.dir": "run", **(changes or {})}
+        return nursery.run(flags(settings), cwd=tmp_path, **keywords)
+
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def steps(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def check_same(run: Path, straight: Path) -> None:
+    assert weights_digest(run) == weights_digest(straight)
+    assert metrics(run) == metrics(straight)
+
+
+def test_starts_then_says_complete(train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = train()
+    assert first.codes == [0]
+    before = weights_digest(run), metrics(run)
+    again = train(processes=2)
+    assert again.codes == [0, 0]
+    assert "completed: 3 epochs" in again.stdout
+    assert (weights_digest(run), metrics(run)) == before
+    assert summary(run)["outcome"] == "completed"
+
+
+def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
+    assert train({"train.epochs": 5, "output.dir": "straight"}).codes == [0]
+    assert train({"train.epochs": 2}).codes == [0]
+    assert train({"train.epochs": 4}, processes=3).codes == [0, 0, 0]
+    longer = train({"train.epochs": 5, "checkpoint.every_epochs": 7, "checkpoint.keep": 3})
+    assert longer.codes == [0]
+    assert "continues after step 12 (4 epochs finished)" in longer.stdout
+    check_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_momentum_is_part_of_the_state(train, tmp_path: Path) -> None:
+    """Negative control: a resumed run that forgot its momentum ends elsewhere."""
+    from sinlstm_dist import checkpoint
+
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train({"train.epochs": 2}).codes == [0]
+    folder = checkpoint.find(tmp_path / "run" / "checkpoints")[0]
+    found = checkpoint.read(folder)
+    assert any("momentum" in name for name in found.optimizer)
+    checkpoint.set_aside(folder, "true")
+    checkpoint.write(folder.parent, checkpoint.Checkpoint(found.state, found.weights, {}), keep=2)
+    assert train().codes == [0]
+    assert weights_digest(tmp_path / "run") != weights_digest(tmp_path / "straight")
+
+
+def test_a_contradicting_configuration_is_refused(train, tmp_path: Path) -> None:
+    assert train({"train.epochs": 2}).codes == [0]
+    before = content(tmp_path / "run")
+    for changes, told in (
+        (
+            {"optim.lr": 0.02, "train.seed": 5},
+            "optim.lr was 0.01 and is 0.02, train.seed was 0 and is 5",
+        ),
+        ({"data.noise": 0.1}, "data.noise was 0.02 and is 0.1"),
+        ({"model.hidden_size": 6}, "model.hidden_size was 5 and is 6"),
+        ({"train.virtual_shards": 4}, "train.virtual_shards was 8 and is 4"),
+    ):
+        for processes in (1, 2):
+            refused = train(changes, processes=processes)
+            assert refused.codes == [2] * processes
+            assert told in refused.stderr
+            assert refused.stderr.count("error:") == 1
+            assert content(tmp_path / "run") == before
+    named = train({"optim.lr": 0.02, "checkpoint.resume": "run/checkpoints/step-00000003"})
+    assert named.codes == [2]
+    assert content(tmp_path / "run") == before
+    assert train({"train.epochs": 2}).codes == [0]  # the true one is still welcome
+
+
+def test_an_own_older_checkpoint_by_name(train, tmp_path: Path) -> None:
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train().codes == [0]
+    older = train({"checkpoint.resume": "run/checkpoints/step-00000006"})
+    assert older.codes == [0], older.stderr
+    assert "continues after step 6" in older.stdout
+    check_same(tmp_path / "run", tmp_path / "straight")
+    assert steps(tmp_path / "run") == ["abandoned-step-00000009", "step-00000006", "step-00000009"]
+
+
+def test_another_runs_checkpoint_in_a_new_folder(train, tmp_path: Path) -> None:
+    assert train({"output.dir": "straight"}).codes == [0]
+    before = content(tmp_path / "straight")
+    named = train({"checkpoint.resume": "straight/checkpoints/step-00000006"}, processes=2)
+    assert named.codes == [0, 0], named.stderr
+    check_same(tmp_path / "run", tmp_path / "straight")  # metrics complete, from epoch 1
+    assert content(tmp_path / "straight") == before
+    other = train({"output.dir": "run", "checkpoint.resume": "straight/checkpoints/step-00000006"})
+    assert other.codes == [2]
+    assert "already holds a run" in other.stderr
+
+
+def test_a_named_checkpoint_that_is_damaged_or_missing(train, tmp_path: Path) -> None:
+    assert train({"output.dir": "straight"}).codes == [0]
+    folder = tmp_path / "straight" / "checkpoints" / "step-00000006"
+    (folder / "state.json").write_bytes(b"{}")
+    for name in ("step-00000006", "step-00000007"):
+        refused = train({"checkpoint.resume": f"straight/checkpoints/{name}"})
+        assert refused.codes == [2]
+        assert f"checkpoint.resume=straight/checkpoints/{name}" in refused.stderr
+
+
+def test_never_refuses_a_folder_with_a_run(train) -> None:
+    assert train({"checkpoint.resume": "never"}).codes == [0]
+    refused = train({"checkpoint.resume": "never"})
+    assert refused.codes == [2]
+    assert "choose another folder" in refused.stderr
+
+
+def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path: Path) -> None:
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train().codes == [0]
+    path = tmp_path / "run" / "checkpoints" / "step-00000009" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    again = train(processes=2)
+    assert again.codes == [0, 0]
+    assert "step-00000009/model.safetensors: is damaged" in again.stdout
+    assert "continues after step 6" in again.stdout
+    check_same(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"epoch": 3, "tra', b'{"epoch": 3, "step": 9}\n', b"\0\0\0\0", b"\0\0\n"]
+)
+def test_a_torn_last_line(train, tmp_path: Path, tail: bytes) -> None:
+    """Lines of epochs behind the checkpoint, torn or whole, are written anew."""
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train({"train.epochs": 2}).codes == [0]
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(tail)
+    again = train()
+    assert again.codes == [0], again.stderr
+    check_same(tmp_path / "run", tmp_path / "straight")
+
+
+def test_lost_metrics_are_said(train, tmp_path: Path) -> None:
+    assert train({"train.epochs": 2}).codes == [0]
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    again = train()
+    assert again.codes == [0]
+    assert "lacks epochs of its run" in again.stdout
+    assert [record["epoch"] for record in metrics(tmp_path / "run")] == [3]
+
+
+def test_a_checkpoint_each_step_changes_nothing(train, tmp_path: Path) -> None:
+    assert train({"output.dir": "straight", "checkpoint.every_epochs": 0}).codes == [0]
+    assert steps(tmp_path / "straight") == ["step-00000009"]
+    assert train({"checkpoint.every_steps": 1, "checkpoint.keep": 4}).codes == [0]
+    assert steps(tmp_path / "run") == [f"step-{step:08d}" for step in (6, 7, 8, 9)]
+    check_same(tmp_path / "run", tmp_path / "straight")
+    for step in (6, 7, 8):
+        name = f"run/checkpoints/step-{step:08d}"
+        assert train({"checkpoint.resume": name, "output.dir": f"from-{step}"}).codes == [0]
+        check_same(tmp_path / f"from-{step}", tmp_path / "straight")
+
+
+def test_a_folder_in_use_is_refused(nursery: Nursery, train, tmp_path: Path) -> None:
+    faults = [{"rank": 0, "of": "step", "at": 2, "do": "hang"}]
+    settings = {**SETTINGS, "output.dir": "run"}
+    hanging = nursery.start(flags(settings), cwd=tmp_path, faults=faults)
+    while not hanging.events() or len(hanging.events()) < 2:
+        assert nursery.running(hanging)
+    refused = train()
+    nursery.kill(hanging)
+    assert refused.codes == [2]
+    assert "is in use by a run that has not ended" in refused.stderr
+    assert train().codes == [0]
+
+
+LIMIT_BYTES = 2500  # between a checkpoint's largest file and metrics.jsonl after ten epochs
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_file_that_cannot_grow(train, tmp_path: Path, processes: int) -> None:
+    """The kernel's own refusal, by the limit on the size of a file; through the real command."""
+    more = {"train.epochs": 12, "output.dir": "run"}
+    arguments = flags({**SETTINGS, **more})
+    ended = subprocess.run(
+        command(*arguments, processes=processes),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (LIMIT_BYTES, resource.RLIM_INFINITY)
+        ),
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("error: run/metrics.jsonl: File too large") == 1, ended.stderr
+    assert "sinlstm_dist/train.py" not in ended.stderr  # no traceback of ours
+    run = tmp_path / "run"
+    assert summary(run)["outcome"] == "failed"
+    assert "File too large" in summary(run)["reason"]
+    assert train({**more, "output.dir": "straight"}).codes == [0]
+    assert train(more).codes == [0]
+    check_same(run, tmp_path / "straight")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_removed_run_folder(nursery: Nursery, tmp_path: Path, processes: int) -> None:
+    faults = [{"rank": rank, "of": "step", "at": 5, "do": "hang"} for rank in range(processes)]
+    settings = {**SETTINGS, "output.dir": "run"}
+    launch = nursery.start(flags(settings), cwd=tmp_path, processes=processes, faults=faults)
+    while len(launch.events()) < 5:
+        assert nursery.running(launch)
+    shutil.rmtree(tmp_path / "run")
+    nursery.kill(launch, signal.SIGCONT)
+    ended = nursery.wait(launch)
+    assert ended.codes == [1] * processes
+    assert ended.stderr.count("error:") == 1
+    assert "run: the run folder was removed" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+DROP_OVERRIDE = """
+import ctypes, os, sys
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)  # root obeys permissions too
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_a_folder_that_may_not_be_written(train, tmp_path: Path) -> None:
+    assert train({"train.epochs": 2}).codes == [0]
+    run = tmp_path / "run"
+    before = content(run)
+    (run / "checkpoints").chmod(0o555)
+    try:
+        arguments = command(*flags({**SETTINGS, "output.dir": "run"}))
+        ended = subprocess.run(
+            [sys.executable, "-c", DROP_OVERRIDE, *arguments[1:]],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        (run / "checkpoints").chmod(0o755)
+    assert ended.returncode == 1
+    assert ended.stderr.count("error:") == 1, ended.stderr
+    assert "Permission denied" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert steps(run) == ["step-00000003", "step-00000006"]
+    for name, bytes_before in before.items():
+        if name.startswith("checkpoints/"):
+            assert (run / name).read_bytes() == bytes_before
+    assert json.loads((run / "summary.json").read_text())["outcome"] == "failed"
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train().codes == [0]
+    check_same(run, tmp_path / "straight")

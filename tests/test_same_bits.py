@@ -1,0 +1,195 @@
+"""The same bits on any number of processes, and what would change them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from launching import SMALL, finish, flags, metrics, start, train, weights_digest
+from nursery import Nursery
+
+WORLD_SIZES = (1, 2, 3, 4, 5, 8)
+HARD = {**SMALL, "optim.momentum": 0.9}  # a partial last batch, noise, momentum
+
+VARIANTS = {
+    "fused": {"model.lstm": "fused"},
+    "torch": {"model.lstm": "torch"},
+    "batches smaller than the pieces": {"train.global_batch_size": 5, "data.train_size": 23},
+    "three pieces": {"train.virtual_shards": 3},
+    "with replacement": {"train.sampling": "replacement"},
+    "two layers": {"model.num_layers": 2},
+    "one batch smaller than the world": {"data.train_size": 3, "data.test_size": 2},
+}
+
+
+def result(run: Path) -> tuple[str, list[dict[str, float]]]:
+    return weights_digest(run), metrics(run)
+
+
+def test_through_the_ordinary_command(tmp_path: Path) -> None:
+    """As a user starts it: python for one process, torchrun for more, with 1 and 2 threads."""
+    results = {}
+    for processes, threads in ((1, 1), (1, 2), (2, 2), (3, 1), (8, 1)):
+        run = f"run-{processes}-{threads}"
+        ended = train(
+            flags({**HARD, "output.dir": run}),
+            cwd=tmp_path,
+            processes=processes,
+            OMP_NUM_THREADS=str(threads),
+        )
+        assert ended.code == 0, ended.stderr
+        assert "terminate called" not in ended.stderr
+        results[run] = result(tmp_path / run)
+    first = results["run-1-1"]
+    assert len(first[1]) == 3
+    assert {run: found == first for run, found in results.items()} == dict.fromkeys(results, True)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_on_any_number_of_processes(nursery: Nursery, tmp_path: Path, name: str) -> None:
+    settings = {**HARD, **VARIANTS[name]}
+    results = []
+    for processes in WORLD_SIZES:
+        if processes > settings.get("train.virtual_shards", 8):
+            continue
+        run = f"run-{processes}"
+        arguments = flags({**settings, "output.dir": run})
+        launch = nursery.run(arguments, cwd=tmp_path, processes=processes)
+        assert launch.codes == [0] * processes, launch.stderr
+        results.append(result(tmp_path / run))
+    assert len(results) >= 3
+    assert all(found == results[0] for found in results)
+
+
+def test_what_would_change_the_bits(nursery: Nursery, tmp_path: Path) -> None:
+    """Negative controls: the comparison sees another seed, other pieces, another recurrence."""
+    digests, curves = [], []
+    for changes in (
+        {},
+        {"train.seed": 1},
+        {"data.seed": 1},
+        {"train.virtual_shards": 4},
+        {"optim.momentum": 0.8},
+        {"train.reduction": "ddp"},
+    ):
+        run = f"run-{len(digests)}"
+        arguments = flags({**HARD, **changes, "output.dir": run})
+        assert nursery.run(arguments, cwd=tmp_path, processes=2).codes == [0, 0]
+        weights, records = result(tmp_path / run)
+        digests.append(weights)
+        curves.append(str(records))
+    assert len(set(digests)) == len(digests)
+    assert len(set(curves)) == len(curves)
+
+
+def one_after_the_other(rows: torch.Tensor) -> torch.Tensor:
+    """A sum as right as `tree_sum`'s, to the last bits."""
+    total = rows[0]
+    for row in rows[1:]:
+        total = total + row
+    return total
+
+
+@pytest.mark.parametrize("lstm", ["fused", "torch"])
+def test_the_order_of_addition_decides_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lstm: str
+) -> None:
+    from sinlstm_dist import gradient
+    from sinlstm_dist.config import load_config
+    from sinlstm_dist.train import train
+
+    def run(name: str) -> tuple[str, list[dict[str, float]]]:
+        settings = {**HARD, "model.lstm": lstm, "output.dir": str(tmp_path / name)}
+        assert train(load_config(None, settings)).outcome == "completed"
+        return result(tmp_path / name)
+
+    assert run("one") == run("two")
+    weights = weights_digest(tmp_path / "one")
+    monkeypatch.setattr(gradient, "tree_sum", one_after_the_other)
+    assert run("another order")[0] != weights
+
+
+def losses(run: Path, name: str) -> torch.Tensor:
+    return torch.tensor([record[name] for record in metrics(run)], dtype=torch.float64)
+
+
+def test_ddp_has_the_same_curve(nursery: Nursery, tmp_path: Path) -> None:
+    """Uneven shares, and an empty one in the last batch; an epoch a step, 20 steps and more.
+
+    1e-5: float32 sums of a hundred terms in another order, through twenty updates.
+    """
+    settings = {
+        **SMALL,
+        "data.train_size": 101,  # 100 and 1: in the last batch all but one share are empty
+        "train.epochs": 10,  # 20 steps
+        "optim.lr": 0.1,
+    }
+    ordered = flags({**settings, "output.dir": "ordered"})
+    assert nursery.run(ordered, cwd=tmp_path).codes == [0]
+    for processes in (1, 2, 3, 4):
+        run = f"ddp-{processes}"
+        arguments = flags({**settings, "output.dir": run, "train.reduction": "ddp"})
+        launch = nursery.run(arguments, cwd=tmp_path, processes=processes)
+        assert launch.codes == [0] * processes, launch.stderr
+        for name in ("train_loss", "test_loss"):
+            expected = losses(tmp_path / "ordered", name)
+            assert expected[0] - expected[-1] > 1e-2  # it learns: equality says something
+            torch.testing.assert_close(losses(tmp_path / run, name), expected, rtol=0, atol=1e-5)
+        for name in ("train_samples", "test_samples", "step"):
+            assert torch.equal(losses(tmp_path / run, name), losses(tmp_path / "ordered", name))
+
+
+COUNTING = """
+import os
+import sys
+import torch.distributed as dist
+from sinlstm_dist import train
+from sinlstm_dist.gradient import OrderedGradient
+
+counts = []
+names = ("all_gather_into_tensor", "all_gather", "all_reduce", "broadcast", "barrier", "gather",
+         "reduce", "scatter", "all_to_all", "all_gather_object", "broadcast_object_list", "send",
+         "recv", "reduce_scatter_tensor", "monitored_barrier")
+calls = []
+for name in names:
+    def counted(*arguments, function=getattr(dist, name), name=name, **keywords):
+        calls.append(name)
+        return function(*arguments, **keywords)
+    setattr(dist, name, counted)
+    setattr(dist.distributed_c10d, name, counted)
+
+step = OrderedGradient.__call__
+def counted_step(*arguments, **keywords):
+    counts.append(len(calls))  # at the start of each step
+    return step(*arguments, **keywords)
+OrderedGradient.__call__ = counted_step
+code = train.main(sys.argv[1:])
+if os.environ["RANK"] == "0":
+    between = [later - earlier for earlier, later in zip(counts, counts[1:])]
+    print("between steps", *between, "of", *sorted(set(calls)))
+sys.exit(code)
+"""
+
+
+def test_one_collective_a_step(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    settings = {**SMALL, "checkpoint.every_epochs": 0, "output.dir": "run"}
+    ended = finish(
+        start(flags(settings), cwd=tmp_path, processes=2, module="counting"), timeout=120
+    )
+    assert ended.code == 0, ended.stderr
+    (found,) = re.findall(r"between steps ([\d ]+) of (.*)", ended.stdout)
+    between = [int(number) for number in found[0].split()]
+    assert len(between) == 8
+    assert [between[at] for at in (0, 1, 3, 4, 6, 7)] == [1] * 6
+    assert max(between[2], between[5]) > 1  # negative control: an epoch's end has more, counted
+
+
+def test_exits_are_clean(nursery: Nursery, tmp_path: Path) -> None:
+    """A process that leaves while others still use the group aborts them, some of the time."""
+    settings = {**SMALL, "data.train_size": 20, "train.epochs": 1}
+    for repetition in range(20):
+        arguments = flags({**settings, "output.dir": f"run-{repetition}"})
+        launch = nursery.run(arguments, cwd=tmp_path, processes=3)
+        assert launch.codes == [0, 0, 0]
+        assert launch.stderr == ""

@@ -1,0 +1,211 @@
+"""Asked to stop, a run saves at the next step, ends as "stopped", and continues to the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import (
+    SMALL,
+    children,
+    command,
+    environment,
+    finish,
+    flags,
+    metrics,
+    start,
+    summary,
+    wait_for,
+    weights_digest,
+)
+from nursery import Launch, Nursery
+
+from sinlstm_dist.stop import StopRequest
+
+SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
+STOPPED = 75
+LONG = {**SETTINGS, "train.epochs": 100_000, "checkpoint.every_epochs": 1000}
+
+
+@pytest.fixture(scope="module")
+def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("straight")
+    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
+    return root / "run"
+
+
+def check_continues(nursery: Nursery, root: Path, straight: Path, *, processes: int) -> None:
+    launch = nursery.run(flags(SETTINGS), cwd=root, processes=processes)
+    assert launch.codes == [0] * processes, launch.stderr
+    assert weights_digest(root / "run") == weights_digest(straight)
+    assert metrics(root / "run") == metrics(straight)
+
+
+def check_stopped(launch: Launch, run: Path, *, step: int) -> None:
+    assert launch.codes == [STOPPED] * len(launch.codes), launch.stderr
+    assert launch.stderr == ""
+    assert summary(run)["outcome"] == "stopped"
+    assert summary(run)["step"] == step
+    newest = max(path.name for path in (run / "checkpoints").iterdir())
+    assert newest == f"step-{step:08d}"
+    assert not (run / "STOP").exists()
+
+
+# A step under way when the signal comes is followed by one more: that one tells the others.
+@pytest.mark.parametrize(
+    ("number", "processes"), list(zip(SIGNALS * 2, [1, 3, 3, 1, 3, 1, 1, 3], strict=True))
+)
+@pytest.mark.parametrize(
+    ("when", "at", "step"),
+    [
+        ("join", 1, 1),
+        ("build", 1, 1),
+        ("step", 1, 2),
+        ("step", 5, 6),
+        ("evaluate", 1, 4),
+        ("save", 1, 4),
+    ],
+)
+def test_a_signal_to_one_process(
+    nursery: Nursery, tmp_path: Path, straight: Path, when, at, step, number, processes
+) -> None:
+    """Before the first step, while training, during an evaluation and during a save."""
+    rank = 0 if when == "save" else processes - 1
+    faults = [{"rank": rank, "of": when, "at": at, "do": f"signal {int(number)}"}]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=processes, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=step)
+    if rank == 0:
+        assert number.name in str(summary(tmp_path / "run")["reason"])
+    if number == signal.SIGTERM:  # one of them, for time
+        check_continues(nursery, tmp_path, straight, processes=4 - processes)
+
+
+@pytest.mark.parametrize(
+    ("when", "at", "step"),
+    [("build", 1, 1), ("step", 5, 6), ("evaluate", 1, 4), ("save", 1, 4)],
+)
+def test_a_stop_file(nursery: Nursery, tmp_path: Path, straight: Path, when, at, step) -> None:
+    """Also one that was there before the run."""
+    stop = tmp_path / "run" / "STOP"
+    stop.parent.mkdir()
+    faults = [{"rank": 0, "of": when, "at": at, "do": "stop_file", "path": str(stop)}]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=2, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=step)
+    check_continues(nursery, tmp_path, straight, processes=3)
+
+
+def test_in_the_last_step_of_the_last_epoch(
+    nursery: Nursery, tmp_path: Path, straight: Path
+) -> None:
+    """The step is done, its epoch's evaluation is not: the next start does that."""
+    faults = [{"rank": 1, "of": "step", "at": 8, "do": "signal 15"}]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=2, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=9)
+    assert len(metrics(tmp_path / "run")) == 2
+    check_continues(nursery, tmp_path, straight, processes=1)
+
+
+def test_ddp_stops_too(nursery: Nursery, tmp_path: Path) -> None:
+    faults = [{"rank": 1, "of": "build", "at": 1, "do": "signal 15"}]
+    settings = {**SETTINGS, "train.reduction": "ddp"}
+    launch = nursery.run(flags(settings), cwd=tmp_path, processes=2, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=1)
+
+
+def test_during_the_last_evaluation_there_is_nothing_left_to_stop(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    faults = [{"rank": 0, "of": "evaluate", "at": 3, "do": "signal 15"}]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, faults=faults)
+    assert launch.codes == [0]
+    assert summary(tmp_path / "run")["outcome"] == "completed"
+
+
+def test_several_times_in_a_row(nursery: Nursery, tmp_path: Path, straight: Path) -> None:
+    for step, processes in ((2, 4), (4, 1), (6, 3), (8, 2)):
+        faults = [{"rank": 0, "of": "step", "at": 1, "do": "signal 10"}]
+        launch = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=processes, faults=faults)
+        check_stopped(launch, tmp_path / "run", step=step)
+    check_continues(nursery, tmp_path, straight, processes=4)
+
+
+def started(run: Path) -> bool:
+    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
+    """torchrun passes SIGUSR1 and SIGUSR2 on only if it is told to."""
+    handled = "SIGTERM,SIGINT,SIGUSR1,SIGUSR2"
+    words = command(*flags(LONG), processes=2)
+    words.insert(words.index("--nproc-per-node"), f"--signals-to-handle={handled}")
+    launcher = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: started(tmp_path / "run"))
+    os.kill(launcher.pid, number)
+    ended = finish(launcher, timeout=40)
+    assert ended.code != 0
+    assert summary(tmp_path / "run")["outcome"] == "stopped"
+    assert "terminate called" not in ended.stderr
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_a_signal_to_a_worker_of_a_launcher(tmp_path: Path) -> None:
+    launcher = start(flags(LONG), cwd=tmp_path, processes=2)
+    wait_for(lambda: started(tmp_path / "run"))
+    os.kill(children(launcher.pid)[1], signal.SIGUSR2)
+    ended = finish(launcher, timeout=40)
+    assert ended.code == 1  # a launcher turns every code into its own
+    assert summary(tmp_path / "run")["outcome"] == "stopped"
+
+
+def test_a_second_interrupt_leaves_at_once(nursery: Nursery, tmp_path: Path) -> None:
+    """Also while the process waits for another one that hangs; no checkpoint, code 130."""
+    faults = [{"rank": 1, "of": "step", "at": 2, "do": "hang"}]
+    launch = nursery.start(flags(SETTINGS), cwd=tmp_path, processes=2, faults=faults)
+    while len(launch.events(1)) < 2:
+        assert nursery.running(launch)
+    time.sleep(0.3)
+    os.kill(launch.children[0].pid, signal.SIGINT)
+    time.sleep(StopRequest.SECOND_INTERRUPT_S + 0.1)
+    assert len(nursery.running(launch)) == 2  # negative control: the first alone does not
+    os.kill(launch.children[0].pid, signal.SIGINT)
+    began = time.monotonic()
+    wait_for(lambda: len(nursery.running(launch)) < 2, timeout=10)
+    assert time.monotonic() - began < 10 < SETTINGS["train.timeout_s"]
+    assert launch.children[0].code == 128 + signal.SIGINT
+    nursery.kill(launch)
+
+
+def test_a_terminal_sends_the_first_one_twice(nursery: Nursery, tmp_path: Path) -> None:
+    """Directly and through the launcher: within a moment, two count as one."""
+    faults = [{"rank": 0, "of": "step", "at": 2, "do": "signal 2 2"}]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=3)
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopRequest() as request:
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request.reason == "SIGUSR1"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_in_another_thread_signals_are_the_callers(tmp_path: Path) -> None:
+    code = (
+        "import threading\n"
+        "from sinlstm_dist.stop import StopRequest\n"
+        "def run():\n"
+        "    with StopRequest() as request: print(repr(request.reason))\n"
+        "thread = threading.Thread(target=run); thread.start(); thread.join()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("''\n", "")
