@@ -9,6 +9,7 @@ import argparse
 import difflib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_origin
@@ -295,13 +296,25 @@ def add_config_flags(parser: Parser) -> None:
             )
 
 
+def _bind_negative(arguments: Sequence[str] | None) -> list[str]:
+    """Write `--key -1e-3` as `--key=-1e-3`: argparse takes some negative numbers for flags."""
+    bound: list[str] = []
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        is_value = argument.startswith("-") and not argument.startswith(("--", "-h"))
+        if is_value and bound and bound[-1].startswith("--") and "=" not in bound[-1]:
+            bound[-1] += f"={argument}"
+        else:
+            bound.append(argument)
+    return bound
+
+
 def parse_with_config(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, Config]:
     """Parse a command line with config flags; returns the parser's options and the Config.
 
     Raises:
         ConfigError: every problem of file and command line, unknown flags included.
     """
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(_bind_negative(arguments))
     overrides = {key: value for key, value in vars(options).items() if "." in key}
     for flag in unknown:  # load_config names the nearest key; a flag's value needs no mention
         if flag.startswith("--"):

@@ -189,13 +189,14 @@ def _build_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
         fused=choice.name == "fused",
     )
     if config.train.init_from:
-        weights = _starting_weights(Path(config.train.init_from), model)
+        weights: Tensors = {}
+        world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
         model.load_state_dict(world.broadcast_tensors(weights))
     return model, choice
 
 
-def _starting_weights(path: Path, model: Predictor) -> Tensors:
-    """The weights in a .safetensors file, which must be exactly the model's."""
+def _read_weights(path: Path, model: Predictor, *, into: Tensors) -> None:
+    """Read the weights in a .safetensors file, which must be exactly the model's."""
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -210,4 +211,4 @@ def _starting_weights(path: Path, model: Predictor) -> Tensors:
             f"{k} is {found.get(k, 'missing')}, needed {expected.get(k, 'not')}" for k in differing
         ]
         raise ConfigError(f"train.init_from={path}: weights of another model: {'; '.join(parts)}")
-    return {name: value.float() for name, value in weights.items()}
+    into.update({name: value.float() for name, value in weights.items()})

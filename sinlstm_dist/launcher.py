@@ -12,7 +12,7 @@ COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 
 def rank() -> int:
     """This process's number among all, as far as its launcher's variables say."""
-    return _environment_int(RANK_VARIABLES, default=0)
+    return _environment_int((*RANK_VARIABLES, "SLURM_PROCID"), default=0)
 
 
 def is_speaker() -> bool:

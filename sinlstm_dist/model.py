@@ -51,8 +51,8 @@ class Predictor(nn.Module):
             (B, output_size).
         """
         if self.fused:
-            weights = self.rnn.all_weights[0]  # of the one layer, in the order of its parameters
-            outputs, _ = lstm.lstm(inputs, *weights, hidden0=hidden0)  # (B, W, H)
+            weight_ih, weight_hh, bias_ih, bias_hh = self.rnn.all_weights[0]  # of its one layer
+            outputs, _ = lstm.lstm(inputs, weight_ih, weight_hh, bias_ih, bias_hh, hidden0)
         else:
             outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)

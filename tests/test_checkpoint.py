@@ -137,9 +137,10 @@ def test_nothing_is_removed_before_the_new_one_is_published(
     for step in (1, 2):
         checkpoint.write(tmp_path, example(step), keep=2)
     for fails in ("write_synced", "sync_folder"):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        with monkeypatch.context() as patch:
             patch.setattr(checkpoint, fails, fail)
-            checkpoint.write(tmp_path, example(3), keep=2)
+            with pytest.raises(OSError, match="full"):
+                checkpoint.write(tmp_path, example(3), keep=2)
         for folder in checkpoint.find(tmp_path):
             checkpoint.read(folder)
         assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -265,3 +265,11 @@ def test_a_resumed_run_may_change_when_and_where_but_not_what():
         "data.seed was 0 and is 1",
         "optim.lr was 0.01 and is 0.5",
     ]
+
+
+@pytest.mark.parametrize("value", ["-0.25", "-1e-3", "-.5"])
+def test_negative_numbers_are_values_and_not_flags(value):
+    parser = config.Parser()
+    config.add_config_flags(parser)
+    _, resolved = config.parse_with_config(parser, ["--data.test_phase", value])
+    assert resolved.data.test_phase == float(value)

@@ -1,4 +1,4 @@
-"""Asked to stop, a run saves at the next step, ends as "stopped", and continues to the same bits."""
+"""Asked to stop, a run saves, ends as "stopped", and continues to the undisturbed bits."""
 
 import os
 import signal
