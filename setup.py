@@ -14,7 +14,7 @@ SOURCES = "sinlstm_dist/lstm/csrc"
 
 # No contraction: every multiply-add is written out, so the arithmetic does not change with what
 # the compiler inlines where. No -march: instruction sets are chosen at run time.
-COMPILE_ARGS = ["-std=c11", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
+COMPILE_ARGS = ["-std=c11", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off"]
 
 kernel = Extension(
     "sinlstm_dist.lstm._kernel",
