@@ -14,7 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = Parser(prog="sinlstm-dist", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS, help="`sinlstm-dist COMMAND --help` says more")
+    parser.add_argument(
+        "command",
+        choices=COMMANDS,
+        metavar="|".join(COMMANDS),
+        help="`sinlstm-dist COMMAND --help` says more",
+    )
     try:
         command = parser.parse_args(arguments[:1]).command
     except ConfigError as error:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def read(folder: Path) -> Checkpoint:
     manifest = files.pop(MANIFEST)
     if manifest != _manifest(files):  # every byte of the manifest follows from the other files
         differing = folder / _differing_file(manifest, files)
-        raise DamagedCheckpoint(f"{differing}: is damaged, or {MANIFEST} is")
+        raise DamagedCheckpoint(f"{differing}: does not match {MANIFEST}, one of them is damaged")
     for path in folder.iterdir():
         if path.name not in (*files, MANIFEST) and not path.name.startswith("."):
             raise DamagedCheckpoint(f"{path}: does not belong there")
@@ -120,7 +121,13 @@ def read(folder: Path) -> Checkpoint:
 
 def find(root: Path) -> list[Path]:
     """The published checkpoints below `root`, newest first."""
-    return sorted((path for path in root.glob("step-*") if path.is_dir()), reverse=True)
+    folders = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The number of optimizer steps that a checkpoint's name tells."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def set_aside(folder: Path, why: str) -> Path:

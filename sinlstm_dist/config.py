@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -287,10 +287,11 @@ def add_config_flags(parser: Parser) -> None:
     for section, model in SECTIONS.items():
         group = parser.add_argument_group(section, model.__doc__)
         for key, field in model.model_fields.items():
+            is_choice = get_origin(field.annotation) is Literal
             group.add_argument(
                 f"--{section}.{key}",
                 default=argparse.SUPPRESS,
-                metavar="VALUE",
+                metavar="|".join(get_args(field.annotation)) if is_choice else "VALUE",
                 help=f"{field.description} (default: {_show(field.default)})".replace("%", "%%"),
                 nargs="*" if get_origin(field.annotation) is list else None,
             )
@@ -320,5 +321,6 @@ def parse_with_config(parser: Parser, arguments: Sequence[str] | None) -> tuple[
         if flag.startswith("--"):
             overrides[flag.removeprefix("--").partition("=")[0]] = ""
     if unknown and not unknown[0].startswith("--"):
-        raise ConfigError(f"unexpected argument {unknown[0]}: values go behind a --section.key")
+        what = "--config" if unknown[0].endswith(".toml") else "--section.key"
+        raise ConfigError(f"unexpected argument {unknown[0]}: did you mean {what} {unknown[0]}?")
     return options, load_config(options.config, overrides)

@@ -49,6 +49,9 @@ def build(config: Config, world: World) -> Job:
 
     Collective: yes, to see that all processes build the same.
     """
+    # Before anything that follows from the configuration: processes that differ would do
+    # different collectives, and wait for each other.
+    world.check_same(configuration=to_toml(config), versions=str(versions()))
     ordered = config.train.reduction == "ordered"
     if ordered and world.size > config.train.virtual_shards:
         raise ConfigError(
@@ -86,10 +89,7 @@ def build(config: Config, world: World) -> Job:
     )
     make_gradient = OrderedGradient if ordered else DdpGradient
     fingerprint = train_data.fingerprint() + test_data.fingerprint()
-    world.check_same(
-        configuration=to_toml(config), versions=str(versions()), data=fingerprint,
-        recurrence=recurrence.reason,
-    )  # fmt: skip
+    world.check_same(data=fingerprint, recurrence=recurrence.reason)
     return Job(
         model=model,
         optimizer=optimizer,
@@ -197,6 +197,8 @@ def _build_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
 
 def _read_weights(path: Path, model: Predictor, *, into: Tensors) -> None:
     """Read the weights in a .safetensors file, which must be exactly the model's."""
+    if path.is_dir():
+        raise ConfigError(f"train.init_from={path}: is a folder: name a .safetensors file in it")
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -7,6 +7,13 @@ from sinlstm_dist.config import ConfigError
 
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LOCAL_RANK_VARIABLES = (
+    "LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "SLURM_LOCALID",
+)
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 
 
@@ -20,6 +27,11 @@ def is_speaker() -> bool:
     return rank() == 0
 
 
+def is_node_speaker() -> bool:
+    """Whether it tells the user what may be wrong on its node alone, such as a missing file."""
+    return _environment_int(LOCAL_RANK_VARIABLES, default=0) == 0
+
+
 def _environment_int(names: Sequence[str], *, default: int) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
@@ -30,7 +42,8 @@ def num_threads() -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     local_world_size = _environment_int(("LOCAL_WORLD_SIZE",), default=1)
-    return _environment_int(("OMP_NUM_THREADS",), default=max(1, cores // local_world_size))
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: one a nesting level
+    return int(told) if told.isdigit() and int(told) else max(1, cores // local_world_size)
 
 
 def check_launch() -> int:
@@ -47,7 +60,8 @@ def check_launch() -> int:
         # process all the same: https://github.com/huggingface/accelerate/issues/2741
         raise ConfigError(
             "accelerate launch was asked for several processes and started a single one "
-            f"(it does so with --cpu, and without GPUs); {advice}"
+            f"(it does so with --cpu, and without GPUs); {advice}, or with accelerate launch "
+            "--multi_gpu --num_processes N, which starts CPU processes too"
         )
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if tasks > meant:

@@ -52,6 +52,7 @@ class Report:
         if not self._console.is_terminal:
             self._console = Console(highlight=False, width=FILE_WIDTH)
         self._progress: Progress | None = None
+        self._figures = ""  # of the newest finished epoch
         self._last_shown = time.monotonic()
         self._every_epochs = max(1, epochs // FILE_LINES)
 
@@ -66,6 +67,11 @@ class Report:
             self._console.print(panel, markup=False)
         else:
             self._console.print(lines, markup=False, soft_wrap=True)
+
+    def stopping(self, signal_name: str) -> None:
+        """Say at once that a signal was heard: the step that it waits for may be a long one."""
+        again = "; another Ctrl-C leaves at once, unsaved" if signal_name == "SIGINT" else ""
+        self.note(f"{signal_name}: saves and stops after this step{again}")
 
     def note(self, text: str) -> None:
         """Say something that the user should know, once."""
@@ -100,7 +106,8 @@ class Report:
         now = time.monotonic()
         if self._progress is not None:
             if now - self._last_shown >= REFRESH_S:
-                self._update(completed=epoch - 1 + step / self._num_steps)
+                figures = self._figures or f"step {step:,} of {self._num_steps:,}"
+                self._update(completed=epoch - 1 + step / self._num_steps, figures=figures)
                 self._last_shown = now
         elif now - self._last_shown >= QUIET_S:
             self._console.print(f"epoch {epoch}: step {step} of {self._num_steps}")
@@ -112,12 +119,12 @@ class Report:
             return
         epoch, now = record["epoch"], time.monotonic()
         if self._progress is not None:
-            figures = (
+            self._figures = (
                 f"test loss {record['test_loss']:.2e}  accuracy {record['test_accuracy']:.3f}  "
                 f"{_rate(record['samples_per_s'])}"
             )
             if now - self._last_shown >= REFRESH_S or epoch == self._epochs:
-                self._update(completed=epoch, figures=figures)
+                self._update(completed=epoch, figures=self._figures)
                 self._last_shown = now
             return
         due = epoch == 1 or epoch % self._every_epochs == 0 or epoch == self._epochs
@@ -128,7 +135,8 @@ class Report:
     def end_training(self) -> None:
         """Leave the terminal as it was found; may be called at any time, also twice."""
         if self._progress is not None:
-            self._progress.stop()
+            self._progress.update(self._progress.task_ids[0], figures=self._figures)
+            self._progress.stop()  # draws the line a last time
             self._progress = None
 
     def end(self, summary: Summary, *, baseline: Totals, folder: str) -> None:

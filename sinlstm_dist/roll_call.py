@@ -172,8 +172,8 @@ def _connect(*, rank: int, timeout_s: float) -> Store:
         )
     except DistError as error:
         raise LostProcess(
-            f"rank 0 cannot be reached at {host}:{port} within train.timeout_s={timeout_s:g}: "
-            f"look at the output of its node and launcher ({error})",
+            f"rank 0 cannot be reached at {host}:{port} within train.timeout_s={timeout_s:g}, or "
+            f"another program has that port: look at its node's output, try another port ({error})",
             is_speaker=rank in (0, 1),
         ) from error
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

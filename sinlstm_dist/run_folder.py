@@ -4,9 +4,11 @@ All methods do file work and are called on the main process only (`World.on_main
 process needs to see the folder. What they take and give is what JSON can say, or tensors.
 """
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,7 +73,8 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: Any = None
-        self._has_begun = False
+        self._is_new = False
+        self._is_open = False  # between `begin` and `end`
         self._loaded: Checkpoint | None = None
 
     def claim(self) -> None:
@@ -80,7 +83,10 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be written, is in use, or holds other things than a run.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output.dir={self.path} is a file: choose a folder")
         try:
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             others = [entry.name for entry in self.path.iterdir()]
             if set(others) - {STOP} and not {CONFIG, LOCK} & set(others):
@@ -100,9 +106,12 @@ class RunFolder:
             ) from error
 
     def close(self) -> None:
-        """Let other runs have the folder."""
-        if self._lock:
-            self._lock.close()
+        """Let other runs have the folder; one that was made for nothing goes."""
+        if not self._lock:
+            return
+        if self._is_new and not (self.path / CONFIG).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
 
     def begin(self, *, config: dict[str, Any], toml: str, fingerprint: str) -> dict[str, Any]:
         """Find what this start of the run continues from, and set the files to that point.
@@ -114,11 +123,15 @@ class RunFolder:
 
         Returns:
             "state": the checkpoint's, or None for a fresh start; "notes": lines for the user;
-            "history": the finished epochs' metrics.
+            "history": the finished epochs' metrics; "summary": that of a run which this very
+            configuration has already ended, whose files are left alone, or None.
 
         Raises:
             ConfigError: the folder's run is another one.
         """
+        ended = self._ended_summary(toml)
+        if ended and config["checkpoint"]["resume"] != "never":
+            return {"state": None, "notes": [], "history": [], "summary": ended}
         notes: list[str] = []
         found = self._find_checkpoint(config["checkpoint"]["resume"], notes)
         history = self.path
@@ -126,17 +139,19 @@ class RunFolder:
             self._loaded = checkpoint.read(found)
             self._check_continues(found, self._loaded.state, config, fingerprint)
             self._abandon_newer(found)
-            history = found.parent.parent
+            history = found.resolve().parent.parent
         state = self._loaded.state if self._loaded else None
         lines = _finished_epochs(history / METRICS, epochs=state["epoch"] if state else 0)
         if state and len(lines) < state["epoch"]:
             notes.append(f"{history / METRICS} lacks epochs of its run: they stay missing")
-        self._has_begun = True
+        self._is_open = True
         checkpoint.remove_leftovers(self.checkpoints)
         checkpoint.replace_synced(self.path / CONFIG, toml.encode())
         checkpoint.replace_synced(self.path / METRICS, b"".join(lines))
-        (self.path / SUMMARY).unlink(missing_ok=True)
-        return {"state": state, "notes": notes, "history": [json.loads(line) for line in lines]}
+        for stale in (SUMMARY, checkpoint.WEIGHTS):
+            (self.path / stale).unlink(missing_ok=True)
+        records = [json.loads(line) for line in lines]
+        return {"state": state, "notes": notes, "history": records, "summary": None}
 
     def loaded_tensors(self) -> tuple[Tensors, Tensors]:
         """Weights and optimizer tensors of the checkpoint that `begin` found."""
@@ -164,15 +179,27 @@ class RunFolder:
         """Write summary.json and, of a finished run, the weights."""
         if weights is not None:
             checkpoint.replace_synced(self.path / checkpoint.WEIGHTS, save(weights))
-        (self.path / STOP).unlink(missing_ok=True)
         self._write_summary(summary)
+        self._is_open = False
 
     def record_failure(self, summary: Summary) -> None:
-        """Write the summary.json of a run that was cut short, if this process has begun it."""
-        if self._has_begun:
+        """Write the summary.json of a run that was cut short, if this process had begun it."""
+        if self._is_open:
             self._write_summary(summary)
 
+    def _ended_summary(self, toml: str) -> dict[str, Any] | None:
+        """The summary of a run that has done all that `toml` asks for; None if there is none."""
+        files = [self.path / name for name in (CONFIG, SUMMARY, checkpoint.WEIGHTS)]
+        if not all(file.exists() for file in files) or files[0].read_text() != toml:
+            return None
+        try:
+            summary = Summary(**json.loads(files[1].read_bytes()))
+        except (ValueError, TypeError):  # not ours: the run is continued, and writes it anew
+            return None
+        return asdict(summary) if summary.outcome == "completed" or summary.below_target else None
+
     def _write_summary(self, summary: Summary) -> None:
+        (self.path / STOP).unlink(missing_ok=True)
         text = json.dumps(asdict(summary), indent=1) + "\n"
         checkpoint.replace_synced(self.path / SUMMARY, text.encode())
 
@@ -186,19 +213,34 @@ class RunFolder:
                     "choose another folder, or resume=auto to continue"
                 )
             return None
-        if resume != "auto":
+        if resume != "auto" and not self._has_continued_from(resume, published):
             return self._named_checkpoint(Path(resume), published)
         for folder in published:
             try:
                 checkpoint.read(folder)
             except DamagedCheckpoint as damage:
                 aside = checkpoint.set_aside(folder, "damaged")
-                notes.append(f"{damage}; set aside as {aside.name}, an older checkpoint is used")
+                notes.append(f"{damage}; set aside as {aside.name}")
             else:
                 return folder
+        if published:
+            notes.append("no whole checkpoint is left: the run starts from its beginning")
         return None
 
+    def _has_continued_from(self, resume: str, published: list[Path]) -> bool:
+        """Whether an earlier start of the same command began at `resume` and got further."""
+        for folder in published:
+            with contextlib.suppress(DamagedCheckpoint):
+                return bool(
+                    checkpoint.read(folder).state["config"]["checkpoint"]["resume"] == resume
+                )
+        return False
+
     def _named_checkpoint(self, folder: Path, published: list[Path]) -> Path:
+        if not folder.is_dir():
+            raise ConfigError(
+                f'checkpoint.resume={folder} is not "auto", "never" or a checkpoint folder'
+            )
         try:
             checkpoint.read(folder)
         except DamagedCheckpoint as damage:
@@ -214,7 +256,7 @@ class RunFolder:
     def _abandon_newer(self, folder: Path) -> None:
         """Set aside what the run did after `folder`, so that it is not continued from later."""
         for other in checkpoint.find(self.checkpoints):
-            if other.name > folder.name:
+            if checkpoint.step_of(other) > checkpoint.step_of(folder):
                 checkpoint.set_aside(other, "abandoned")
 
     def _check_continues(
@@ -223,8 +265,15 @@ class RunFolder:
         differing = changed_keys(state["config"], config)
         if differing:
             raise ConfigError(
-                f"{folder} belongs to another run than this configuration: {', '.join(differing)}; "
-                "choose another output.dir, or the same settings"
+                f"output.dir={self.path} holds another run than this configuration: "
+                f"{', '.join(differing)} (in {folder}); choose another output.dir, or the same "
+                "settings"
+            )
+        epochs, trained = config["train"]["epochs"], state["epoch"] + bool(state["step_in_epoch"])
+        if trained > epochs:
+            raise ConfigError(
+                f"train.epochs={epochs} is fewer than the {trained} that {folder} has begun: set "
+                "at least as many, or choose another output.dir"
             )
         if state["data"] != fingerprint:
             raise ConfigError(

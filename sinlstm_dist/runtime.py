@@ -184,7 +184,8 @@ def _accelerator(*, timeout_s: float, one_thread: bool, meant: int) -> Iterator[
         _make_cuda_deterministic()
     accelerator = Accelerator(
         cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
-        mixed_precision="no",  # and not what an environment variable says: float32 throughout
+        mixed_precision="no",  # and not what an environment variable says: float32 throughout,
+        dynamo_backend="no",  # and the model itself, not a compiled one with other bits
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dataloader_config=DataLoaderConfiguration(even_batches=False),  # no sample twice
         rng_types=[],  # sample order needs no shared generator: it is a function of the epoch

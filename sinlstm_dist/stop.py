@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -19,11 +20,12 @@ class StopRequest:
     waits for a process that hangs. A thread reads the signals' numbers as they come.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     SECOND_INTERRUPT_S = 0.5
 
     def __init__(self) -> None:
         self.reason = ""
+        self.announce: Callable[[str], None] = lambda name: None  # called once, at the first signal
         self._interrupted_at = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -33,7 +35,11 @@ class StopRequest:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_descriptor = signal.set_wakeup_fd(self._writer.fileno())
-        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._previous = {
+            number: signal.signal(number, self._handle)
+            for number in self.SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # nohup's, for one, stays ignored
+        }
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -52,7 +58,11 @@ class StopRequest:
         self.reason = self.reason or signal.Signals(number).name
 
     def _watch(self) -> None:
+        is_first = True
         while numbers := self._reader.recv(1):
+            if is_first:
+                self.announce(signal.Signals(numbers[0]).name)
+                is_first = False
             if numbers[0] != signal.SIGINT:
                 continue
             now = time.monotonic()

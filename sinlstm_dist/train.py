@@ -21,6 +21,7 @@ from sinlstm_dist.checkpoint import Checkpoint
 from sinlstm_dist.config import (
     Config,
     ConfigError,
+    Optim,
     Parser,
     add_config_flags,
     parse_with_config,
@@ -28,7 +29,7 @@ from sinlstm_dist.config import (
 )
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
-from sinlstm_dist.launcher import is_speaker
+from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.report import Report, show_error, show_text
@@ -79,6 +80,7 @@ class Training:
         self, config: Config, job: Job, *, run: RunFolder, world: World, request: StopRequest
     ) -> None:
         self.config, self.job, self.run, self.world, self.request = config, job, run, world, request
+        self.stop_after_epoch = False
         self.report = Report(
             enabled=world.is_main,
             epochs=config.train.epochs,
@@ -90,6 +92,7 @@ class Training:
         self.totals = Totals()  # of the running epoch
         self.history: list[dict[str, Any]] = []
         self.outcome, self.reason, self.below_target = "", "", False
+        self.ended: Summary | None = None  # of a run that was already over when this one started
         self.started = time.perf_counter()
 
     @property
@@ -107,7 +110,12 @@ class Training:
             toml=to_toml(self.config),
             fingerprint=self.job.fingerprint,
         )
+        if found["summary"]:
+            self.ended = Summary(**found["summary"])
+            self.outcome = self.ended.outcome
+            return
         self.report.start(describe(self.job, self.config, self.world))
+        self.request.announce = self.report.stopping
         for note in found["notes"]:
             self.report.note(note)
         self.history = found["history"]
@@ -117,7 +125,7 @@ class Training:
 
     def train_epoch(self) -> bool:
         """Train what is left of the running epoch. Returns whether it was finished."""
-        self.epoch_began = time.perf_counter()
+        self.epoch_began, self.samples_before = time.perf_counter(), self.totals.samples
         self.job.train_sampler.start(epoch=self.epoch, step=self.step_in_epoch)
         for step, batch in enumerate(self.job.train_loader, start=self.step_in_epoch):
             result = self.job.gradient(batch, step=step, stop=self._stop_requested())
@@ -128,10 +136,12 @@ class Training:
             self.totals += result.totals
             self.step_in_epoch, self.step = step + 1, self.step + 1
             self.report.step(epoch=self.epoch + 1, step=self.step_in_epoch)
-            if result.stop:
+            if self.step_in_epoch == self.job.train_plan.num_steps:
+                self.stop_after_epoch = result.stop  # what a checkpoint holds is tested by then
+            elif result.stop:
                 self._stop()
                 return False
-            if _is_due(self.step, every=self.config.checkpoint.every_steps):
+            elif _is_due(self.step, every=self.config.checkpoint.every_steps):
                 self._save()
         return True
 
@@ -152,25 +162,40 @@ class Training:
             "train_samples": self.totals.samples,
             "test_samples": test.samples,
             "epoch_s": time.perf_counter() - self.epoch_began,
-            "samples_per_s": self.totals.samples / train_s,
+            "samples_per_s": (self.totals.samples - self.samples_before) / train_s,
         }
         self.step_in_epoch, self.totals = 0, Totals()
         self.history.append(record)
         self.world.on_main(self.run.append_metrics, record)
         self.report.epoch(record)
-        every = self.config.checkpoint.every_epochs
-        if _is_due(self.epoch, every=every) or self.epoch == self.config.train.epochs:
+        is_last = self.epoch == self.config.train.epochs
+        due = self.config.checkpoint
+        if self.stop_after_epoch and not is_last:
+            self._stop()
+        elif (
+            is_last
+            or _is_due(self.epoch, every=due.every_epochs)
+            or _is_due(self.step, every=due.every_steps)
+        ):
             self._save()
 
     def finish(self) -> Summary:
         """Write and show how the run ended."""
         self.report.end_training()
+        baseline = self._evaluate(Persistence())
+        if self.ended:
+            self.report.end(self.ended, baseline=baseline, folder=str(self.run.path))
+            self.report.note(
+                "nothing was left to do: train.epochs continues this run, another output.dir "
+                "starts a new one"
+            )
+            return self.ended
         if not self.outcome:
             self._complete()
         summary = self._summary()
         is_done = self.epoch >= self.config.train.epochs
         self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
-        self.report.end(summary, baseline=self._evaluate(Persistence()), folder=str(self.run.path))
+        self.report.end(summary, baseline=baseline, folder=str(self.run.path))
         return summary
 
     def record_failure(self, error: Exception) -> None:
@@ -197,7 +222,7 @@ class Training:
         )
 
     def _complete(self) -> None:
-        accuracy = self.history[-1]["test_accuracy"] if self.history else 0.0
+        accuracy = self._evaluate(self.job.model).accuracy
         target = self.config.train.target_accuracy
         self.below_target = accuracy < target
         if self.below_target:
@@ -209,13 +234,17 @@ class Training:
     def _fail(self, what: str) -> None:
         lr = self.config.optim.lr
         self.outcome = "failed"
-        self.reason = f"{what} with optim.lr={lr:g}: try a smaller one, such as {lr / 10:g}"
+        smaller = min(lr / 10, Optim().lr)
+        self.reason = f"{what} with optim.lr={lr:g}: try a smaller one, such as {smaller:g}"
 
     def _stop(self) -> None:
         folder = self._save()
-        asked = self.request.reason or "asked by a STOP file or another process"
+        by_file = self.world.on_main(self.run.stop_requested)
+        asked = self.request.reason or ("STOP file" if by_file else "asked by another process")
+        is_never = self.config.checkpoint.resume == "never"
+        how = " with checkpoint.resume=auto" if is_never else ""
         self.outcome = "stopped"
-        self.reason = f"{asked}; the same command continues from {folder}"
+        self.reason = f"{asked}; the same command{how} continues from {folder}"
 
     def _stop_requested(self) -> bool:
         return bool(self.request.reason) or (self.world.is_main and self.run.stop_requested())
@@ -252,7 +281,7 @@ class Training:
         )
         self.step, self.epoch = state["step"], state["epoch"]
         self.step_in_epoch, self.totals = state["step_in_epoch"], Totals(**state["totals"])
-        self.report.note(f"continues after step {self.step} ({self.epoch} epochs finished)")
+        self.report.note(f"continues in epoch {self.epoch + 1}, after step {self.step} of the run")
 
 
 def _is_due(count: int, *, every: int) -> bool:
@@ -265,10 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_config_flags(parser)
     try:
         options, config = parse_with_config(parser, arguments)
-        if options.print_config:
-            if is_speaker():
-                show_text(to_toml(config))
-            return 0
+    except ConfigError as error:
+        if is_node_speaker():
+            show_error(str(error))
+        return BAD_CONFIG
+    if options.print_config:
+        if is_speaker():
+            show_text(to_toml(config))
+        return 0
+    try:
         return exit_code(train(config))
     except (ConfigError, RunError) as error:
         if is_speaker():

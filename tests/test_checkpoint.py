@@ -18,7 +18,13 @@ FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.j
 def example(step: int = 3) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     weights = {"w": torch.randn(5, 3, generator=generator), "b": torch.tensor([0.0, -0.0, 1e-45])}
-    state = {"step": step, "epoch": 1, "config": {"optim": {"lr": 0.1}}, "data": "abc"}
+    state = {
+        "step": step,
+        "epoch": 1,
+        "step_in_epoch": 0,
+        "config": {"optim": {"lr": 0.1}},
+        "data": "abc",
+    }
     return Checkpoint(state, weights, {"w.momentum_buffer": torch.randn(5, 3, generator=generator)})
 
 
@@ -131,6 +137,15 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_steps_are_numbers_and_not_text(tmp_path: Path) -> None:
+    """A hundred million steps are more than the eight digits of a name."""
+    for step in (99_999_998, 99_999_999, 100_000_000, 100_000_001):
+        checkpoint.write(tmp_path, example(step=step), keep=2)
+    (tmp_path / "step-00000009.bak").mkdir()
+    names = [folder.name for folder in checkpoint.find(tmp_path)]
+    assert names == ["step-100000001", "step-100000000"]
+
+
 def test_nothing_is_removed_before_the_new_one_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,8 +197,9 @@ def test_the_order_of_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def begin(path: Path, *, resume: str = "auto") -> dict[str, object]:
-    config = {section: {} for section in ("data", "model", "optim", "train", "output")} | {
-        "checkpoint": {"resume": resume}
+    config = {section: {} for section in ("data", "model", "optim", "output")} | {
+        "checkpoint": {"resume": resume},
+        "train": {"epochs": 9},
     }
     folder = RunFolder(path)
     folder.claim()
@@ -239,4 +255,5 @@ def test_all_damaged_means_a_fresh_start_that_says_so(tmp_path: Path) -> None:
     found = begin(run)
     assert found["state"] is None
     assert len([note for note in found["notes"] if "set aside" in note]) == 2
+    assert "starts from its beginning" in found["notes"][-1]
     assert not checkpoint.find(run / "checkpoints")

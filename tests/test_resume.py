@@ -47,12 +47,35 @@ def test_starts_then_says_complete(train, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = train()
     assert first.codes == [0]
-    before = weights_digest(run), metrics(run)
+    before = content(run)
     again = train(processes=2)
     assert again.codes == [0, 0]
     assert "completed: 3 epochs" in again.stdout
-    assert (weights_digest(run), metrics(run)) == before
-    assert summary(run)["outcome"] == "completed"
+    assert "nothing was left to do" in again.stdout
+    assert content(run) == before
+
+
+def test_what_is_missing_of_a_complete_run_is_made_again(train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train().codes == [0]
+    before = weights_digest(run)
+    (run / "model.safetensors").unlink()
+    (run / "metrics.jsonl").unlink()  # the accuracy is then measured, not taken for zero
+    assert train({"train.target_accuracy": 1e-9}).codes == [0]
+    assert weights_digest(run) == before
+
+
+@pytest.mark.parametrize(("stop_at", "epochs"), [(6, 1), (7, 2)])
+def test_fewer_epochs_than_were_begun_are_refused(train, tmp_path, stop_at, epochs) -> None:
+    """Not called complete, with weights that no line of metrics.jsonl is about."""
+    fault = {"rank": 0, "of": "step", "at": stop_at, "do": f"signal {signal.SIGTERM.value}"}
+    assert train(faults=[fault]).codes == [75]
+    before = content(tmp_path / "run")
+    refused = train({"train.epochs": epochs})
+    assert refused.codes == [2]
+    assert f"train.epochs={epochs} is fewer than the" in refused.stderr
+    assert content(tmp_path / "run") == before
+    assert train().codes == [0]
 
 
 def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
@@ -61,7 +84,7 @@ def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
     assert train({"train.epochs": 4}, processes=3).codes == [0, 0, 0]
     longer = train({"train.epochs": 5, "checkpoint.every_epochs": 7, "checkpoint.keep": 3})
     assert longer.codes == [0]
-    assert "continues after step 12 (4 epochs finished)" in longer.stdout
+    assert "continues in epoch 5, after step 12" in longer.stdout
     check_same(tmp_path / "run", tmp_path / "straight")
 
 
@@ -109,7 +132,7 @@ def test_an_own_older_checkpoint_by_name(train, tmp_path: Path) -> None:
     assert train().codes == [0]
     older = train({"checkpoint.resume": "run/checkpoints/step-00000006"})
     assert older.codes == [0], older.stderr
-    assert "continues after step 6" in older.stdout
+    assert "continues in epoch 3, after step 6" in older.stdout
     check_same(tmp_path / "run", tmp_path / "straight")
     assert steps(tmp_path / "run") == ["abandoned-step-00000009", "step-00000006", "step-00000009"]
 
@@ -124,6 +147,26 @@ def test_another_runs_checkpoint_in_a_new_folder(train, tmp_path: Path) -> None:
     other = train({"output.dir": "run", "checkpoint.resume": "straight/checkpoints/step-00000006"})
     assert other.codes == [2]
     assert "already holds a run" in other.stderr
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_same_command_with_a_named_checkpoint_gets_ahead(train, tmp_path, own) -> None:
+    """Killed again and again, it goes on from where it was, not from the named one."""
+    assert train({"checkpoint.keep": 9}).codes == [0]
+    where = {
+        "checkpoint.resume": "run/checkpoints/step-00000003",
+        "output.dir": "run" if own else "other",
+        "checkpoint.every_steps": 1,
+        "checkpoint.keep": 9,
+    }
+    fault = {"rank": 0, "of": "step", "at": 3, "do": "kill"}
+    assert train(where, faults=[fault]).codes == [-signal.SIGKILL]
+    assert train(where, faults=[fault]).codes == [-signal.SIGKILL]
+    last = train(where)
+    assert last.codes == [0]
+    assert "after step 7 of the run" in last.stdout
+    assert train({"output.dir": "straight"}).codes == [0]
+    check_same(tmp_path / where["output.dir"], tmp_path / "straight")
 
 
 def test_a_named_checkpoint_that_is_damaged_or_missing(train, tmp_path: Path) -> None:
@@ -151,7 +194,7 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path:
     again = train(processes=2)
     assert again.codes == [0, 0]
     assert "step-00000009/model.safetensors: is damaged" in again.stdout
-    assert "continues after step 6" in again.stdout
+    assert "continues in epoch 3, after step 6" in again.stdout
     check_same(tmp_path / "run", tmp_path / "straight")
 
 
