@@ -109,7 +109,7 @@ def read(folder: Path) -> Checkpoint:
     manifest = files.pop(MANIFEST)
     if manifest != _manifest(files):  # every byte of the manifest follows from the other files
         differing = folder / _differing_file(manifest, files)
-        raise DamagedCheckpoint(f"{differing}: does not match {MANIFEST}, one of them is damaged")
+        raise DamagedCheckpoint(f"{differing}: is damaged (it does not match {MANIFEST})")
     for path in folder.iterdir():
         if path.name not in (*files, MANIFEST) and not path.name.startswith("."):
             raise DamagedCheckpoint(f"{path}: does not belong there")

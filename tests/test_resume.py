@@ -144,7 +144,7 @@ def test_another_runs_checkpoint_in_a_new_folder(train, tmp_path: Path) -> None:
     assert named.codes == [0, 0], named.stderr
     check_same(tmp_path / "run", tmp_path / "straight")  # metrics complete, from epoch 1
     assert content(tmp_path / "straight") == before
-    other = train({"output.dir": "run", "checkpoint.resume": "straight/checkpoints/step-00000006"})
+    other = train({"checkpoint.resume": "straight/checkpoints/step-00000009"})
     assert other.codes == [2]
     assert "already holds a run" in other.stderr
 
@@ -191,6 +191,7 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path:
     assert train().codes == [0]
     path = tmp_path / "run" / "checkpoints" / "step-00000009" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed at the very end
     again = train(processes=2)
     assert again.codes == [0, 0]
     assert "step-00000009/model.safetensors: is damaged" in again.stdout
