@@ -67,6 +67,9 @@ class RollCall:
 
     def __init__(self, *, rank: int, size: int, timeout_s: float) -> None:
         self._rank, self._size = rank, size
+        # A process that waits in a collective for a living one, not for the lost one, may learn
+        # of the loss only when its own time is up; torchrun gives survivors 30 s.
+        self._roll_call_s = ROLL_CALL_S + min(timeout_s, 20.0)
         self._store = _connect(rank=rank, timeout_s=timeout_s)
         self._tell("host", socket.gethostname())
         present = _in_time(lambda: self._hear("host", timeout_s), timeout_s=timeout_s + PATIENCE_S)
@@ -99,7 +102,9 @@ class RollCall:
         """
         own = _own_failure(error)
         self._tell("failed", own)
-        heard = _in_time(lambda: self._call(own), timeout_s=2 * ROLL_CALL_S + PATIENCE_S)
+        heard = _in_time(
+            lambda: self._call(own), timeout_s=self._roll_call_s + ROLL_CALL_S + PATIENCE_S
+        )
         if heard is None:  # the store is gone or stopped, and so is the process that keeps it
             lost = f"the connection to rank 0 on {self.hosts[0]} was lost"
             return error if own else LostProcess(lost, is_speaker=self._rank == 1)
@@ -111,7 +116,7 @@ class RollCall:
 
     def _call(self, own: str) -> tuple[dict[int, str], bool]:
         """What happened to each that answers, and whether this process tells the user."""
-        answers = self._hear("failed", ROLL_CALL_S)
+        answers = self._hear("failed", self._roll_call_s)
         is_first = not own and self._is_first()
         self._leave_together(len(answers))
         return answers, is_first
