@@ -35,10 +35,13 @@ def test_commands_run_as_printed(line, tmp_path):
     assert "completed: 1 epochs" in ended.stdout or "--print-config" in arguments
 
 
-def test_python_example_runs(tmp_path):
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    ended = run([sys.executable, "-c", example], cwd=tmp_path)
+def test_python_examples_run_in_order(tmp_path):
+    training, predicting = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    ended = run([sys.executable, "-c", training], cwd=tmp_path)
     assert ended.stdout.splitlines()[-1].startswith("completed 0."), ended.stderr
+    ended = run([sys.executable, "-c", predicting], cwd=tmp_path)
+    prediction, target = map(float, ended.stdout.split())
+    assert abs(prediction - target) < 1, ended.stderr
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
