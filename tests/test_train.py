@@ -406,7 +406,7 @@ def test_starting_weights_that_do_not_fit_are_refused(kind, tmp_path, capsys):
 
 def test_a_file_in_the_folder_s_place_is_refused(tmp_path, capsys):
     (tmp_path / "run").write_text("mine")
-    assert "cannot be written" in refused(tmp_path / "run", capsys)
+    assert "is a file: choose a folder" in refused(tmp_path / "run", capsys)
     assert "cannot be written" in refused(tmp_path / "run" / "below", capsys)
     assert (tmp_path / "run").read_text() == "mine"
 
