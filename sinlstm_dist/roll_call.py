@@ -77,10 +77,12 @@ class RollCall:
             raise LostProcess("rank 0 came, but cannot be reached now", is_speaker=rank == 1)
         if len(present) < size:
             missing = ", ".join(str(other) for other in range(size) if other not in present)
+            is_first = self._is_first()
+            self._leave_together(len(present))
             raise LostProcess(
                 f"rank {missing} of {size} has not started within train.timeout_s={timeout_s:g}: "
                 "look at the output of its node and launcher",
-                is_speaker=self._is_first(),
+                is_speaker=is_first,
             )
         self.hosts = [present[other] for other in range(size)]
 
