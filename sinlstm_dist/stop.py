@@ -38,7 +38,9 @@ class StopRequest:
         self._previous = {
             number: signal.signal(number, self._handle)
             for number in self.SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN  # nohup's, for one, stays ignored
+            # What nohup ignores stays ignored; but a shell ignores SIGINT for all that it starts
+            # in the background, and there it is a request like any other.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

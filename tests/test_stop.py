@@ -198,6 +198,22 @@ def test_a_terminal_sends_the_first_one_twice(nursery: Nursery, tmp_path: Path) 
     check_stopped(launch, tmp_path / "run", step=3)
 
 
+def test_only_nohup_is_respected() -> None:
+    """A shell ignores SIGINT for what it starts in the background; it must be heard there."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.reason == ""
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.reason == "SIGINT"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopRequest() as request:
