@@ -52,8 +52,9 @@ class SineDataset(Dataset[Batch]):
     ) -> None:
         self._size, self._window, self._noise = size, window, noise
         self._key = (seed, stream)
-        self._series = _sine(length=size + window, period=period, phase=phase)  # (size + W,)
-        self._windows = np.lib.stride_tricks.sliding_window_view(self._series, window)
+        series = _sine(length=size + window, period=period, phase=phase)  # (size + W,)
+        self._windows = np.lib.stride_tricks.sliding_window_view(series, window)[:size]  # (size, W)
+        self._targets = series[window:, None]  # (size, 1)
 
     def __len__(self) -> int:
         return self._size
@@ -67,17 +68,12 @@ class SineDataset(Dataset[Batch]):
         Raises:
             IndexError: an index outside [-size, size).
         """
-        indices = np.asarray(index, dtype=np.int64)
-        if indices.size and not (-self._size <= indices.min() and indices.max() < self._size):
-            raise IndexError(f"sample {index} of a data set of {self._size}")
-        indices = np.where(indices < 0, indices + self._size, indices)
-        windows = self._windows[indices]  # (..., W), a copy
+        windows = self._windows[index, :, None].copy()  # (..., W, 1)
         if self._noise:
-            windows = windows + np.float32(self._noise) * gaussian(
-                key=self._key, rows=indices, columns=self._window
-            )
-        targets = self._series[indices + self._window]  # (...)
-        return torch.from_numpy(windows[..., None]), torch.as_tensor(targets)[..., None]
+            rows = np.asarray(index) % self._size  # a negative index counts from the end
+            noise = gaussian(key=self._key, rows=rows, columns=self._window)
+            windows += np.float32(self._noise) * noise[..., None]
+        return torch.from_numpy(windows), torch.from_numpy(self._targets[index].copy())
 
     def fingerprint(self) -> str:
         """SHA-256 of some samples from all over the data set, hexadecimal."""

@@ -65,10 +65,11 @@ class OrderedGradient:
 
     def __init__(self, model: nn.Module, *, plan: Plan, world: World, tolerance: float) -> None:
         self._model, self._plan, self._world, self._tolerance = model, plan, world, tolerance
-        sizes = [parameter.numel() for parameter in model.parameters()]
+        self._parameters = list(model.parameters())
+        sizes = [parameter.numel() for parameter in self._parameters]
         self._width = sum(sizes)
         self._gradient = torch.zeros(self._width, device=world.device)
-        for parameter, part in zip(model.parameters(), self._gradient.split(sizes), strict=True):
+        for parameter, part in zip(self._parameters, self._gradient.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
         most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
         self._rows = torch.zeros(most, self._width + metrics.NUM_TOTALS + 1, device=world.device)
@@ -78,7 +79,7 @@ class OrderedGradient:
         """One step; see Gradient."""
         rows, sizes = self._rows, self._plan.piece_sizes(step)
         gradient_rows(
-            self._model, batch, piece_sizes=sizes, tolerance=self._tolerance,
+            self._model, self._parameters, batch, piece_sizes=sizes, tolerance=self._tolerance,
             num_threads=self._world.num_threads, out=rows[: len(sizes), :-1],
         )  # fmt: skip
         rows[:, -1] = stop
@@ -113,6 +114,7 @@ class DdpGradient:
 
 def gradient_rows(
     model: nn.Module,
+    parameters: Sequence[torch.Tensor],
     batch: Batch,
     *,
     piece_sizes: Sequence[int],
@@ -125,6 +127,7 @@ def gradient_rows(
     A row is a function of the piece's samples and the weights, of nothing else.
 
     Args:
+        parameters: all of the model's, in its order.
         batch: windows (B, W, D) and targets (B, 1) of all pieces, one behind the other.
         piece_sizes: samples in each piece; their sum is B.
         tolerance: a smaller absolute error counts as correct.
@@ -134,10 +137,9 @@ def gradient_rows(
     if isinstance(model, Predictor) and model.fused:
         lstm.predictor_rows(
             windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
-            parameters=list(model.parameters()), num_threads=num_threads, out=out,
+            parameters=parameters, num_threads=num_threads, out=out,
         )  # fmt: skip
         return
-    parameters = list(model.parameters())
     for row, piece in zip(out, _pieces(batch, piece_sizes), strict=True):
         if len(piece[0]) == 0:
             row.zero_()
@@ -197,9 +199,9 @@ def tree_sum(rows: torch.Tensor) -> torch.Tensor:
 
     Each pass adds rows 0 and 1, 2 and 3, ...; a last one without a neighbour waits for the next.
     """
-    while len(rows) > 1:
-        pairs = rows[0 : len(rows) - 1 : 2] + rows[1::2]
-        rows = torch.cat((pairs, rows[-1:])) if len(rows) % 2 else pairs
+    while (count := rows.shape[0]) > 1:
+        pairs = rows[0 : count - 1 : 2] + rows[1::2]
+        rows = torch.cat((pairs, rows[-1:])) if count % 2 else pairs
     return rows[0]
 
 

@@ -5,6 +5,7 @@ cuts follow one rule: `n` things into `k` parts, in order, the first `n % k` par
 Nothing here knows what a process is; so the same numbers can be had, and tested, anywhere.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,16 +38,17 @@ def in_order(size: int) -> np.ndarray:
     return np.arange(size)
 
 
-def bounds(total: int, parts: int) -> list[int]:
+@functools.lru_cache(maxsize=64)  # every step but the last is cut alike
+def bounds(total: int, parts: int) -> tuple[int, ...]:
     """Where each of `parts` consecutive parts of `total` things begins, and where the last ends.
 
     The first `total % parts` parts are one larger.
 
     >>> bounds(10, 4)
-    [0, 3, 6, 8, 10]
+    (0, 3, 6, 8, 10)
     """
     small, larger = divmod(total, parts)
-    return [part * small + min(part, larger) for part in range(parts + 1)]
+    return tuple(part * small + min(part, larger) for part in range(parts + 1))
 
 
 @dataclass(frozen=True)

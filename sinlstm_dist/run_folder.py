@@ -72,6 +72,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self._stop = str(path / STOP)
         self._lock: Any = None
         self._is_new = False
         self._is_open = False  # between `begin` and `end`
@@ -173,7 +174,7 @@ class RunFolder:
 
     def stop_requested(self) -> bool:
         """Whether someone put a STOP file into the folder."""
-        return (self.path / STOP).exists()
+        return os.path.exists(self._stop)  # once a step: building a Path would take longer
 
     def end(self, summary: Summary, weights: Tensors | None) -> None:
         """Write summary.json and, of a finished run, the weights."""

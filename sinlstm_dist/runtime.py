@@ -56,7 +56,7 @@ class World:
 
         Collective: yes; none is needed, and none done, in a world of one.
         """
-        return self.accelerator.gather(rows)
+        return self.accelerator.gather(rows) if self.size > 1 else rows
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise sum of all processes' values, in an order of the backend's choice.

@@ -94,7 +94,8 @@ def test_fused_rows_are_autograd_s(sizes):
     rows = {}
     for model in (plain, fused):
         rows[model.fused] = torch.full((len(sizes), width), math.nan)
-        gradient_rows(model, batch, num_threads=1, out=rows[model.fused], **arguments)
+        parameters = list(model.parameters())
+        gradient_rows(model, parameters, batch, num_threads=1, out=rows[model.fused], **arguments)
         totals = totals_rows(model, batch, num_threads=1, **arguments)
         torch.testing.assert_close(totals.float(), rows[model.fused][:, -3:], rtol=1e-6, atol=0)
     torch.testing.assert_close(rows[True], rows[False], rtol=2e-5, atol=2e-6)
@@ -109,8 +110,9 @@ def test_a_row_is_the_gradient_of_the_piece_s_sum_of_squares():
     windows, targets = torch.randn(5, 4, 1), torch.randn(5, 1)
     out = torch.empty(2, 5 + metrics.NUM_TOTALS)
     gradient_rows(
-        model, (windows, targets), piece_sizes=[3, 2], tolerance=0.5, num_threads=1, out=out
-    )
+        model, list(model.parameters()), (windows, targets), piece_sizes=[3, 2], tolerance=0.5,
+        num_threads=1, out=out,
+    )  # fmt: skip
     for row, part in zip(out, (slice(0, 3), slice(3, 5)), strict=True):
         model.zero_grad()
         errors = model(windows[part]) - targets[part]

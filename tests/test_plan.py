@@ -21,7 +21,7 @@ SIZES, BATCHES, PIECES = st.integers(1, 300), st.integers(1, 120), st.integers(1
     ],
 )
 def test_bounds_by_hand(total, parts, expected):
-    assert bounds(total, parts) == expected
+    assert bounds(total, parts) == tuple(expected)
 
 
 @pytest.mark.parametrize(

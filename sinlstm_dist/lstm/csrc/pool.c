@@ -1,6 +1,6 @@
 /* A small pool of threads that share out the items of one call.
  *
- * Training calls every hundred microseconds or so: a worker spins that long for its next call and
+ * Training calls every few hundred microseconds: a worker spins that long for its next call and
  * then sleeps, so an idle process uses no CPU. Publishing a call offers *seats*; a worker that
  * wakes takes one, and the caller withdraws those left when its own items are done. So a caller
  * waits only for workers that began, never for one to wake up.
@@ -16,7 +16,7 @@
 #include <time.h>
 
 #define MAX_WORKERS 255
-#define SPIN_NS 60000
+#define SPIN_NS 200000
 #define SPINS_PER_CLOCK 32 /* reading the clock is not free */
 
 static struct {
