@@ -1,0 +1,86 @@
+"""What every peer trains, and how it says what that took: shared by the scripts beside this file.
+
+Each script takes the same flags, trains, and prints one JSON object as its last line:
+
+    python benchmarks/peers/plain_pytorch.py --batch 100 --epochs 12
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+WINDOW, PERIOD, HIDDEN_SIZE, LR, TOLERANCE = 50, 60.0, 5, 0.01, 0.1
+TEST_PHASE = 0.5  # test windows lie between the train windows, as in this package
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much is trained; the rest is the article's."""
+
+    batch: int = 100
+    epochs: int = 12
+    train_windows: int = 10_000
+    test_windows: int = 1_000
+
+    def flags(self) -> list[str]:
+        """The command line that `parse` reads back."""
+        pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in asdict(self).items())
+        return [part for pair in pairs for part in pair]
+
+
+def parse(description: str | None) -> Workload:
+    """The workload that the command line asks for."""
+    parser = argparse.ArgumentParser(description=description)
+    for key, value in asdict(Workload()).items():
+        parser.add_argument(f"--{key.replace('_', '-')}", type=int, default=value)
+    workload = Workload(**vars(parser.parse_args()))
+    if workload.train_windows % workload.batch:
+        parser.error(
+            f"--batch {workload.batch} does not divide --train-windows {workload.train_windows}: "
+            "peers with a partial last batch would take other steps than those without"
+        )
+    return workload
+
+
+def windows(size: int, *, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (size, 50, 1) of the sine and the value behind each (size, 1), float32."""
+    steps = np.arange(size + WINDOW) + phase
+    series = np.sin(2 * np.pi * steps / PERIOD).astype(np.float32)
+    inputs = np.lib.stride_tricks.sliding_window_view(series, WINDOW)[:size, :, None]
+    return inputs.copy(), series[WINDOW:, None].copy()
+
+
+def train_and_test(workload: Workload) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """The windows and targets to train on, and those to test on."""
+    return windows(workload.train_windows), windows(workload.test_windows, phase=TEST_PHASE)
+
+
+class Record:
+    """The epochs of a run as they end: seconds from the end of the one before, and its metrics."""
+
+    def __init__(self) -> None:
+        self._epochs: dict[str, list[float]] = {}
+
+    def start(self) -> None:
+        """The first epoch begins now."""
+        self._mark = time.perf_counter()
+
+    def end_epoch(self, *, train_loss: float, test_loss: float, test_accuracy: float) -> None:
+        """An epoch, its test included, ends now."""
+        now = time.perf_counter()
+        values = {
+            "epoch_s": now - self._mark,
+            "train_loss": train_loss,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
+        for key, value in values.items():
+            self._epochs.setdefault(key, []).append(float(value))
+        self._mark = time.perf_counter()
+
+    def print(self) -> None:
+        """The last line of a peer's output."""
+        print(json.dumps(self._epochs), flush=True)
