@@ -6,10 +6,12 @@ which process they are.
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -35,6 +37,21 @@ def show_error(message: str) -> None:
 def show_text(text: str) -> None:
     """Print `text` as it is, for another program to read."""
     sys.stdout.write(text)
+
+
+def show_table(rows: Sequence[Mapping[str, str]], *, numbers: Collection[str] = ()) -> None:
+    """Print rows of cells below their headings, the first row's keys, as wide as they are.
+
+    Args:
+        rows: at least one; headings and cells may have several lines.
+        numbers: the headings of columns that are aligned to the right.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in rows[0]:
+        table.add_column(heading, justify="right" if heading in numbers else "left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row.values()))
+    Console(highlight=False, width=10_000).print(table)  # a terminal may break lines, not cells
 
 
 class Report:

@@ -7,6 +7,7 @@ process needs to see the folder. What they take and give is what JSON can say, o
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from safetensors.torch import save
 
 from sinlstm_dist import checkpoint
 from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Tensors
-from sinlstm_dist.config import ConfigError, changed_keys
+from sinlstm_dist.config import Config, ConfigError, changed_keys, load_config
 
 METRICS, SUMMARY, CONFIG, STOP, LOCK = (
     "metrics.jsonl",
@@ -60,6 +61,42 @@ class Summary:
     wall_s: float
     versions: Mapping[str, str]
     below_target: bool = False
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's folder tells about it; see `read_run`.
+
+    Args:
+        config: the resolved configuration.
+        history: the finished epochs' metrics, as in metrics.jsonl.
+        summary: how it ended; None of a run that has not, or was killed.
+    """
+
+    config: Config
+    history: list[dict[str, Any]]
+    summary: Summary | None
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder, also that of a run that has not ended.
+
+    Raises:
+        ConfigError: it holds no run, or a file of it cannot be read.
+    """
+    if not (path / CONFIG).is_file():
+        what = f"has no {CONFIG}" if path.is_dir() else "is no folder"
+        raise ConfigError(f"{path} is not a run folder: it {what}; name the output.dir of a run")
+    config = load_config(path / CONFIG)
+    try:
+        history = [json.loads(line) for line in _finished_epochs(path / METRICS)]
+        text = (path / SUMMARY).read_bytes() if (path / SUMMARY).exists() else None
+        summary = Summary(**json.loads(text)) if text is not None else None
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path / SUMMARY} was not written by this program: {error}") from error
+    return RunRecord(config, history, summary)
 
 
 class RunFolder:
@@ -283,7 +320,7 @@ class RunFolder:
             )
 
 
-def _finished_epochs(path: Path, *, epochs: int) -> list[bytes]:
+def _finished_epochs(path: Path, *, epochs: float = math.inf) -> list[bytes]:
     """The lines of a metrics.jsonl up to and including epoch `epochs`; torn ones are left out."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if 1 <= _epoch_of(line) <= epochs]

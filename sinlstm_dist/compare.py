@@ -1,0 +1,73 @@
+"""Show several runs in one table: how each ended, and in which settings they differ.
+
+sinlstm-dist compare runs/one runs/two
+sinlstm-dist compare runs/sweep-*
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sinlstm_dist.config import KEYS, ConfigError, Parser
+from sinlstm_dist.report import show_error, show_table
+from sinlstm_dist.run_folder import RunRecord, read_run
+
+BAD_FOLDER = 2
+NUMBERS = (
+    "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",
+    "seconds",
+)  # fmt: skip
+
+
+def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
+    """The dotted configuration keys, but the run folder, that are not alike in all `runs`."""
+    return [
+        key for key in KEYS if key != "output.dir" and len({_setting(r, key) for r in runs}) > 1
+    ]
+
+
+def _setting(run: RunRecord, key: str) -> str:
+    section, _, name = key.partition(".")
+    value = getattr(getattr(run.config, section), name)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, str]:
+    """A line of the table; what an unfinished run does not know yet is left empty."""
+    last: dict[str, Any] = run.history[-1] if run.history else {}
+    best: dict[str, Any] = min(run.history, key=lambda record: record["test_loss"], default={})
+    ended = run.summary
+    return {
+        "run": path,
+        "outcome": ended.outcome if ended else "unfinished",
+        "epochs": str(len(run.history)),
+        "train\nloss": f"{last['train_loss']:.3e}" if last else "",
+        "test\nloss": f"{last['test_loss']:.3e}" if last else "",
+        "test\naccuracy": f"{last['test_accuracy']:.4f}" if last else "",
+        "best\nepoch": str(best["epoch"]) if best else "",
+        "world\nsize": str(ended.world_size) if ended else "",
+        "reduction": run.config.train.reduction,
+        "seconds": f"{ended.wall_s:.1f}" if ended else "",
+        "differs in": "\n".join(f"{key}={_setting(run, key)}" for key in differing) or "nothing",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(prog="sinlstm_dist.compare", description="Show several runs in one table.")
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output.dir of a run")
+    try:
+        paths = parser.parse_args(arguments).runs
+        runs = [read_run(Path(path)) for path in paths]
+    except ConfigError as error:
+        show_error(str(error))
+        return BAD_FOLDER
+    differing = differing_keys(runs)
+    rows = [_row(path, run, differing=differing) for path, run in zip(paths, runs, strict=True)]
+    show_table(rows, numbers=NUMBERS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Several runs in one table, and a bad folder as one error."""
+
+import shutil
+import subprocess
+import sys
+
+import launching
+import pytest
+
+from sinlstm_dist import __main__, compare, train
+
+QUICK = {**launching.SMALL, "train.epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A complete run, one with another seed, and that one as if killed before its end."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, changed in {"a": {}, "b": {"train.seed": 7, "optim.lr": 0.05}}.items():
+        assert train.main(launching.flags({**QUICK, **changed, "output.dir": folder / name})) == 0
+    shutil.copytree(folder / "b", folder / "killed")
+    (folder / "killed" / "summary.json").unlink()
+    return folder
+
+
+def table(capsys, *paths) -> list[list[str]]:
+    assert compare.main([str(path) for path in paths]) == 0
+    out = capsys.readouterr().out
+    return [line.split() for line in out[out.index("\n──") :].splitlines()[2:]]
+
+
+def test_shows_each_run_as_its_files_have_it(runs, capsys):
+    lines = table(capsys, runs / "a", runs / "b", runs / "killed")
+    starts = [line for line in lines if len(line) > 1]
+    for line, name, setting in zip(starts, "ab", ("optim.lr=0.01", "optim.lr=0.05"), strict=False):
+        last = launching.metrics(runs / name)[-1]
+        ended = launching.summary(runs / name)
+        assert line == [
+            str(runs / name), "completed", "2", f"{last['train_loss']:.3e}",
+            f"{last['test_loss']:.3e}", f"{last['test_accuracy']:.4f}",
+            str(ended["best"]["epoch"]), "1", "ordered", f"{ended['wall_s']:.1f}", setting,
+        ]  # fmt: skip
+    assert starts[2][:3] == [str(runs / "killed"), "unfinished", "2"]
+    assert [line for line in lines if len(line) == 1] == [
+        ["train.seed=0"], ["train.seed=7"], ["train.seed=7"]
+    ]  # fmt: skip
+
+
+def test_the_folder_is_no_difference(runs, capsys):
+    assert [line[-1] for line in table(capsys, runs / "b", runs / "killed")] == ["nothing"] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "is no folder"),
+        ({}, "has no config.toml"),
+        ({"config.toml": "[train]\nepoch = 3\n"}, "did you mean train.epochs?"),
+        ({"config.toml": "", "summary.json": "{}"}, "summary.json was not written by"),
+        ({"config.toml": "", "summary.json": "{"}, "summary.json was not written by"),
+    ],
+)
+def test_a_bad_folder_is_one_error(runs, tmp_path, capsys, content, expected):
+    bad = tmp_path / "bad"
+    if content is not None:
+        bad.mkdir()
+        for name, text in content.items():
+            (bad / name).write_text(text)
+    assert __main__.main(["compare", str(runs / "a"), str(bad)]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    [error] = streams.err.splitlines()
+    assert error.startswith("error: ")
+    assert str(bad) in error
+    assert expected in error
+
+
+def test_a_file_gets_plain_lines(runs):
+    command = [sys.executable, "-m", "sinlstm_dist.compare", str(runs / "a")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert len(ended.stdout.splitlines()) == 4
+    assert "\x1b" not in ended.stdout
