@@ -22,12 +22,15 @@ from torch.distributed import (  # type: ignore[attr-defined]  # torch has them 
 )
 
 from sinlstm_dist.config import ConfigError
+from sinlstm_dist.launcher import is_node_speaker
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
 SAME_S = 0.5  # how long one that failed waits for others to say that they failed alike
 PATIENCE_S = 2.0  # more for a store that does not answer, as that of a stopped process
 POLL_S = 0.02
+CONNECT_S = 1.0  # for one attempt to reach rank 0, between two looks at a request to stop
 DEFAULT_PORT = "29500"  # Accelerate's and torchrun's
+GO = "go"
 
 Answer = TypeVar("Answer")
 
@@ -51,6 +54,19 @@ class LostProcess(Exception):
         self.is_speaker = is_speaker
 
 
+class StoppedEarly(Exception):
+    """A request to stop came before all processes were there: nothing was begun, nothing is saved.
+
+    Args:
+        reason: what asked.
+        is_speaker: whether this process tells the user.
+    """
+
+    def __init__(self, reason: str, *, is_speaker: bool) -> None:
+        super().__init__(f"{reason} before all processes had joined; nothing was begun")
+        self.is_speaker = is_speaker
+
+
 class RollCall:
     """The processes that signed in.
 
@@ -58,23 +74,31 @@ class RollCall:
         rank: of this process.
         size: number of processes.
         timeout_s: seconds that it waits for the others.
+        stop_reason: called while it waits; what it returns, if anything, ends the wait for all.
 
     Raises:
         LostProcess: some did not come in time.
+        StoppedEarly: one was asked to stop before all had come.
 
     Collective: yes, through the store.
     """
 
-    def __init__(self, *, rank: int, size: int, timeout_s: float) -> None:
-        self._rank, self._size = rank, size
+    def __init__(
+        self, *, rank: int, size: int, timeout_s: float, stop_reason: Callable[[], str]
+    ) -> None:
+        self._rank, self._size, self._stop_reason = rank, size, stop_reason
         # A process that waits in a collective for a living one, not for the lost one, may learn
         # of the loss only when its own time is up; torchrun gives survivors 30 s.
         self._roll_call_s = ROLL_CALL_S + min(timeout_s, 20.0)
-        self._store = _connect(rank=rank, timeout_s=timeout_s)
-        self._tell("host", socket.gethostname())
-        present = _in_time(lambda: self._hear("host", timeout_s), timeout_s=timeout_s + PATIENCE_S)
-        if present is None:
+        self._store = _connect(rank=rank, timeout_s=timeout_s, stop_reason=stop_reason)
+        signed_in = _in_time(lambda: self._sign_in(timeout_s), timeout_s=timeout_s + PATIENCE_S)
+        if signed_in is None:
             raise LostProcess("rank 0 came, but cannot be reached now", is_speaker=rank == 1)
+        present, plan = signed_in
+        if plan != GO:
+            is_first = self._is_first()
+            self._leave_together(len(present))
+            raise StoppedEarly(plan, is_speaker=is_first)
         if len(present) < size:
             missing = ", ".join(str(other) for other in range(size) if other not in present)
             is_first = self._is_first()
@@ -116,6 +140,20 @@ class RollCall:
             return error
         return LostProcess(self._describe(answers, error), is_speaker=is_first)
 
+    def _sign_in(self, timeout_s: float) -> tuple[dict[int, str], str]:
+        """The hosts of those that are there, by rank, and `GO`, or why all stop before they go."""
+        self._tell("host", socket.gethostname())
+        hosts = self._hear(
+            "host",
+            timeout_s,
+            unless=lambda: bool(self._stop_reason()) or self._store.check(["plan"]),
+        )
+        if self._stop_reason() or len(hosts) == self._size:
+            # The first one's plan is everybody's: none waits for one that has left.
+            self._store.compare_set("plan", "", self._stop_reason() or GO)
+        plan = self._store.get("plan").decode() if self._store.check(["plan"]) else GO
+        return self._hear("host", 0), plan
+
     def _call(self, own: str) -> tuple[dict[int, str], bool]:
         """What happened to each that answers, and whether this process tells the user."""
         answers = self._hear("failed", self._roll_call_s)
@@ -137,13 +175,15 @@ class RollCall:
         with contextlib.suppress(RuntimeError):  # the store is gone: `_hear` finds out
             self._store.set(f"{what}/{self._rank}", answer)
 
-    def _hear(self, what: str, timeout_s: float) -> dict[int, str]:
-        """The answers by rank, of all processes or of those that come in time."""
+    def _hear(
+        self, what: str, timeout_s: float, *, unless: Callable[[], bool] = lambda: False
+    ) -> dict[int, str]:
+        """The answers by rank, of all processes or of those that come in time, `unless` it ends."""
         deadline = time.monotonic() + timeout_s
         present: list[int] = []
         while len(present) < self._size:
             present = [r for r in range(self._size) if self._store.check([f"{what}/{r}"])]
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or unless():
                 break
             time.sleep(POLL_S)
         return {other: self._store.get(f"{what}/{other}").decode() for other in present}
@@ -162,22 +202,25 @@ class RollCall:
             time.sleep(POLL_S)
 
 
-def _connect(*, rank: int, timeout_s: float) -> Store:
+def _connect(*, rank: int, timeout_s: float, stop_reason: Callable[[], str]) -> Store:
     """The store of the launcher's agent, or one that rank 0 keeps, as torch would make it."""
     if "MASTER_ADDR" not in os.environ:
         raise ConfigError("MASTER_ADDR is not set: several processes need rank 0's address there")
     host, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", DEFAULT_PORT))
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_master = rank == 0 and not has_agent
     try:
+        if not is_master:
+            _wait_for_port(host, port, timeout_s=timeout_s, stop_reason=stop_reason)
         store = TCPStore(
             host,
             port,
-            is_master=rank == 0 and not has_agent,
+            is_master=is_master,
             wait_for_workers=False,
             multi_tenant=True,  # torch makes its own at the same address
             timeout=timedelta(seconds=timeout_s),
         )
-    except DistError as error:
+    except (OSError, DistError) as error:
         raise LostProcess(
             f"rank 0 cannot be reached at {host}:{port} within train.timeout_s={timeout_s:g}, or "
             f"another program has that port: look at its node's output, try another port ({error})",
@@ -185,6 +228,28 @@ def _connect(*, rank: int, timeout_s: float) -> Store:
         ) from error
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"sinlstm_dist/{restart}/{next(_joins)}", store)
+
+
+def _wait_for_port(
+    host: str, port: int, *, timeout_s: float, stop_reason: Callable[[], str]
+) -> None:
+    """Wait until somebody listens there: torch's own wait hears no signal and prints its stack.
+
+    Raises:
+        OSError: why nobody could be reached in time.
+        StoppedEarly: a request to stop came, and nobody is there to be told.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_S).close()
+            return
+        except OSError as error:
+            if reason := stop_reason():
+                raise StoppedEarly(reason, is_speaker=is_node_speaker()) from error
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
 
 
 def _in_time(function: Callable[[], Answer], *, timeout_s: float) -> Answer | None:

@@ -138,15 +138,20 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world(*, timeout_s: float, one_thread: bool) -> Iterator[World]:
+def join_world(
+    *, timeout_s: float, one_thread: bool, stop_reason: Callable[[], str] = lambda: ""
+) -> Iterator[World]:
     """Join the processes that the launcher started, and leave them cleanly at the end.
 
     Args:
         timeout_s: seconds that a process waits for the others.
         one_thread: whether torch computes with a single thread, as bit-identical results need.
+        stop_reason: called while others have not started yet; what asked this process to stop, or
+            the empty string.
 
     Raises:
         ConfigError: the world is not what the launcher meant.
+        StoppedEarly: some process was asked to stop before all had started.
         LostProcess: another process did not start, died, failed or hangs.
     """
     meant = launcher.check_launch()
@@ -154,7 +159,9 @@ def join_world(*, timeout_s: float, one_thread: bool) -> Iterator[World]:
         with _accelerator(timeout_s=timeout_s, one_thread=one_thread, meant=1) as accelerator:
             yield World(accelerator, hosts=[socket.gethostname()])
         return
-    roll_call = RollCall(rank=launcher.rank(), size=meant, timeout_s=timeout_s)
+    roll_call = RollCall(
+        rank=launcher.rank(), size=meant, timeout_s=timeout_s, stop_reason=stop_reason
+    )
     try:
         with _accelerator(timeout_s=timeout_s, one_thread=one_thread, meant=meant) as accelerator:
             try:

@@ -33,7 +33,7 @@ from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.report import Report, show_error, show_text
-from sinlstm_dist.roll_call import LostProcess, RunError
+from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
 from sinlstm_dist.run_folder import RunFolder, Summary
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.stop import StopRequest
@@ -52,14 +52,18 @@ def train(config: Config) -> Summary:
         ConfigError: the configuration, the run folder or the world must be changed.
         RunError: the run folder cannot be written.
         LostProcess: another process died or hangs.
+        StoppedEarly: asked to stop before all processes had started.
 
     Collective: yes.
     """
-    one_thread = config.train.reduction == "ordered"
     training = None
     with StopRequest() as request, contextlib.closing(RunFolder(Path(config.output.dir))) as run:
         try:
-            with join_world(timeout_s=config.train.timeout_s, one_thread=one_thread) as world:
+            with join_world(
+                timeout_s=config.train.timeout_s,
+                one_thread=config.train.reduction == "ordered",
+                stop_reason=lambda: request.reason,
+            ) as world:
                 job = build(config, world)
                 training = Training(config, job, run=run, world=world, request=request)
                 training.start()
@@ -312,6 +316,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.is_speaker:
             show_error(str(error))
         return EXIT_CODES["failed"]
+    except StoppedEarly as stop:
+        if stop.is_speaker:
+            show_text(f"stopped: {stop}\n")
+        return EXIT_CODES["stopped"]
 
 
 def exit_code(summary: Summary) -> int:

@@ -47,6 +47,7 @@ class Launch:
     """One world of processes."""
 
     folder: Path
+    port: int  # where rank 0 waits for the others
     children: list[Child] = field(default_factory=list)
 
     @property
@@ -104,13 +105,13 @@ class Nursery:
     ) -> Launch:
         """Start a world; ranks in `absent` are expected by the others and never come."""
         self._count += 1
-        launch = Launch(self._folder / f"launch-{self._count}")
+        launch = Launch(self._folder / f"launch-{self._count}", free_port())
         launch.folder.mkdir()
         variables = {
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(launch.port),
         }
         for rank in range(processes):
             if rank in absent:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,7 +63,6 @@ def check_stopped(launch: Launch, run: Path, *, step: int) -> None:
 @pytest.mark.parametrize(
     ("when", "at", "step"),
     [
-        ("join", 1, 1),
         ("build", 1, 1),
         ("step", 1, 2),
         ("step", 5, 6),
@@ -82,6 +82,62 @@ def test_a_signal_to_one_process(
         assert number.name in str(summary(tmp_path / "run")["reason"])
     if number == signal.SIGTERM:  # one of them, for time
         check_continues(nursery, tmp_path, straight, processes=4 - processes)
+
+
+NOT_BEGUN = "stopped: {} before all processes had joined; nothing was begun\n"
+
+
+def listens(port: int) -> bool:
+    """Whether rank 0 is there and waits for the others."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("present", "asked", "number"),
+    [([0], 0, signal.SIGTERM), ([1], 1, signal.SIGTERM), ([0, 2], 2, signal.SIGINT)],
+)
+def test_while_others_have_not_started(
+    nursery: Nursery, tmp_path: Path, straight: Path, present, asked, number
+) -> None:
+    """Long before train.timeout_s, all that are there leave; they have begun nothing."""
+    processes = len(present) + 1
+    launch = nursery.start(
+        flags({**SETTINGS, "train.timeout_s": 600}),
+        cwd=tmp_path,
+        processes=processes,
+        absent=tuple(set(range(processes)) - set(present)),
+        faults=[{"rank": asked, "of": "join", "at": 1, "do": "count"}],
+    )
+    wait_for(lambda: launch.events(asked) and (0 not in present or listens(launch.port)))
+    time.sleep(0.2)  # it waits now; a signal a little earlier would have the same effect
+    assert len(nursery.running(launch)) == len(present)
+    (pid,) = [child.pid for child in launch.children if child.rank == asked]
+    os.kill(pid, number)
+    nursery.wait(launch, timeout=30)
+    assert launch.codes == [STOPPED] * len(present), launch.stderr
+    # Without rank 0 they cannot agree on one that speaks: the first process of each node does.
+    assert launch.stdout == (NOT_BEGUN.format(number.name) if 0 in present else "")
+    assert launch.stderr == ""
+    assert not (tmp_path / "run").exists()
+    check_continues(nursery, tmp_path, straight, processes=processes)
+
+
+def test_before_joining_those_that_wait(nursery: Nursery, tmp_path: Path) -> None:
+    faults = [{"rank": 2, "of": "join", "at": 1, "do": "hang"}]
+    launch = nursery.start(flags(SETTINGS), cwd=tmp_path, processes=3, faults=faults)
+    wait_for(lambda: launch.events(2) and listens(launch.port))
+    for number in (signal.SIGUSR1, signal.SIGCONT):
+        os.kill(launch.children[2].pid, number)
+    nursery.wait(launch)
+    assert launch.codes == [STOPPED] * 3, launch.stderr
+    assert (launch.stdout, launch.stderr) == (NOT_BEGUN.format("SIGUSR1"), "")
+
+
+def test_one_process_alone_has_nobody_to_wait_for(nursery: Nursery, tmp_path: Path) -> None:
+    faults = [{"rank": 0, "of": "join", "at": 1, "do": "signal 15"}]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=1)
 
 
 @pytest.mark.parametrize(
