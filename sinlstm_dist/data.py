@@ -8,9 +8,8 @@ process, in any order.
 """
 
 import hashlib
-import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -142,9 +141,11 @@ def philox(
 
 
 class StepSampler(BatchSampler):
-    """Yields, for each step of an epoch, one batch a process: share 0, share 1, ...
+    """Yields the batches of an epoch: for each fetch, one a process: rank 0's, rank 1's, ...
 
-    A batch is a list of one array of indices, which the data set fetches at once.
+    A fetch brings a process its shares of one or more steps, one behind the other, as many as
+    `steps_per_fetch` allows: fetching costs the same for a few samples as for a thousand. A batch
+    is a list of one array of indices, which the data set fetches at once.
 
     Accelerate deals batches out in turn, batch i to process i % world_size; so each process gets
     its share of every step, and none is repeated or dropped, an empty one included.
@@ -165,17 +166,43 @@ class StepSampler(BatchSampler):
         self._epoch, self._step = epoch, step
 
     def __len__(self) -> int:
-        return (self._plan.num_steps - self._step) * self._plan.world_size
+        return len(fetches(self._plan, first_step=self._step)) * self._plan.world_size
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:  # type: ignore[override]
-        order = self._order(self._epoch)
-        for step in range(self._step, self._plan.num_steps):
-            batch = order[step * self._plan.global_batch_size :]
-            edges = self._plan.share_bounds(step)
-            for start, stop in itertools.pairwise(edges):
-                yield [batch[start:stop]]
+        order, plan = self._order(self._epoch), self._plan
+        for steps in fetches(plan, first_step=self._step):
+            for rank in range(plan.world_size):
+                shares = [order[slice(*plan.share(step, rank))] for step in steps]
+                yield [shares[0] if len(shares) == 1 else np.concatenate(shares)]
+
+
+FETCH_SAMPLES = 2048  # of all processes together; more would not cost a sample less
+
+
+def fetches(plan: Plan, *, first_step: int = 0) -> list[range]:
+    """The steps of an epoch from `first_step` on, as those that are fetched together."""
+    together = max(1, FETCH_SAMPLES // plan.global_batch_size)
+    starts = range(first_step, plan.num_steps, together)
+    return [range(start, min(start + together, plan.num_steps)) for start in starts]
 
 
 def step_loader(dataset: SineDataset, sampler: StepSampler) -> DataLoader[Batch]:
     """A loader whose every batch is one fetch by an array of indices, not one a sample."""
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))
+
+
+def step_batches(
+    loader: Iterable[Batch], plan: Plan, *, first_step: int = 0
+) -> Iterator[tuple[int, Batch]]:
+    """Each step from `first_step` on, with this process's share of its batch.
+
+    Args:
+        loader: over a `step_loader`'s fetches, those of `plan.rank`; its sampler was told to start
+            at `first_step`.
+        plan: the sampler's.
+    """
+    for steps, (windows, targets) in zip(fetches(plan, first_step=first_step), loader, strict=True):
+        sizes = [sum(plan.piece_sizes(step)) for step in steps]
+        yield from zip(
+            steps, zip(windows.split(sizes), targets.split(sizes), strict=True), strict=True
+        )

@@ -64,10 +64,11 @@ def build(config: Config, world: World) -> Job:
     optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
     num_pieces = config.train.virtual_shards if ordered else world.size
     train_data, test_data = _datasets(config.data)
-    train_plan, test_plan = (
-        Plan(len(dataset), config.train.global_batch_size, num_pieces, world.size, world.rank)
-        for dataset in (train_data, test_data)
-    )
+    batch_size = config.train.global_batch_size
+    # No weight changes while testing, so as many samples make a batch as are fetched together.
+    test_batch_size = max(batch_size, data.FETCH_SAMPLES)
+    train_plan = Plan(len(train_data), batch_size, num_pieces, world.size, world.rank)
+    test_plan = Plan(len(test_data), test_batch_size, num_pieces, world.size, world.rank)
     train_sampler = StepSampler(
         train_plan,
         order=lambda epoch: plan.epoch_order(

@@ -94,11 +94,12 @@ class Plan:
         edges = bounds(self.num_samples(step), self.num_pieces)
         return [edges[piece + 1] - edges[piece] for piece in self.owned(self.rank)]
 
-    def share_bounds(self, step: int) -> list[int]:
-        """Where in the global batch of `step` each process's share begins, and the last one ends.
+    def share(self, step: int, rank: int) -> tuple[int, int]:
+        """Where in an epoch's order the share of process `rank` in `step` begins and ends.
 
-        >>> Plan(size=100, global_batch_size=100, num_pieces=8, world_size=3).share_bounds(0)
-        [0, 39, 76, 100]
+        >>> Plan(size=200, global_batch_size=100, num_pieces=8, world_size=3).share(1, rank=0)
+        (100, 139)
         """
         edges = bounds(self.num_samples(step), self.num_pieces)
-        return [edges[piece] for piece in bounds(self.num_pieces, self.world_size)]
+        owned, first = self.owned(rank), step * self.global_batch_size
+        return first + edges[owned.start], first + edges[owned.stop]

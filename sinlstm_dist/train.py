@@ -27,6 +27,7 @@ from sinlstm_dist.config import (
     parse_with_config,
     to_toml,
 )
+from sinlstm_dist.data import step_batches
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
@@ -131,7 +132,10 @@ class Training:
         """Train what is left of the running epoch. Returns whether it was finished."""
         self.epoch_began, self.samples_before = time.perf_counter(), self.totals.samples
         self.job.train_sampler.start(epoch=self.epoch, step=self.step_in_epoch)
-        for step, batch in enumerate(self.job.train_loader, start=self.step_in_epoch):
+        batches = step_batches(
+            self.job.train_loader, self.job.train_plan, first_step=self.step_in_epoch
+        )
+        for step, batch in batches:
             result = self.job.gradient(batch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
                 self._fail(f"the training loss became {result.totals.loss} at step {self.step + 1}")

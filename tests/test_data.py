@@ -21,6 +21,7 @@ from sinlstm_dist.data import (
     StepSampler,
     gaussian,
     philox,
+    step_batches,
     step_loader,
 )
 from sinlstm_dist.plan import Plan, epoch_order, in_order
@@ -278,40 +279,67 @@ def test_ten_thousand_windows_take_milliseconds():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("size", "batch"), [(1, 1), (2, 7), (97, 7), (100, 100), (250, 100)])
-def test_processes_together_fetch_the_epoch_s_order(size, batch, world_size):
+@pytest.mark.parametrize(
+    ("size", "batch", "first_step"),
+    [
+        (1, 1, 0),
+        (2, 7, 0),
+        (97, 7, 3),
+        (100, 100, 0),
+        (5050, 100, 0),
+        (5050, 100, 21),
+        (9000, 4000, 1),
+    ],
+)
+def test_processes_together_fetch_the_epoch_s_order(size, batch, first_step, world_size):
+    def shares(rank: int) -> list[tuple[int, list[int]]]:
+        """Each step with the samples that it brings to `rank`."""
+        plan = Plan(size, batch, 8, world_size, rank)
+        mine = itertools.islice(sampler, rank, None, world_size)  # as Accelerate deals them out
+        fetched = [(torch.from_numpy(indices), torch.from_numpy(-indices)) for [indices] in mine]
+        steps = []
+        for step, (windows, targets) in step_batches(fetched, plan, first_step=first_step):
+            assert torch.equal(windows, -targets)
+            assert len(windows) == sum(plan.piece_sizes(step))
+            steps.append((step, windows.tolist()))
+        return steps
+
     plan = Plan(size, batch, 8, world_size)
     sampler = StepSampler(plan, order=lambda epoch: epoch_order(seed=0, epoch=epoch, size=size))
-    sampler.start(epoch=4, step=0)
-    batches = list(sampler)
-    assert len(batches) == len(sampler) == plan.num_steps * world_size
+    sampler.start(epoch=4, step=first_step)
+    assert len(list(sampler)) == len(sampler)
     order = epoch_order(seed=0, epoch=4, size=size).tolist()
-    assert list(itertools.chain(*(indices.tolist() for [indices] in batches))) == order
-    for number, [indices] in enumerate(batches):  # batch i goes to process i % world_size
-        step, rank = divmod(number, world_size)
-        assert len(indices) == sum(Plan(size, batch, 8, world_size, rank).piece_sizes(step))
+    together = list(zip(*(shares(rank) for rank in range(world_size)), strict=True))
+    for step, parts in enumerate(together, start=first_step):
+        assert {number for number, _ in parts} == {step}
+        joined = list(itertools.chain(*(part for _, part in parts)))
+        assert joined == order[step * batch : (step + 1) * batch]
+    assert first_step + len(together) == plan.num_steps
 
 
-def test_an_epoch_can_begin_in_its_middle():
-    plan = Plan(250, 100, 8, 2)
-    sampler = StepSampler(plan, order=lambda epoch: in_order(250) + epoch)
-    sampler.start(epoch=3, step=1)
-    assert len(sampler) == 4
-    assert [indices[0] for [indices] in sampler] == [103, 155, 203, 229]
+def test_small_steps_share_a_fetch_and_large_ones_do_not():
+    def fetched(size: int, batch: int) -> list[int]:
+        fetches = []
+
+        class Watched(SineDataset):
+            def __getitem__(self, index):
+                fetches.append(len(index))
+                return super().__getitem__(index)
+
+        plan = Plan(size, batch, 8)
+        loader = step_loader(Watched(size=size), StepSampler(plan, order=lambda _: in_order(size)))
+        steps = [len(windows) for _, (windows, _) in step_batches(loader, plan)]
+        assert steps == [plan.num_samples(step) for step in range(plan.num_steps)]
+        return fetches
+
+    assert fetched(4050, 100) == [2000, 2000, 50]
+    assert fetched(4050, 4000) == [4000, 50]
 
 
-def test_a_step_is_one_fetch():
-    fetched = []
-
-    class Watched(SineDataset):
-        def __getitem__(self, index):
-            fetched.append(index)
-            return super().__getitem__(index)
-
+def test_a_loader_that_brings_too_little_is_noticed():
     plan = Plan(250, 100, 8)
-    loader = step_loader(Watched(size=250), StepSampler(plan, order=lambda _: in_order(250)))
-    assert [windows.shape[0] for windows, _ in loader] == [100, 100, 50]
-    assert [len(index) for index in fetched] == [100, 100, 50]
+    with pytest.raises(ValueError, match="shorter"):
+        list(step_batches([], plan))
 
 
 def test_fingerprint_tells_data_apart():

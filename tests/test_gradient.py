@@ -9,7 +9,7 @@ from torch import nn
 
 from sinlstm_dist import job, metrics
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data import SineDataset
+from sinlstm_dist.data import FETCH_SAMPLES, SineDataset, step_batches
 from sinlstm_dist.gradient import evaluate, gradient_rows, totals_rows, tree_sum
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import Plan, epoch_order
@@ -58,7 +58,7 @@ def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shar
         "train.reduction": reduction, "model.lstm": lstm, "train.virtual_shards": shards
     })  # fmt: skip
     sizes = []
-    for step, batch in enumerate(built.train_loader):
+    for step, batch in step_batches(built.train_loader, built.train_plan):
         assert torch.equal(batch[0], sample_batch(step)[0])
         result = built.gradient(batch, step=step, stop=False)
         loss, expected = plain_gradient(built.model, batch)
@@ -78,7 +78,7 @@ def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shar
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_a_request_to_stop_is_heard(world, reduction):
     built = build(world, **{"train.reduction": reduction})
-    batch = next(iter(built.train_loader))
+    _, batch = next(step_batches(built.train_loader, built.train_plan))
     assert built.gradient(batch, step=0, stop=True).stop
     assert not built.gradient(batch, step=0, stop=False).stop
 
@@ -141,26 +141,30 @@ def test_tree_sum_adds_neighbours_first(num_rows, order):
     def add(order):
         return rows[order] if isinstance(order, int) else add(order[0]) + add(order[1])
 
-    assert torch.equal(tree_sum(rows), add(order))
+    assert torch.equal(tree_sum(list(rows)), add(order))
+    assert tree_sum(list(rows.numpy())).tolist() == add(order).tolist()
     if num_rows > 3:  # so many float32 numbers tell one order of adding from another
         assert not torch.equal(add(order), sum(rows))
 
 
 @pytest.mark.parametrize("lstm", ["fused", "torch"])
-def test_evaluation_counts_every_test_window_once(world, lstm):
-    built = build(world, **{"model.lstm": lstm})
+@pytest.mark.parametrize("size", [21, 2 * FETCH_SAMPLES + 5])
+def test_evaluation_counts_every_test_window_once(world, lstm, size):
+    built = build(world, **{"model.lstm": lstm, "data.test_size": size})
     found = {
         model: evaluate(model, built.test_loader, plan=built.test_plan, world=world, tolerance=0.3)
         for model in (built.model, Persistence())
     }
-    windows, targets = built.test_loader.dataset[np.arange(21)]
+    windows, targets = built.test_loader.dataset[np.arange(size)]
     for model, totals in found.items():
         errors = (model(windows) - targets).detach()
-        assert totals.samples == 21
+        assert totals.samples == size
         assert totals.correct == int((errors.abs() < 0.3).sum())
         assert totals.loss == pytest.approx(errors.square().mean().item(), rel=1e-6)
 
 
-def test_plan_of_the_test_set_is_cut_as_training_is(world):
+def test_test_batches_are_as_large_as_a_fetch(world):
     built = build(world)
-    assert built.test_plan == Plan(21, 20, 8, 1, 0)
+    assert built.test_plan == Plan(21, FETCH_SAMPLES, 8, 1, 0)
+    large = build(world, **{"train.global_batch_size": 5000})
+    assert large.test_plan == Plan(21, 5000, 8, 1, 0)

@@ -27,13 +27,13 @@ def test_bounds_by_hand(total, parts, expected):
 @pytest.mark.parametrize(
     ("world_size", "owned", "sizes", "shares"),
     [
-        (1, [range(8)], [[13, 13, 13, 13, 12, 12, 12, 12]], [0, 100]),
-        (2, [range(4), range(4, 8)], [[13, 13, 13, 13], [12, 12, 12, 12]], [0, 52, 100]),
+        (1, [range(8)], [[13, 13, 13, 13, 12, 12, 12, 12]], [(0, 100)]),
+        (2, [range(4), range(4, 8)], [[13, 13, 13, 13], [12, 12, 12, 12]], [(0, 52), (52, 100)]),
         (
             3,
             [range(3), range(3, 6), range(6, 8)],
             [[13, 13, 13], [13, 12, 12], [12, 12]],
-            [0, 39, 76, 100],
+            [(0, 39), (39, 76), (76, 100)],
         ),
     ],
 )
@@ -42,7 +42,7 @@ def test_shares_of_a_full_batch_by_hand(world_size, owned, sizes, shares):
     assert [plan.owned(rank) for rank, plan in enumerate(plans)] == owned
     assert [plan.piece_sizes(0) for plan in plans] == sizes
     assert [plan.piece_sizes(1) for plan in plans] == sizes
-    assert plans[0].share_bounds(0) == shares
+    assert [plans[0].share(0, rank) for rank in range(world_size)] == shares
 
 
 def test_shares_of_the_last_partial_batch_by_hand():
@@ -50,7 +50,7 @@ def test_shares_of_the_last_partial_batch_by_hand():
     assert plans[0].num_steps == 2
     assert [plans[0].num_samples(step) for step in (0, 1)] == [100, 3]
     assert [plan.piece_sizes(1) for plan in plans] == [[1, 1, 1], [0, 0, 0], [0, 0]]
-    assert plans[0].share_bounds(1) == [0, 3, 3, 3]
+    assert [plans[0].share(1, rank) for rank in range(3)] == [(100, 103), (103, 103), (103, 103)]
 
 
 def test_a_data_set_smaller_than_the_world_by_hand():
@@ -66,11 +66,9 @@ def test_every_sample_is_owned_once(size, batch, pieces, data):
     plan = Plan(size, batch, pieces, world_size)
     seen = []
     for step in range(plan.num_steps):
-        edges = plan.share_bounds(step)
-        assert (edges[0], edges[-1]) == (0, plan.num_samples(step))
         for rank in range(world_size):
-            start, stop = edges[rank], edges[rank + 1]
-            seen += range(step * batch + start, step * batch + stop)
+            start, stop = plan.share(step, rank)
+            seen += range(start, stop)
             own = Plan(size, batch, pieces, world_size, rank).piece_sizes(step)
             assert sum(own) == stop - start
     assert seen == list(range(size))
