@@ -3,10 +3,16 @@
 Shapes: B samples, W window (time steps), D features of a time step, H hidden size.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 
-from sinlstm_dist import lstm
+from sinlstm_dist import hub, lstm
+from sinlstm_dist.config import ConfigError
 
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
 
@@ -37,6 +43,7 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.fused = fused
+        self.card = ""  # what is known of its training, in Markdown
         self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
         self.output_layer = nn.Linear(hidden_size, output_size)
 
@@ -56,6 +63,51 @@ class Predictor(nn.Module):
         else:
             outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **download: Any) -> "Predictor":
+        """The predictor that a run has trained, in evaluation mode and on the CPU.
+
+        Args:
+            source: a run folder, one of its checkpoints, a folder that `save_pretrained` wrote,
+                or a name on the Hugging Face Hub.
+            download: what `huggingface_hub.hf_hub_download` takes, such as `revision`.
+
+        Raises:
+            ConfigError: there is no such model, or its file is damaged or of another model.
+        """
+        path = hub.find(source, **download)
+        try:
+            weights = load_file(path)
+            model = cls(**_sizes(weights))
+            model.load_state_dict(weights)
+        except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
+            raise ConfigError(f"{path}: holds no weights of a Predictor: {error}") from error
+        model.card = hub.find_card(path)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write model.safetensors, config.json and a model card for `from_pretrained`.
+
+        Args:
+            folder: made if need be; a README.md that is there is kept.
+            options: what `huggingface_hub.ModelHubMixin.save_pretrained` takes, such as
+                `push_to_hub=True` and `repo_id`.
+        """
+        weights = self.state_dict()
+        card = self.card or hub.write_card("", {})
+        hub.save(folder, weights=save(weights), config=_sizes(weights), card=card, **options)
+
+
+def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The arguments of the Predictor that has these weights."""
+    output_size, hidden_size = weights["output_layer.weight"].shape
+    return {
+        "input_size": weights["rnn.weight_ih_l0"].shape[1],
+        "hidden_size": hidden_size,
+        "output_size": output_size,
+        "num_layers": sum(name.startswith("rnn.weight_ih_l") for name in weights),
+    }
 
 
 class Persistence(nn.Module):

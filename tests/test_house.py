@@ -13,14 +13,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
-    "config", "launcher", "plan", "data", "lstm", "model", "optim", "metrics", "roll_call", "stop",
-    "runtime", "gradient", "checkpoint", "run_folder", "report", "job", "train",
-    "compare", "__main__",
+    "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics", "roll_call",
+    "stop", "runtime", "gradient", "checkpoint", "run_folder", "report", "job", "train",
+    "compare", "export", "__main__",
 ]  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 ALL_SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
 
-NO_TORCH = ["config", "launcher", "plan", "stop", "report", "__main__"]
+NO_TORCH = ["config", "launcher", "plan", "hub", "stop", "report", "__main__"]
 NO_ACCELERATE = sorted(set(ORDER) - {"runtime", "job"})
 READ_ENVIRONMENT = {"launcher", "runtime", "roll_call"}
 

@@ -36,12 +36,19 @@ def test_commands_run_as_printed(line, tmp_path):
 
 
 def test_python_examples_run_in_order(tmp_path):
-    training, predicting = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    training, predicting, without_torch = blocks
     ended = run([sys.executable, "-c", training], cwd=tmp_path)
     assert ended.stdout.splitlines()[-1].startswith("completed 0."), ended.stderr
     ended = run([sys.executable, "-c", predicting], cwd=tmp_path)
     prediction, target = map(float, ended.stdout.split())
     assert abs(prediction - target) < 1, ended.stderr
+    (command,) = re.findall(r"^python -m (sinlstm_dist.export .*)", README, flags=re.MULTILINE)
+    arguments = command.replace("runs/default", "runs/python").split()
+    ended = run([sys.executable, "-m", *arguments], cwd=tmp_path)
+    assert "1,147 bytes, batch and window free" in ended.stdout, ended.stderr
+    ended = run([sys.executable, "-c", without_torch], cwd=tmp_path)
+    assert abs(float(ended.stdout.strip("[]\n"))) < 1, ended.stderr
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,0 +1,116 @@
+"""Predictors to and from folders and the Hub's cache; no test uses the network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launching import SMALL, flags, summary
+from nursery import Nursery
+from safetensors.torch import load_file, save_file
+
+from sinlstm_dist.config import ConfigError
+from sinlstm_dist.model import Predictor
+
+WINDOWS = torch.linspace(-1, 1, 36).reshape(3, 12, 1)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    settings = {**SMALL, "model.hidden_size": 7, "output.dir": "run"}
+    assert nursery.run(flags(settings), cwd=folder).codes == [0]
+    return folder / "run"
+
+
+def check_same(first: Predictor, second: Predictor) -> None:
+    assert list(first.state_dict()) == list(second.state_dict())
+    torch.testing.assert_close(first(WINDOWS), second(WINDOWS), rtol=0, atol=0)
+
+
+def test_a_run_folder_and_its_checkpoints_are_models(run):
+    model = Predictor.from_pretrained(run)
+    assert not model.training
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == {
+        name: tuple(value.shape) for name, value in load_file(run / "model.safetensors").items()
+    }
+    check_same(model, Predictor.from_pretrained(str(max((run / "checkpoints").iterdir()))))
+
+
+def test_what_is_saved_is_the_same_model_with_a_card(run, tmp_path):
+    model = Predictor.from_pretrained(run)
+    model.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert (run / "config.toml").read_text().partition("\n[output]")[0] in card
+    metrics = summary(run)["metrics"]
+    assert f"| test | {metrics['test_loss']:.4e} | {metrics['test_accuracy']:.4f} | 101 |" in card
+    again = Predictor.from_pretrained(tmp_path / "saved")
+    check_same(model, again)
+    assert again.card == card
+
+
+def test_an_untrained_model_of_any_size_is_saved_too(tmp_path):
+    model = Predictor(hidden_size=3, num_layers=2, output_size=4)
+    model.save_pretrained(tmp_path)
+    check_same(model.eval(), Predictor.from_pretrained(tmp_path))
+
+
+def test_a_name_on_the_hub_comes_from_its_cache(run, tmp_path):
+    repository = tmp_path / "models--someone--sine"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    save_file(load_file(run / "model.safetensors"), snapshot / "model.safetensors")
+    check_same(
+        Predictor.from_pretrained("someone/sine", cache_dir=tmp_path),
+        Predictor.from_pretrained(run),
+    )
+
+
+@pytest.mark.parametrize("source", ["someone/unknown", "no/such/folder", "/no/such", "run.toml"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named(source, tmp_path):
+    with pytest.raises(ConfigError, match="no folder here, and the Hub does not give") as caught:
+        Predictor.from_pretrained(source, cache_dir=tmp_path)
+    assert source in str(caught.value)
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="holds no weights of a Predictor"):
+        Predictor.from_pretrained(tmp_path)
+    weights = Predictor().state_dict()
+    save_file({**weights, "output_layer.bias": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"output_layer\.bias"):
+        Predictor.from_pretrained(tmp_path)
+
+
+def test_a_file_and_an_empty_folder_are_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="is a file: name the run folder"):
+        Predictor.from_pretrained(file)
+    with pytest.raises(ConfigError, match="holds no model"):
+        Predictor.from_pretrained(tmp_path)
+
+
+def test_training_does_not_import_what_only_sharing_needs():
+    program = (
+        "import sys, sinlstm_dist.train\n"
+        "slow = {'huggingface_hub.hf_api', 'huggingface_hub.hub_mixin', 'onnx', 'tensorboard'}\n"
+        "loaded = slow & set(sys.modules)\n"
+        "sys.exit(str(loaded) if loaded else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
