@@ -14,6 +14,7 @@ LOCAL_RANK_VARIABLES = (
     "MV2_COMM_WORLD_LOCAL_RANK",
     "SLURM_LOCALID",
 )
+WORLD_SIZE_CHECK = "SINLSTM_DIST_WORLD_SIZE"  # a job script's own reckoning of the world
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 
 
@@ -50,7 +51,8 @@ def check_launch() -> int:
     """The number of processes that the launcher means to have started.
 
     Raises:
-        ConfigError: several processes were asked for, but nothing joins them.
+        ConfigError: several processes were asked for, but nothing joins them; or they are not as
+            many as the job script reckoned.
     """
     meant = _environment_int(SIZE_VARIABLES, default=1)
     advice = f"start it as: torchrun --nproc-per-node N -m {COMMAND}"
@@ -68,5 +70,11 @@ def check_launch() -> int:
         raise ConfigError(
             f"srun started {tasks} tasks, but nothing joins them: each would train alone; start "
             f"one launcher a node (srun --ntasks-per-node=1), and with it {advice[13:]}"
+        )
+    reckoned = _environment_int((WORLD_SIZE_CHECK,), default=meant)
+    if reckoned != meant:
+        raise ConfigError(
+            f"the launcher started {meant} processes, but {WORLD_SIZE_CHECK}={reckoned}: check the "
+            "launcher's number of nodes and of processes a node"
         )
     return meant

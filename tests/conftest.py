@@ -1,8 +1,11 @@
 """Options and fixtures of the whole test run."""
 
+import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
+import slurm
 from nursery import Nursery
 
 
@@ -20,3 +23,37 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery = Nursery(tmp_path_factory.mktemp("nursery"))
     yield nursery
     nursery.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[slurm.Cluster]:
+    """A real Slurm of two nodes; in CI it must be there, elsewhere its tests are skipped."""
+    _need(slurm.missing_programs())
+    cluster = slurm.Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="session")
+def shellcheck() -> str:
+    """The program, on the same terms."""
+    _need([] if shutil.which("shellcheck") else ["shellcheck"])
+    return "shellcheck"
+
+
+def _need(missing: list[str]) -> None:
+    if missing:
+        without = pytest.fail if os.environ.get("CI") else pytest.skip
+        without(f"needs {', '.join(missing)}: see .ci/run")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests ran on Slurm: a number that CI's reader wants to see."""
+    ran = [
+        report
+        for kind in ("passed", "failed")
+        for report in terminalreporter.stats.get(kind, [])
+        if "test_slurm" in report.nodeid
+    ]
+    if ran:
+        terminalreporter.write_line(f"{len(ran)} tests ran on a real Slurm of two nodes")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+FOREIGN = ("ACCELERATE_", "SLURM_", "SINLSTM_")  # variables of a launcher around the tests
 TIMINGS = ("epoch_s", "samples_per_s")
 SMALL = {
     "data.train_size": 230,
@@ -57,7 +58,7 @@ def command(*arguments: str, processes: int = 1, module: str = "sinlstm_dist.tra
 
 def environment(**variables: str) -> dict[str, str]:
     """This environment without what a launcher or a user may have left in it."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         inherited.pop(name, None)
     return {**inherited, "OMP_NUM_THREADS": "1", **variables}

@@ -117,8 +117,8 @@ def test_more_processes_than_pieces_are_refused_once(tmp_path):
 @pytest.fixture
 def bare(monkeypatch):
     """An environment without a launcher's variables."""
-    for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, "MASTER_ADDR",
-                 "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
+    for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, launcher.WORLD_SIZE_CHECK,
+                 "MASTER_ADDR", "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -139,6 +139,15 @@ def test_srun_with_one_launcher_a_node_is_fine(bare):
     bare.setenv("SLURM_STEP_NUM_TASKS", "1")
     bare.delenv("WORLD_SIZE")
     assert launcher.check_launch() == 1
+
+
+def test_a_world_that_the_job_script_did_not_reckon_with_is_refused(bare):
+    bare.setenv("WORLD_SIZE", "2")
+    bare.setenv(launcher.WORLD_SIZE_CHECK, "4")
+    with pytest.raises(ConfigError, match="started 2 processes, but SINLSTM_DIST_WORLD_SIZE=4"):
+        launcher.check_launch()
+    bare.setenv("WORLD_SIZE", "4")
+    assert launcher.check_launch() == 4
 
 
 def test_no_launcher_means_one_process(bare):

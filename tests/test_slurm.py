@@ -1,0 +1,123 @@
+"""launch/slurm on a real Slurm of two nodes: right worlds, right ends, and one process's bits."""
+
+from pathlib import Path
+
+import launching
+import pytest
+import slurm
+
+from sinlstm_dist import train
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+TRAIN = str(LAUNCH / "slurm/train.sbatch")
+BRIEF = {**launching.SMALL, "output.dir": "run"}
+# Some seconds on two nodes, so that what happens to the job happens in mid-run.
+LONG = {
+    **BRIEF,
+    "data.train_size": 2030,
+    "train.epochs": 200,
+    "checkpoint.every_epochs": 50,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Run folders of one process that had no launcher, by settings."""
+    known = {}
+
+    def run(settings: dict[str, object]) -> Path:
+        if (key := str(settings)) not in known:
+            known[key] = tmp_path_factory.mktemp("alone") / "run"
+            assert train.main(launching.flags({**settings, "output.dir": known[key]})) == 0
+        return known[key]
+
+    return run
+
+
+def log(folder: Path, job: str) -> str:
+    """What the job said so far."""
+    path = folder / f"sinlstm-{job}.out"
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for_log(folder: Path, job: str, what: str, *, times: int = 1) -> None:
+    """Wait until the job has said `what` so often."""
+    try:
+        launching.wait_for(lambda: log(folder, job).count(what) >= times, timeout=180)
+    except AssertionError:
+        raise AssertionError(f"no {what!r} in:\n{log(folder, job)}") from None
+
+
+def epochs(folder: Path) -> int:
+    """How many epochs the run has finished."""
+    path = folder / "run/metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def check_same(run: Path, other: Path) -> None:
+    assert launching.weights_digest(run) == launching.weights_digest(other)
+    assert launching.metrics(run) == launching.metrics(other)
+
+
+def test_a_job_goes_on_until_its_run_is_complete_and_never_after(cluster, tmp_path, alone):
+    job = cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path)
+    launching.wait_for(lambda: epochs(tmp_path), timeout=180)
+    cluster.command("scancel", "--signal=USR1", "--batch", job)
+    wait_for_log(tmp_path, job, "restart 1")
+    assert "stopped: STOP file" in log(tmp_path, job)
+
+    wait_for_log(tmp_path, job, "continues in epoch")
+    before = epochs(tmp_path)
+    launching.wait_for(lambda: epochs(tmp_path) > before, timeout=180)
+    cluster.command("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    shown = cluster.wait(job)
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "2"), log(tmp_path, job)
+    assert launching.summary(tmp_path / "run")["world_size"] == 2
+    check_same(tmp_path / "run", alone(LONG))
+
+    written = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
+    cluster.command("scontrol", "requeue", job)
+    wait_for_log(tmp_path, job, "nothing was left to do")
+    shown = cluster.wait(job)
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "3"), log(tmp_path, job)
+    assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_process_for_each_gpu_of_each_node(cluster, tmp_path, alone):
+    job = cluster.sbatch("--gpus-per-node=2", TRAIN, *launching.flags(BRIEF), cwd=tmp_path)
+    assert cluster.wait(job)["JobState"] == "COMPLETED", log(tmp_path, job)
+    assert "processes   4 on node1, node2" in log(tmp_path, job)
+    assert launching.summary(tmp_path / "run")["world_size"] == 4
+    check_same(tmp_path / "run", alone(BRIEF))
+
+
+def test_a_signal_before_the_first_step_is_kept_and_restarts_are_limited(cluster, tmp_path):
+    job = cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path, MAX_RESTARTS="0")
+    wait_for_log(tmp_path, job, "2 processes on 2 nodes")
+    cluster.command("scancel", "--signal=USR1", "--batch", job)
+    shown = cluster.wait(job)
+    assert (shown["JobState"], shown["Restarts"]) == ("FAILED", "0")
+    assert "MAX_RESTARTS=0 are used up" in log(tmp_path, job)
+    assert launching.summary(tmp_path / "run")["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"HEAD_PORT": str(slurm.SLURMD_PORT)}, "address already in use"),
+        ({"HEAD_ADDRESS": "10.213.77.99", "START_TIMEOUT_S": "5"}, "10.213.77.99"),
+    ],
+)
+def test_a_head_that_cannot_be_reached_ends_the_job(cluster, tmp_path, variables, message):
+    job = cluster.sbatch(TRAIN, *launching.flags(BRIEF), cwd=tmp_path, **variables)
+    assert cluster.wait(job, timeout=180)["JobState"] == "FAILED"
+    assert message in log(tmp_path, job)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_flags_end_the_job_before_it_starts_anything(cluster, tmp_path):
+    job = cluster.sbatch(TRAIN, "--train.epoch", "1", cwd=tmp_path)
+    shown = cluster.wait(job)
+    assert (shown["JobState"], shown["ExitCode"]) == ("FAILED", "2:0")
+    assert "did you mean train.epochs?" in log(tmp_path, job)
+    assert "processes on" not in log(tmp_path, job)
