@@ -469,3 +469,20 @@ def test_larger_models_train(tmp_path):
     assert run_main(tmp_path / "run", **{"model.num_layers": 2, "model.hidden_size": 8}) == 0
     names = load_file(tmp_path / "run" / "model.safetensors")
     assert names["rnn.weight_hh_l1"].shape == (32, 8)
+
+
+def test_a_run_starts_without_what_it_does_not_need(tmp_path):
+    """Each of these costs every start from half a second to two; torch and Accelerate bring them
+    in at innocent calls."""
+    program = (
+        "import sys\n"
+        "from sinlstm_dist import train\n"
+        "assert train.main(sys.argv[1:]) == 0\n"
+        "heavy = ('sympy', 'torch._dynamo', 'torch.distributed.tensor', 'pandas', 'matplotlib')\n"
+        "sys.exit(', '.join(name for name in heavy if name in sys.modules))\n"
+    )
+    arguments = launching.flags({**QUICK, "output.dir": tmp_path / "run"})
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
