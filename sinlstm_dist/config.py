@@ -159,6 +159,12 @@ def load_config(
     return config
 
 
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """`config` with some of its keys set anew; arguments and errors as for `load_config`."""
+    values = {f"{s}.{k}": v for s, table in config.model_dump().items() for k, v in table.items()}
+    return load_config(None, {**values, **overrides})
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomli.loads(path.read_text(encoding="utf-8"))
@@ -284,9 +290,16 @@ def add_config_flags(parser: Parser) -> None:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and exit"
     )
+    add_key_flags(parser, KEYS)
+
+
+def add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
+    """Give `parser` a flag for each of these keys."""
     for section, model in SECTIONS.items():
         group = parser.add_argument_group(section, model.__doc__)
         for key, field in model.model_fields.items():
+            if f"{section}.{key}" not in keys:
+                continue
             is_choice = get_origin(field.annotation) is Literal
             group.add_argument(
                 f"--{section}.{key}",
@@ -307,6 +320,19 @@ def _bind_negative(arguments: Sequence[str] | None) -> list[str]:
         else:
             bound.append(argument)
     return bound
+
+
+def parse_overrides(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, dict[str, str]]:
+    """Parse a command line with some key flags; returns the parser's options and the keys' values.
+
+    Raises:
+        ConfigError: a flag that the parser does not have.
+    """
+    options, unknown = parser.parse_known_args(_bind_negative(arguments))
+    overrides = {key: value for key, value in vars(options).items() if "." in key}
+    if unknown:
+        raise ConfigError(f"unexpected argument {unknown[0]}: {parser.prog} --help lists them all")
+    return options, overrides
 
 
 def parse_with_config(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, Config]:

@@ -10,6 +10,7 @@ process, in any order.
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ def fetches(plan: Plan, *, first_step: int = 0) -> list[range]:
     return [range(start, min(start + together, plan.num_steps)) for start in starts]
 
 
-def step_loader(dataset: SineDataset, sampler: StepSampler) -> DataLoader[Batch]:
+def step_loader(dataset: Dataset[Any], sampler: StepSampler) -> DataLoader[Any]:
     """A loader whose every batch is one fetch by an array of indices, not one a sample."""
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))
 

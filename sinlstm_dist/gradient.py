@@ -141,7 +141,7 @@ def gradient_rows(
             parameters=parameters, num_threads=num_threads, out=out,
         )  # fmt: skip
         return
-    for row, piece in zip(out, _pieces(batch, piece_sizes), strict=True):
+    for row, piece in zip(out, pieces(batch, piece_sizes), strict=True):
         if len(piece[0]) == 0:
             row.zero_()
             continue
@@ -167,11 +167,20 @@ def evaluate(
         sums[: len(sizes)] += totals_rows(
             model, batch, piece_sizes=sizes, tolerance=tolerance, num_threads=world.num_threads
         )
-    gathered = _light(world.gather(sums))  # collective
-    squared_error, correct, samples = tree_sum(
-        [gathered[row] for row in _piece_rows(plan)]
-    ).tolist()
+    squared_error, correct, samples = tree_sum(gather_pieces(sums, plan=plan, world=world)).tolist()
     return Totals(squared_error, int(correct), int(samples))
+
+
+def gather_pieces(rows: torch.Tensor, *, plan: Plan, world: World) -> list[Row]:
+    """The rows of all pieces, in order of pieces.
+
+    Args:
+        rows: (as many as rank 0 owns pieces, ...), this process's own first.
+
+    Collective: yes, one.
+    """
+    gathered = _light(world.gather(rows))
+    return [gathered[row] for row in _piece_rows(plan)]
 
 
 def totals_rows(
@@ -189,7 +198,7 @@ def totals_rows(
             parameters=list(model.parameters()), num_threads=num_threads,
         )  # fmt: skip
     rows = []
-    for windows, targets in _pieces(batch, piece_sizes):
+    for windows, targets in pieces(batch, piece_sizes):
         predictions = model(windows) if len(windows) else targets
         rows.append(metrics.count(predictions, targets, tolerance=tolerance))
     return torch.stack(rows)
@@ -211,8 +220,8 @@ def _light(tensor: torch.Tensor) -> Row:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def _pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
-    """The pieces of a batch, each in memory of its own.
+def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
+    """The pieces of a batch of so many samples each, every one in memory of its own.
 
     A matrix library may choose its code by the alignment of its operands, and a view into the
     share lies where the number of processes puts it; a fresh copy is always aligned alike.

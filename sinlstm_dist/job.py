@@ -60,15 +60,17 @@ def build(config: Config, world: World) -> Job:
             f"{config.train.virtual_shards} pieces of a batch: use at most as many processes, or "
             f"set train.virtual_shards={world.size} or more (which makes it another run)"
         )
-    model, recurrence = _build_model(config, world)
+    model, recurrence = new_model(config, world)
+    if config.train.init_from:
+        weights: Tensors = {}
+        world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
+        model.load_state_dict(world.broadcast_tensors(weights))
     optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
     num_pieces = config.train.virtual_shards if ordered else world.size
-    train_data, test_data = _datasets(config.data)
+    train_data, test_data = datasets(config.data)
     batch_size = config.train.global_batch_size
-    # No weight changes while testing, so as many samples make a batch as are fetched together.
-    test_batch_size = max(batch_size, data.FETCH_SAMPLES)
     train_plan = Plan(len(train_data), batch_size, num_pieces, world.size, world.rank)
-    test_plan = Plan(len(test_data), test_batch_size, num_pieces, world.size, world.rank)
+    test_plan = new_test_plan(len(test_data), config, world, num_pieces=num_pieces)
     train_sampler = StepSampler(
         train_plan,
         order=lambda epoch: plan.epoch_order(
@@ -109,6 +111,15 @@ def build(config: Config, world: World) -> Job:
         recurrence=recurrence,
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
     )
+
+
+def new_test_plan(size: int, config: Config, world: World, *, num_pieces: int) -> Plan:
+    """How `size` test samples are cut and shared out.
+
+    No weight changes while testing, so as many samples make a batch as are fetched together.
+    """
+    batch_size = max(config.train.global_batch_size, data.FETCH_SAMPLES)
+    return Plan(size, batch_size, num_pieces, world.size, world.rank)
 
 
 def versions() -> dict[str, str]:
@@ -161,7 +172,7 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
     }
 
 
-def _datasets(settings: Data) -> tuple[data.SineDataset, data.SineDataset]:
+def datasets(settings: Data) -> tuple[data.SineDataset, data.SineDataset]:
     """Train and test windows; the test's differ by their phase and by their stream of noise."""
     make = functools.partial(
         data.SineDataset,
@@ -176,7 +187,26 @@ def _datasets(settings: Data) -> tuple[data.SineDataset, data.SineDataset]:
     )
 
 
-def _build_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
+def period_ago(settings: Data) -> data.SineDataset:
+    """Windows of one value: the one observed a period before each test window's target."""
+    steps = max(1, round(settings.period))
+    return data.SineDataset(
+        size=settings.test_size,
+        window=1,
+        period=settings.period,
+        noise=settings.noise,
+        seed=settings.seed,
+        stream=data.TEST_NOISE,
+        phase=settings.test_phase + settings.window - steps,
+    )
+
+
+def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
+    """The untrained model that every process starts from, on the CPU, and its recurrence.
+
+    Raises:
+        ConfigError: the recurrence that is asked for cannot be had.
+    """
     try:
         choice = lstm.choose(
             config.model.lstm,
@@ -193,10 +223,6 @@ def _build_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
         num_layers=config.model.num_layers,
         fused=choice.name == "fused",
     )
-    if config.train.init_from:
-        weights: Tensors = {}
-        world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
-        model.load_state_dict(world.broadcast_tensors(weights))
     return model, choice
 
 
@@ -210,6 +236,16 @@ def _read_weights(path: Path, model: Predictor, *, into: Tensors) -> None:
         raise ConfigError(
             f"train.init_from={path}: is not a readable .safetensors file: {error}"
         ) from error
+    check_weights(weights, model, origin=f"train.init_from={path}")
+    into.update({name: value.float() for name, value in weights.items()})
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], model: Predictor, *, origin: str) -> None:
+    """Refuse weights that are not exactly the model's, by name and shape.
+
+    Raises:
+        ConfigError: names `origin` and every difference.
+    """
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}
     found = {name: list(value.shape) for name, value in weights.items()}
     if found != expected:
@@ -217,5 +253,4 @@ def _read_weights(path: Path, model: Predictor, *, into: Tensors) -> None:
         parts = [
             f"{k} is {found.get(k, 'missing')}, needed {expected.get(k, 'not')}" for k in differing
         ]
-        raise ConfigError(f"train.init_from={path}: weights of another model: {'; '.join(parts)}")
-    into.update({name: value.float() for name, value in weights.items()})
+        raise ConfigError(f"{origin}: weights of another model: {'; '.join(parts)}")

@@ -39,6 +39,16 @@ def show_text(text: str) -> None:
     sys.stdout.write(text)
 
 
+def show_facts(facts: Mapping[str, str]) -> None:
+    """Print what a command is about, a line a fact."""
+    Console(highlight=False).print(_fact_lines(facts), markup=False, soft_wrap=True)
+
+
+def _fact_lines(facts: Mapping[str, str]) -> str:
+    width = max(len(name) for name in facts)
+    return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+
 def show_table(rows: Sequence[Mapping[str, str]], *, numbers: Collection[str] = ()) -> None:
     """Print rows of cells below their headings, the first row's keys, as wide as they are.
 
@@ -77,8 +87,7 @@ class Report:
         """Say what is about to run, a line a fact."""
         if not self._enabled:
             return
-        width = max(len(name) for name in facts)
-        lines = "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+        lines = _fact_lines(facts)
         if self._console.is_terminal:
             panel = Panel(lines, title="sinlstm-dist", title_align="left", border_style="cyan")
             self._console.print(panel, markup=False)

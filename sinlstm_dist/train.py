@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from sinlstm_dist.checkpoint import Checkpoint
+from sinlstm_dist.command import BAD_CONFIG, FAILED, STOPPED, exit_code_of
 from sinlstm_dist.config import (
     Config,
     ConfigError,
@@ -34,13 +35,12 @@ from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.report import Report, show_error, show_text
-from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
 from sinlstm_dist.run_folder import RunFolder, Summary
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.stop import StopRequest
 
-EXIT_CODES = {"completed": 0, "stopped": 75, "failed": 1}
-BAD_CONFIG, BELOW_TARGET = 2, 3
+EXIT_CODES = {"completed": 0, "stopped": STOPPED, "failed": FAILED}
+BELOW_TARGET = 3
 
 
 def train(config: Config) -> Summary:
@@ -310,20 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_speaker():
             show_text(to_toml(config))
         return 0
-    try:
-        return exit_code(train(config))
-    except (ConfigError, RunError) as error:
-        if is_speaker():
-            show_error(str(error))
-        return BAD_CONFIG if isinstance(error, ConfigError) else EXIT_CODES["failed"]
-    except LostProcess as error:
-        if error.is_speaker:
-            show_error(str(error))
-        return EXIT_CODES["failed"]
-    except StoppedEarly as stop:
-        if stop.is_speaker:
-            show_text(f"stopped: {stop}\n")
-        return EXIT_CODES["stopped"]
+    return exit_code_of(lambda: exit_code(train(config)))
 
 
 def exit_code(summary: Summary) -> int:

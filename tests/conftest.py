@@ -3,7 +3,9 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import launching
 import pytest
 import slurm
 from nursery import Nursery
@@ -23,6 +25,15 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery = Nursery(tmp_path_factory.mktemp("nursery"))
     yield nursery
     nursery.close()
+
+
+@pytest.fixture(scope="session")
+def trained_run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of launching.SMALL; to be read, not changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    ended = nursery.run(launching.flags({**launching.SMALL, "output.dir": "run"}), cwd=folder)
+    assert ended.codes == [0], ended.stderr
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

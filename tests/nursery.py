@@ -3,7 +3,7 @@
 A start-up with torch takes seconds; a kill matrix needs hundreds of starts. The parent (this file
 run as a program) imports the package, starts no thread and joins no process group, and forks one
 child a process of each world. A child is as a launcher would have started it: RANK, WORLD_SIZE,
-MASTER_ADDR and so on in its environment, its own output files, then `train.main(arguments)`.
+MASTER_ADDR and so on in its environment, its own output files, then `main(arguments)` of a command.
 
 A child can carry a fault, counted from its start:
 
@@ -25,6 +25,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,12 @@ class Nursery:
         processes: int = 1,
         faults: list[dict[str, Any]] | None = None,
         absent: tuple[int, ...] = (),
+        module: str = "train",
     ) -> Launch:
-        """Start a world; ranks in `absent` are expected by the others and never come."""
+        """Start a world that runs a command's `module`, such as "train".
+
+        Ranks in `absent` are expected by the others and never come.
+        """
         self._count += 1
         launch = Launch(self._folder / f"launch-{self._count}", free_port())
         launch.folder.mkdir()
@@ -117,6 +122,7 @@ class Nursery:
             if rank in absent:
                 continue
             order = {
+                "module": f"sinlstm_dist.{module}",
                 "arguments": arguments,
                 "cwd": str(cwd),
                 "folder": str(launch.folder),
@@ -206,9 +212,7 @@ def _be_child(order: dict[str, Any]) -> None:
     code = 70
     try:
         _install(order["faults"], folder / f"events-{rank}")
-        from sinlstm_dist import train
-
-        code = train.main(order["arguments"])
+        code = import_module(order["module"]).main(order["arguments"])
     except Exception:
         traceback.print_exc()
         code = 1

@@ -35,6 +35,18 @@ def test_commands_run_as_printed(line, tmp_path):
     assert "completed: 1 epochs" in ended.stdout or "--print-config" in arguments
 
 
+@pytest.mark.parametrize(
+    "line", [line for b in blocks("test: on a run") for line in b.splitlines()]
+)
+def test_commands_on_a_run_work_as_printed(line, trained_run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "default").symlink_to(trained_run)
+    program, *arguments = shlex.split(line)
+    ended = run([str(Path(sys.executable).parent / program), *arguments], cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+
+
 def test_python_examples_run_in_order(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     training, predicting, without_torch = blocks

@@ -1,0 +1,261 @@
+"""Test a trained model, beside two predictions that take no learning.
+
+    python -m sinlstm_dist.evaluate runs/default
+    python -m sinlstm_dist.evaluate runs/default --data.noise 0.1
+    torchrun --nproc-per-node 2 -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
+
+The numbers are the same on any number of processes.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from sinlstm_dist import metrics
+from sinlstm_dist import plan as plans
+from sinlstm_dist.command import exit_code_of
+from sinlstm_dist.config import (
+    KEYS,
+    Config,
+    ConfigError,
+    Data,
+    Parser,
+    add_key_flags,
+    load_config,
+    parse_overrides,
+)
+from sinlstm_dist.data import Batch, SineDataset, StepSampler, step_loader
+from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
+from sinlstm_dist.job import check_weights, datasets, new_model, new_test_plan, period_ago
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.report import show_facts, show_table, show_text
+from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.trained import Trained, share_trained
+
+SECTORS = 12  # of the cycle, 30 degrees each
+SETTABLE = [
+    *(key for key in KEYS if key.startswith("data.")),
+    "model.lstm", "train.tolerance", "train.timeout_s",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well something predicts the test windows.
+
+    Args:
+        totals: loss and accuracy, as training counts them.
+        errors: (SECTORS,) sum of absolute errors by the target's place in the cycle.
+        samples: (SECTORS,) number of samples there.
+        largest: (SECTORS,) largest absolute error there.
+    """
+
+    totals: Totals
+    errors: np.ndarray
+    samples: np.ndarray
+    largest: np.ndarray
+
+    @property
+    def mean_error(self) -> float:
+        """Mean absolute error over all samples."""
+        return float(self.errors.sum() / self.samples.sum())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's quality, and that of what it must be better than.
+
+    Args:
+        model: the trained model's.
+        last_value: of "the last value again".
+        period_ago: of "the value one period ago".
+    """
+
+    model: Quality
+    last_value: Quality
+    period_ago: Quality
+
+
+def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
+    """Test a model on the test windows of its configuration.
+
+    Raises:
+        ConfigError: the weights are not of the configuration's model, or it cannot be tested on
+            so many processes.
+
+    Collective: yes.
+    """
+    config = trained.config
+    if world.size > config.train.virtual_shards:
+        raise ConfigError(
+            f"{world.size} processes cannot share train.virtual_shards="
+            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes"
+        )
+    _, test = datasets(config.data)
+    assess = functools.partial(_assess, targets=test, config=config, world=world)
+    return Evaluation(
+        model=assess(_load_model(trained, world), inputs=test),
+        last_value=assess(Persistence(), inputs=test),
+        period_ago=assess(Persistence(), inputs=period_ago(config.data)),
+    )
+
+
+def _load_model(trained: Trained, world: World) -> Predictor:
+    model, _ = new_model(trained.config, world)
+    check_weights(trained.weights, model, origin="this run")
+    model.load_state_dict(trained.weights)
+    return world.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+class _Questions(Dataset[tuple[torch.Tensor, ...]]):
+    """What to predict from: inputs (B, W, 1), targets (B, 1), and the targets' sectors (B,)."""
+
+    def __init__(self, inputs: SineDataset, targets: SineDataset, settings: Data) -> None:
+        self._inputs, self._targets = inputs, targets
+        self._first, self._period = settings.test_phase + settings.window, settings.period
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
+        turns = (indices + self._first) / self._period
+        # A target at the edge of a sector belongs to the one that begins there, as it is rounded.
+        sectors = np.floor(turns % 1 * SECTORS + 1e-6).astype(np.int64) % SECTORS
+        inputs, targets = self._inputs[indices][0], self._targets[indices][1]
+        return inputs, targets, torch.from_numpy(sectors)
+
+
+@torch.no_grad()
+def _assess(
+    model: nn.Module, *, inputs: SineDataset, targets: SineDataset, config: Config, world: World
+) -> Quality:
+    """Collective: yes, two."""
+    plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
+    sampler = StepSampler(plan, order=lambda _: plans.in_order(plan.size))
+    loader = world.accelerator.prepare(
+        step_loader(_Questions(inputs, targets, config.data), sampler)
+    )
+    shape = (len(plan.owned(0)), metrics.NUM_TOTALS + 2 * SECTORS)
+    sums = torch.zeros(shape, device=world.device).double()
+    largest = torch.zeros(1, SECTORS, device=world.device)
+    for step, (windows, answers, sectors) in enumerate(loader):
+        sizes = plan.piece_sizes(step)
+        totals = totals_rows(
+            model, (windows, answers), piece_sizes=sizes, tolerance=config.train.tolerance,
+            num_threads=world.num_threads,
+        )  # fmt: skip
+        errors = _errors(model, (windows, answers), piece_sizes=sizes)  # (B, 1)
+        place = sectors[:, None] == torch.arange(SECTORS, device=world.device)  # (B, SECTORS)
+        placed = torch.cat((errors * place, place), dim=1).double()
+        by_piece = torch.stack([rows.sum(0) for rows in placed.split(sizes)])
+        sums[: len(sizes)] += torch.cat((totals, by_piece), dim=1)
+        largest = torch.cat((largest, errors * place)).amax(0, keepdim=True)
+    total = tree_sum(gather_pieces(sums, plan=plan, world=world))  # collective
+    squared_error, correct, samples, *by_sector = total.tolist()
+    errors_there, samples_there = np.reshape(by_sector, (2, SECTORS))
+    return Quality(
+        totals=Totals(squared_error, int(correct), int(samples)),
+        errors=errors_there,
+        samples=samples_there,
+        largest=world.gather(largest).amax(0).cpu().numpy(),  # collective
+    )
+
+
+def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> torch.Tensor:
+    """Absolute errors (B, 1), computed piece by piece: so they are the same on any process."""
+    parts = [(model(x) - y).abs() for x, y in pieces(batch, piece_sizes) if len(x)]
+    return torch.cat(parts) if parts else torch.zeros_like(batch[1])
+
+
+def facts(path: Path, config: Config) -> dict[str, str]:
+    """What was tested, on what."""
+    return {
+        "run": str(path),
+        "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, noise "
+        f"{config.data.noise:g}",
+        "correct": f"an error below {config.train.tolerance:g}",
+    }
+
+
+def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
+    """Rows of the table of model and baselines."""
+    named = {
+        "the model": evaluation.model,
+        "the last value again": evaluation.last_value,
+        f"the value {period} steps ago": evaluation.period_ago,
+    }
+    return [
+        {
+            "prediction": name,
+            "loss": f"{quality.totals.loss:.4e}",
+            "accuracy": f"{quality.totals.accuracy:.4f}",
+            "mean error": f"{quality.mean_error:.4f}",
+            "largest": f"{quality.largest.max():.4f}",
+            "model's / this": _ratio(evaluation.model.mean_error, quality.mean_error),
+        }
+        for name, quality in named.items()
+    ]
+
+
+def by_position(evaluation: Evaluation) -> list[dict[str, str]]:
+    """Rows of the table of errors by the target's place in the cycle."""
+    model, last = evaluation.model, evaluation.last_value
+    width, samples = 360 // SECTORS, model.samples
+    return [
+        {
+            "target at": f"{i * width:>3}° to {(i + 1) * width:>3}°",
+            "samples": f"{samples[i]:,.0f}",
+            "mean error": f"{model.errors[i] / samples[i]:.4f}",
+            "largest": f"{model.largest[i]:.4f}",
+            "last value again": f"{last.errors[i] / samples[i]:.4f}",
+            "model's / this": _ratio(model.errors[i], last.errors[i]),
+        }
+        for i in range(SECTORS)
+        if samples[i]
+    ]
+
+
+def _ratio(model: float, baseline: float) -> str:
+    ratio = model / baseline if baseline else math.inf
+    return f"{ratio:.2f}" if ratio < 1000 else "over 1000"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return exit_code_of(functools.partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="sinlstm_dist.evaluate",
+        description="Test a trained model, beside two predictions that take no learning.",
+    )
+    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
+    add_key_flags(parser, SETTABLE)
+    options, overrides = parse_overrides(parser, arguments)
+    checked = load_config(None, overrides)  # before any process waits for another
+    with join_world(timeout_s=checked.train.timeout_s, one_thread=True) as world:
+        path = Path(options.path)
+        trained = share_trained(path, overrides, world=world)
+        evaluation = evaluate_trained(trained, world=world)
+        if world.is_main:
+            _show(path, trained.config, evaluation)
+    return 0
+
+
+def _show(path: Path, config: Config, evaluation: Evaluation) -> None:
+    show_facts(facts(path, config))
+    tables = overall(evaluation, period=max(1, round(config.data.period))), by_position(evaluation)
+    for rows in tables:
+        show_text("\n")
+        show_table(rows, numbers=list(rows[0])[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""What a run has learned, read back for use: its configuration and its weights.
+
+A run is named by its folder, which holds the final weights, or by one of its checkpoints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sinlstm_dist import checkpoint
+from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
+from sinlstm_dist.config import Config, ConfigError, override
+from sinlstm_dist.run_folder import read_run
+from sinlstm_dist.runtime import World
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Args:
+        config: of the run, with what the user has set anew.
+        weights: by parameter name, on the CPU.
+    """
+
+    config: Config
+    weights: Tensors
+
+
+def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
+    """Read a finished run's folder, or a checkpoint's.
+
+    Args:
+        overrides: dotted configuration keys to values, as for `load_config`.
+
+    Raises:
+        ConfigError: there is no such run, it has not finished, or a file is damaged.
+    """
+    if (path / checkpoint.STATE).exists() or (path / checkpoint.MANIFEST).exists():
+        config, weights = _read_checkpoint(path)
+    else:
+        config, weights = read_run(path).config, _read_final_weights(path)
+    return Trained(override(config, overrides or {}), weights)
+
+
+def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:
+    """`read_trained` on the main process, for all: no other needs to see the folder.
+
+    Raises:
+        ConfigError: as `read_trained`.
+
+    Collective: yes.
+    """
+    weights: Tensors = {}
+
+    def read() -> Any:
+        trained = read_trained(path, overrides)
+        weights.update(trained.weights)
+        return trained.config.model_dump(mode="json")
+
+    config = Config.model_validate(world.on_main(read))
+    return Trained(config, world.broadcast_tensors(weights))
+
+
+def _read_checkpoint(path: Path) -> tuple[Config, Tensors]:
+    try:
+        found = checkpoint.read(path)
+    except DamagedCheckpoint as damage:
+        raise ConfigError(str(damage)) from damage
+    return Config.model_validate(found.state["config"]), found.weights
+
+
+def _read_final_weights(path: Path) -> Tensors:
+    file = path / checkpoint.WEIGHTS
+    if not file.exists():
+        newest = next(iter(checkpoint.find(path / "checkpoints")), None)
+        instead = f", or name its newest checkpoint, {newest}" if newest else ""
+        raise ConfigError(f"{path} holds a run that has not finished: train it on{instead}")
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: is damaged: {error}") from error
