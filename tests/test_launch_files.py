@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for path in sorted((ROOT / "launch").rglob("*")) if path.is_file()]
+FILES = [path for path in sorted((ROOT / "launch").rglob("*.*")) if path.suffix != ".txt"]
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 ORDER = ("# WHAT IT IS FOR", "# WHAT TO EDIT", "# DERIVED VALUES", "# THE COMMAND")
 

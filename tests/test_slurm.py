@@ -9,7 +9,9 @@ import slurm
 from sinlstm_dist import train
 
 LAUNCH = Path(__file__).parents[1] / "launch"
-TRAIN = str(LAUNCH / "slurm/train.sbatch")
+TRAIN, SINGLE_NODE, ARRAY = (
+    str(LAUNCH / f"slurm/{name}.sbatch") for name in ("train", "single-node", "array")
+)
 BRIEF = {**launching.SMALL, "output.dir": "run"}
 # Some seconds on two nodes, so that what happens to the job happens in mid-run.
 LONG = {
@@ -121,3 +123,36 @@ def test_wrong_flags_end_the_job_before_it_starts_anything(cluster, tmp_path):
     assert (shown["JobState"], shown["ExitCode"]) == ("FAILED", "2:0")
     assert "did you mean train.epochs?" in log(tmp_path, job)
     assert "processes on" not in log(tmp_path, job)
+
+
+def test_one_node_with_gpus_saves_before_its_time_is_over(cluster, tmp_path):
+    endless = {**BRIEF, "train.epochs": 1_000_000, "checkpoint.every_epochs": 1_000_000}
+    submit = ["--gpus-per-node=2", SINGLE_NODE, *launching.flags(endless)]
+    job = cluster.sbatch(*submit, cwd=tmp_path)
+    launching.wait_for(lambda: epochs(tmp_path) > 3, timeout=180)
+    cluster.command("scancel", "--signal=USR1", "--batch", job)
+    assert cluster.wait(job)["JobState"] == "FAILED"
+    assert "stopped: SIGUSR1" in log(tmp_path, job)
+    assert launching.summary(tmp_path / "run")["world_size"] == 2
+
+
+def test_an_array_goes_on_until_its_runs_are_complete_and_ends_in_a_table(cluster, tmp_path, alone):
+    settings = {key: value for key, value in LONG.items() if key != "output.dir"}
+    (tmp_path / "variants.txt").write_text("--train.seed 7\n--optim.lr 0.02 --train.epochs 2\n")
+    variables = {"VARIANTS": "variants.txt", "SWEEP": "sweep"}
+    job = cluster.sbatch(
+        "--array=1-2", ARRAY, *launching.flags(settings), cwd=tmp_path, **variables
+    )
+    launching.wait_for(lambda: (tmp_path / "sweep").exists(), timeout=180)
+    cluster.command("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    table = tmp_path / "sweep/table.txt"
+    launching.wait_for(lambda: table.exists() and table.read_text(), timeout=180)
+    said = (tmp_path / f"sinlstm-array-{job}-1.out").read_text()
+    assert "stopped: STOP file" in said
+    assert "continues in epoch" in said
+    check_same(tmp_path / "sweep/001", alone({**settings, "train.seed": 7}))
+    launching.wait_for(lambda: "002" in table.read_text())
+    lines = table.read_text().splitlines()
+    for run, setting in (("001", "train.seed=7"), ("002", "optim.lr=0.02")):
+        assert any(run in line and "completed" in line for line in lines), lines
+        assert any(setting in line for line in lines), lines
