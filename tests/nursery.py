@@ -9,21 +9,24 @@ A child can carry a fault, counted from its start:
 
     {"rank": 0, "at": 7, "of": "file", "do": "kill"}
 
-`of` is "file" (operations on files below the folder `below`) or a function that `_count_calls`
-knows; the fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half
-of the file on disk), "full" (the disk), "signal NUMBER ...", "hang", "raise", "stop_file" or
-"count" (nothing).
+`of` is "file" (operations on files below the folder `below`) or what `_count_calls` knows; the
+fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half of the file
+on disk), "full" (the disk), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang",
+"raise", "stop_file" or "count" (nothing).
 """
 
 import contextlib
 import errno
+import itertools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +34,11 @@ from typing import Any
 
 from launching import environment, free_port
 
+COLLECTIVES = (
+    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all",
+    "barrier", "broadcast", "broadcast_object_list", "gather", "monitored_barrier", "recv",
+    "reduce", "reduce_scatter_tensor", "scatter", "send",
+)  # fmt: skip
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 
 
@@ -241,6 +249,8 @@ def _act(fault: dict[str, Any], *, descriptor: int | None = None, path: str | No
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    if do.startswith("limit "):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(do.split()[1]), resource.RLIM_INFINITY))
     if do.startswith("signal "):
         for number in do.split()[1:]:
             os.kill(os.getpid(), int(number))
@@ -286,27 +296,35 @@ def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
 
 
 def _count_calls(fault: dict[str, Any], log: Path) -> None:
-    """Wrap the function that `of` names; the fault acts before the call number `at`."""
+    """Wrap what `of` names; the fault acts before the call number `at`."""
+    import torch.distributed as dist
+
     from sinlstm_dist import checkpoint, gradient, train
 
-    owner, name = {
-        "step": (gradient.OrderedGradient, "__call__"),
-        "evaluate": (train, "evaluate"),
-        "save": (checkpoint, "_files"),
-        "build": (train, "build"),
-        "join": (train, "join_world"),
+    watched = {
+        "step": [(gradient.OrderedGradient, "__call__")],
+        "evaluate": [(train, "evaluate")],
+        "save": [(checkpoint, "_files")],
+        "build": [(train, "build")],
+        "join": [(train, "join_world")],
+        "collective": list(itertools.product((dist, dist.distributed_c10d), COLLECTIVES)),
     }[fault["of"]]
-    function, count = getattr(owner, name), [0]
+    count = [0]
 
-    def counted(*arguments: Any, **keywords: Any) -> Any:
-        count[0] += 1
-        with log.open("a") as file:
-            file.write(f"{fault['of']} {count[0]}\n")
-        if count[0] == fault["at"]:
-            _act(fault)
-        return function(*arguments, **keywords)
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **keywords: Any) -> Any:
+            count[0] += 1
+            with log.open("a") as file:
+                file.write(f"{fault['of']} {count[0]}\n")
+            if count[0] == fault["at"]:
+                _act(fault)
+            return function(*arguments, **keywords)
 
-    setattr(owner, name, counted)
+        return counted
+
+    wrapped = [counting(getattr(owner, name)) for owner, name in watched]
+    for (owner, name), counted in zip(watched, wrapped, strict=True):
+        setattr(owner, name, counted)
 
 
 if __name__ == "__main__":

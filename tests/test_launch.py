@@ -100,11 +100,11 @@ def test_accelerate_s_silent_single_process_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_more_processes_than_pieces_are_refused_once(tmp_path):
+def test_more_processes_than_pieces_are_refused_once(nursery, tmp_path):
     flags = launching.flags({**QUICK, "output.dir": "run", "train.virtual_shards": 1})
-    ended = launching.train(flags, cwd=tmp_path, processes=2)
-    assert ended.code != 0
-    [error] = errors(ended)
+    launch = nursery.run(flags, cwd=tmp_path, processes=2)
+    assert launch.codes == [2, 2]
+    [error] = launch.stderr.splitlines()
     assert "2 processes" in error
     assert "train.virtual_shards=1" in error
     assert "train.virtual_shards=2" in error  # what to do

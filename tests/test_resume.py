@@ -1,7 +1,6 @@
 """The same command starts a run, continues it, and says that it is complete."""
 
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -252,23 +251,13 @@ LIMIT_BYTES = 2500  # between a checkpoint's largest file and metrics.jsonl afte
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_file_that_cannot_grow(train, tmp_path: Path, processes: int) -> None:
-    """The kernel's own refusal, by the limit on the size of a file; through the real command."""
-    more = {"train.epochs": 12, "output.dir": "run"}
-    arguments = flags({**SETTINGS, **more})
-    ended = subprocess.run(
-        command(*arguments, processes=processes),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=lambda: resource.setrlimit(
-            resource.RLIMIT_FSIZE, (LIMIT_BYTES, resource.RLIM_INFINITY)
-        ),
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.count("error: run/metrics.jsonl: File too large") == 1, ended.stderr
-    assert "sinlstm_dist/train.py" not in ended.stderr  # no traceback of ours
+    """The kernel's own refusal, by the limit on the size of a file."""
+    more = {"train.epochs": 12}
+    faults = [{"rank": 0, "of": "build", "at": 1, "do": f"limit {LIMIT_BYTES}"}]
+    ended = train(more, processes=processes, faults=faults)
+    assert ended.codes == [1] * processes
+    assert ended.stderr.startswith("error: run/metrics.jsonl: File too large")
+    assert len(ended.stderr.splitlines()) == 1
     run = tmp_path / "run"
     assert summary(run)["outcome"] == "failed"
     assert "File too large" in summary(run)["reason"]
