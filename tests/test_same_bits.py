@@ -28,7 +28,7 @@ def result(run: Path) -> tuple[str, list[dict[str, float]]]:
 
 
 def test_through_the_ordinary_command(nursery: Nursery, tmp_path: Path) -> None:
-    """As a user starts it, python for one process, torchrun for more; with 1 and 2 threads."""
+    """As a user starts it: python for one process, torchrun for more."""
     arguments = flags({**HARD, "output.dir": "run-1-1"})
     assert nursery.run(arguments, cwd=tmp_path).codes == [0]
     first = result(tmp_path / "run-1-1")
@@ -44,6 +44,19 @@ def test_through_the_ordinary_command(nursery: Nursery, tmp_path: Path) -> None:
         assert ended.code == 0, ended.stderr
         assert "terminate called" not in ended.stderr
         assert result(tmp_path / run) == first
+
+
+WIDE = {"model.hidden_size": 64, "data.train_size": 2000, "train.global_batch_size": 2000}
+
+
+@pytest.mark.parametrize("lstm", ["fused", "torch"])
+def test_with_any_number_of_threads(nursery: Nursery, tmp_path: Path, lstm: str) -> None:
+    """So wide that torch would share out its sums, and their order, if it were allowed to."""
+    settings = {**HARD, **WIDE, "model.lstm": lstm, "train.epochs": 2}
+    assert nursery.run(flags({**settings, "output.dir": "one"}), cwd=tmp_path).codes == [0]
+    arguments = flags({**settings, "output.dir": "two"})
+    assert train(arguments, cwd=tmp_path, OMP_NUM_THREADS="2").code == 0
+    assert result(tmp_path / "two") == result(tmp_path / "one")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
