@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
@@ -199,6 +200,15 @@ def period_ago(settings: Data) -> data.SineDataset:
         stream=data.TEST_NOISE,
         phase=settings.test_phase + settings.window - steps,
     )
+
+
+def continuation(settings: Data, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first test window (W,), and the `steps` values that follow it, or as many as there are.
+
+    Both float32; noise is on the window only.
+    """
+    _, test = datasets(settings.model_copy(update={"test_size": steps}))
+    return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy()
 
 
 def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:

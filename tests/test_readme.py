@@ -40,7 +40,8 @@ def test_commands_run_as_printed(line, tmp_path):
 )
 def test_commands_on_a_run_work_as_printed(line, trained_run, tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "default").symlink_to(trained_run)
+    for name in ("default", "article"):
+        (tmp_path / "runs" / name).symlink_to(trained_run)
     program, *arguments = shlex.split(line)
     ended = run([str(Path(sys.executable).parent / program), *arguments], cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,133 @@
+"""The model fed with its own predictions, and how its errors grow.
+
+A prediction is what the model says of the last W values, which it reads from a zero state: that is
+how it was trained. Reading W values anew for each would take W times as long, so W states are kept,
+each begun one step after the one before: all read a new value at once, in one product of matrices;
+the one that has now read W predicts the next value, and begins again.
+
+Shapes: W window (time steps), H hidden size.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def roll_out(weights: Mapping[str, np.ndarray], window: np.ndarray, *, steps: int) -> np.ndarray:
+    """Predict the value behind `window`, then the one behind that, and so on.
+
+    Args:
+        weights: of a `Predictor` of one value, float32, by parameter name.
+        window: (W,) float32, the values that are known.
+        steps: values to predict.
+
+    Returns:
+        (steps,) float32.
+    """
+    num_states, layers = len(window), _layers(weights)
+    output, bias = weights["output_layer.weight"][0], weights["output_layer.bias"][0]
+    states = [np.zeros((2, num_states, layer.size), np.float32) for layer in layers]
+    values = np.concatenate((window, np.empty(steps, np.float32)))
+    for now in range(len(values) - 1):
+        for state in states:
+            state[:, now % num_states] = 0  # begins with this value
+        inputs = values[now : now + 1, None]  # (1, 1): the same for every state
+        for layer, state in zip(layers, states, strict=True):
+            inputs = layer.read(inputs, state)  # (W, H)
+        if now + 1 >= num_states:
+            values[now + 1] = output @ inputs[(now + 1) % num_states] + bias
+    return values[num_states:]
+
+
+class _Layer:
+    """A layer of an LSTM in torch's layout, its gates i, f, g, o made to go through one tanh."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray], index: int) -> None:
+        self.size = weights[f"rnn.weight_hh_l{index}"].shape[1]
+        # sigmoid(z) = (1 + tanh(z / 2)) / 2
+        halved = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), self.size)
+        self._from_input = np.ascontiguousarray(weights[f"rnn.weight_ih_l{index}"].T) * halved
+        self._from_state = np.ascontiguousarray(weights[f"rnn.weight_hh_l{index}"].T) * halved
+        self._bias = (weights[f"rnn.bias_ih_l{index}"] + weights[f"rnn.bias_hh_l{index}"]) * halved
+
+    def read(self, inputs: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Take all states a step further, in place; returns their outputs (W, H)."""
+        hidden, cell = state
+        tanh = np.tanh(hidden @ self._from_state + (inputs @ self._from_input + self._bias))
+        kept, written = slice(self.size, 2 * self.size), slice(2 * self.size, 3 * self.size)
+        sigmoid = tanh * np.float32(0.5) + np.float32(0.5)
+        cell[:] = sigmoid[:, kept] * cell + sigmoid[:, : self.size] * tanh[:, written]
+        hidden[:] = sigmoid[:, 3 * self.size :] * np.tanh(cell)
+        return hidden
+
+
+def _layers(weights: Mapping[str, np.ndarray]) -> list[_Layer]:
+    number = sum(name.startswith("rnn.weight_ih_l") for name in weights)
+    return [_Layer(weights, index) for index in range(number)]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A forecast's quality over one cycle.
+
+    Args:
+        number: from 1; 0 for the first step alone.
+        first: its first step, from 1.
+        last: its last step.
+        mean_error: mean absolute error.
+        largest: largest absolute error.
+        amplitude: of the forecast, as a multiple of the truth's; NaN of a part of a cycle.
+        phase: degrees by which the forecast is ahead of the truth, counted on from cycle to cycle;
+            NaN of a part of a cycle.
+    """
+
+    number: int
+    first: int
+    last: int
+    mean_error: float
+    largest: float
+    amplitude: float
+    phase: float
+
+
+def by_cycle(forecast: np.ndarray, truth: np.ndarray, *, period: float) -> list[Cycle]:
+    """The first step of a forecast, then each of its cycles; the last may be a part of one.
+
+    Amplitude and phase are those of the wave with the truth's period that fits best.
+
+    Args:
+        forecast: (N,).
+        truth: (N,); N may be 0.
+        period: steps in a cycle.
+    """
+    if len(truth) == 0:
+        return []
+    number = math.ceil(len(truth) / period - 1e-9)
+    edges = np.minimum(np.round(np.arange(number + 1) * period), len(truth)).astype(int)
+    spans = [(first, last) for first, last in itertools.pairwise(edges.tolist()) if last > first]
+    waves = np.array([_wave(forecast, truth, first, last, period) for first, last in spans])
+    whole = np.isfinite(waves[:, 1])
+    waves[whole, 1] = np.unwrap(waves[whole, 1], period=360)
+    rows = [(0, 0, 1, np.nan, np.nan)]
+    rows += [(i + 1, *span, *wave) for i, (span, wave) in enumerate(zip(spans, waves, strict=True))]
+    errors = np.abs(forecast - truth)
+    return [
+        Cycle(number, first + 1, last, errors[first:last].mean(), errors[first:last].max(), *wave)
+        for number, first, last, *wave in rows
+    ]
+
+
+def _wave(
+    forecast: np.ndarray, truth: np.ndarray, first: int, last: int, period: float
+) -> tuple[float, float]:
+    """The forecast's amplitude and phase from `first` to `last`, relative to the truth's."""
+    if last - first < max(3, round(period) - 1):
+        return np.nan, np.nan
+    angle = 2 * np.pi * np.arange(first, last) / period
+    basis = np.stack((np.sin(angle), np.cos(angle), np.ones_like(angle)), axis=1)
+    (sine, cosine, _), *_ = np.linalg.lstsq(basis, np.stack((forecast, truth), axis=1)[first:last])
+    ratio = complex(sine[0], cosine[0]) / complex(sine[1], cosine[1])
+    return abs(ratio), np.degrees(np.angle(ratio))

@@ -1,0 +1,88 @@
+"""The forecast command: its table, its files and its errors."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from sinlstm_dist import forecast, pictures, rollout
+from sinlstm_dist.data import TEST_NOISE, SineDataset
+from sinlstm_dist.model import Predictor
+
+
+def test_the_forecast_starts_from_the_first_test_window(trained_run, tmp_path, capsys):
+    file = tmp_path / "far.csv"
+    assert forecast.main([str(trained_run), "--steps", "130", "--csv", str(file)]) == 0
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert [int(row["step"]) for row in rows] == list(range(1, 131))
+    data = SineDataset(size=130, window=12, noise=0.02, phase=0.5, stream=TEST_NOISE)
+    window, _ = data[0]
+    with torch.no_grad():
+        first = Predictor.from_pretrained(trained_run)(window[None]).item()
+    assert float(rows[0]["forecast"]) == pytest.approx(first, abs=1e-6)
+    truth = np.float32([row["truth"] for row in rows])
+    np.testing.assert_array_equal(truth, data[np.arange(130)][1][:, 0].numpy())
+
+    printed = capsys.readouterr().out
+    listed = re.findall(r"^ *(\d*) +(\d+(?: to \d+)?)  +(\d\.\d+)", printed, flags=re.MULTILINE)
+    assert [row[:2] for row in listed] == [
+        ("", "1"), ("1", "1 to 60"), ("2", "61 to 120"), ("3", "121 to 130"),
+    ]  # fmt: skip
+    errors = np.abs([float(row["forecast"]) - float(row["truth"]) for row in rows])
+    assert float(listed[1][2]) == pytest.approx(errors[:60].mean(), abs=1e-4)
+    assert "from the last 12 values alone" in printed
+    assert printed.endswith(f"\nwritten: {file}\n")
+
+
+def test_a_checkpoint_and_other_data_will_do(trained_run, capsys):
+    newest = max((trained_run / "checkpoints").iterdir())
+    assert forecast.main([str(trained_run)]) == 0
+    of_run = capsys.readouterr().out
+    assert "600 steps from the first test window, 10 cycles of 60 steps" in of_run
+    assert forecast.main([str(newest)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == of_run.splitlines()[1:]
+    assert forecast.main([str(trained_run), "--data.noise", "0.3"]) == 0
+    assert capsys.readouterr().out != of_run
+
+
+def test_ten_thousand_steps_read_each_value_once(trained_run, monkeypatch):
+    """What makes it fast: all states read a value together, and none reads a window again."""
+    reads, read = [], rollout._Layer.read
+    monkeypatch.setattr(rollout._Layer, "read", lambda *a: (reads.append(1), read(*a))[1])
+    assert forecast.main([str(trained_run), "--steps", "10000"]) == 0
+    assert len(reads) == 12 - 1 + 10_000  # the seed window's values, then the predictions
+
+
+def test_a_picture_is_drawn(trained_run, tmp_path):
+    for steps in ("1", "30", "2000"):
+        file = tmp_path / f"{steps}.png"
+        assert forecast.main([str(trained_run), "--steps", steps, "--output", str(file)]) == 0
+        assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeypatch):
+    run, absent = str(trained_run), str(tmp_path / "absent")
+    wrong = {
+        "absent": [absent],
+        "--steps": [run, "--steps", "many"],
+        "--steps 0": [run, "--steps", "0"],
+        "cannot be written": [run, "--csv", f"{absent}/far.csv"],
+        "far.png": [run, "--output", f"{absent}/far.png"],
+        "'xyz' is not supported": [run, "--output", str(tmp_path / "far.xyz")],
+        "--train.epochs": [run, "--train.epochs", "3"],
+    }
+
+    def check(expected: str, arguments: list[str]) -> None:
+        assert forecast.main(arguments) == 2, expected
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: "), expected
+        assert errors.count("\n") == 1, expected
+        assert expected in errors
+
+    for expected, arguments in wrong.items():
+        check(expected, arguments)
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    check("pip install 'sinlstm-dist[plot]'", [run, "--output", str(tmp_path / "far.png")])

@@ -1,0 +1,72 @@
+"""The closed loop against the model itself, and the measure of amplitude and phase."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from sinlstm_dist.model import Predictor
+from sinlstm_dist.rollout import by_cycle, roll_out
+
+
+def weights_of(model: Predictor) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("window", "hidden", "layers"), [(50, 5, 1), (1, 5, 1), (7, 3, 2), (12, 16, 3)]
+)
+def test_each_value_is_what_the_model_says_of_the_window_before_it(window, hidden, layers):
+    torch.manual_seed(window)
+    model = Predictor(hidden_size=hidden, num_layers=layers)
+    with torch.no_grad():
+        model.output_layer.weight *= 4  # so that the values move
+    seed = np.sin(np.arange(window, dtype=np.float32))
+    found = roll_out(weights_of(model), seed, steps=130)
+    assert found.shape == (130,)
+    values = torch.from_numpy(np.concatenate((seed, found)))
+    windows = values.unfold(0, window, 1)[:130, :, None]
+    with torch.no_grad():
+        expected = model(windows)[:, 0].numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)  # rounding of float32
+    assert found.std() > 1e-4
+
+
+def test_a_seed_window_is_not_changed():
+    seed = np.zeros(5, np.float32)
+    roll_out(weights_of(Predictor()), seed, steps=9)
+    assert not seed.any()
+
+
+@pytest.mark.parametrize("period", [60.0, 59.5, 4.0, 60.3])
+def test_amplitude_and_phase_are_those_that_were_put_in(period):
+    angle = 2 * np.pi * (np.arange(round(10 * period)) + 3.3) / period
+    truth, wave = np.sin(angle), 0.8 * np.sin(angle + np.radians(25)) + 0.1
+    rows = by_cycle(wave, truth, period=period)
+    assert [row.number for row in rows] == list(range(11))
+    assert [row.first for row in rows[:2]] == [1, 1]
+    assert rows[-1].last == len(truth)
+    assert all(a.last + 1 == b.first for a, b in itertools.pairwise(rows[1:]))
+    for row in rows[1:]:
+        assert (row.amplitude, row.phase) == (pytest.approx(0.8), pytest.approx(25))
+        errors = np.abs(wave - truth)[row.first - 1 : row.last]
+        assert (row.mean_error, row.largest) == (errors.mean(), errors.max())
+
+
+def test_a_phase_that_runs_away_is_counted_on():
+    steps = np.arange(1200)
+    truth, fast = np.sin(2 * np.pi * steps / 60), np.sin(2 * np.pi * steps / 55)
+    phases = [row.phase for row in by_cycle(fast, truth, period=60)[1:]]
+    assert np.diff(phases) == pytest.approx(360 * 5 / 55, abs=6)
+    assert phases[-1] > 540
+
+
+def test_a_part_of_a_cycle_has_errors_but_no_wave():
+    truth = np.sin(2 * np.pi * np.arange(90) / 60)
+    *_, whole, part = by_cycle(truth + 0.5, truth, period=60)
+    assert whole.amplitude == pytest.approx(1)
+    assert (part.first, part.last, part.mean_error) == (61, 90, pytest.approx(0.5))
+    assert np.isnan(part.amplitude)
+    assert np.isnan(part.phase)
+    assert by_cycle(truth[:0], truth[:0], period=60) == []
