@@ -1,0 +1,179 @@
+"""Seconds an epoch, train and test, of this package and its peers: side by side, in turn.
+
+python benchmarks/against_peers.py
+python benchmarks/against_peers.py --batch 100 1000 10000 --rounds 5 --json peers.json
+
+Every peer trains the same windows from the same weights, each in a process of its own, with one
+thread and with one a core, of which the better counts. This package runs as its ordinary command,
+with its files and metrics written; its time is that of the whole run after the imports, shared out
+over the epochs, while a peer's is that of its epochs alone.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PEERS = Path(__file__).parent / "peers"
+sys.path.insert(0, str(PEERS))
+from workload import Workload  # noqa: E402
+
+OURS = "sinlstm_dist"
+NEEDS = {
+    OURS: "sinlstm_dist",
+    "article": "torch",
+    "plain_pytorch": "torch",
+    "accelerate_loop": "accelerate",
+    "hf_trainer": "transformers",
+    "lightning_trainer": "lightning",
+    "jax_scan": "jax",
+}
+WARM_UP = 2  # epochs of a peer that do not count: compilers and caches
+OUR_EPOCHS = 10  # for each of a peer's: they are short, and a few would be noise
+
+Times = dict[tuple[str, int], list[float]]  # seconds an epoch, a round each, by peer and threads
+
+
+def run_peer(name: str, workload: Workload, *, environment: dict[str, str]) -> float:
+    """Run a peer in a process of its own; returns its median seconds an epoch."""
+    command = [sys.executable, str(PEERS / f"{name}.py"), *workload.flags()]
+    printed = _run(command, environment)
+    return statistics.median(json.loads(printed.splitlines()[-1])["epoch_s"][WARM_UP:])
+
+
+def run_ours(workload: Workload, *, environment: dict[str, str]) -> float:
+    """Run the ordinary command; returns its wall time over its epochs."""
+    epochs = OUR_EPOCHS * workload.epochs
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "data.train_size": workload.train_windows,
+            "data.test_size": workload.test_windows,
+            "train.global_batch_size": workload.batch,
+            "train.epochs": epochs,
+            "output.dir": f"{folder}/run",
+        }
+        flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        _run([sys.executable, "-m", "sinlstm_dist.train", *flags], environment)
+        return json.loads(Path(folder, "run", "summary.json").read_text())["wall_s"] / epochs
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    if ended.returncode:
+        sys.exit(f"{' '.join(command)}\n{ended.stderr}")
+    return ended.stdout
+
+
+def measure(
+    names: list[str], workload: Workload, *, threads: list[int], rounds: int, console: Console
+) -> Times:
+    """Run all peers in turn, `rounds` times, so that the machine's moods meet all alike."""
+    times: Times = defaultdict(list)
+    with console.status("") as status:
+        for number, count, name in itertools.product(range(rounds), threads, names):
+            status.update(f"batch {workload.batch}, round {number + 1}: {name}, {count} threads")
+            environment = {**os.environ, "OMP_NUM_THREADS": str(count)}
+            run = run_ours if name == OURS else lambda *a, n=name, **k: run_peer(n, *a, **k)
+            times[name, count].append(run(workload, environment=environment))
+    return times
+
+
+def rows(times: Times) -> list[dict[str, Any]]:
+    """Each peer's better number of threads, fastest peer first."""
+    best: dict[str, int] = {}
+    for name, threads in times:
+        known = best.setdefault(name, threads)
+        if statistics.median(times[name, threads]) < statistics.median(times[name, known]):
+            best[name] = threads
+    ours = times[OURS, best[OURS]]
+    table = []
+    for name, threads in best.items():
+        seconds = times[name, threads]
+        ratios = [theirs / own for theirs, own in zip(seconds, ours, strict=True)]
+        table.append(
+            {
+                "peer": name,
+                "threads": threads,
+                "epoch_s": statistics.median(seconds),
+                "epoch_s_min": min(seconds),
+                "epoch_s_max": max(seconds),
+                "times_ours": statistics.median(ratios),
+                "times_ours_min": min(ratios),
+                "times_ours_max": max(ratios),
+            }
+        )
+    return sorted(table, key=lambda row: row["epoch_s"])
+
+
+def show(console: Console, batch: int, table: list[dict[str, Any]]) -> None:
+    """Print one batch size's table."""
+    shown = Table("peer", "threads", "s an epoch (min-max)", "times ours (min-max)")
+    shown.title = f"batch {batch:,}"
+    for row in table:
+        seconds = f"{row['epoch_s']:.4f} ({row['epoch_s_min']:.4f}-{row['epoch_s_max']:.4f})"
+        ratio = f"{row['times_ours']:.1f} ({row['times_ours_min']:.1f}-{row['times_ours_max']:.1f})"
+        shown.add_row(row["peer"], str(row["threads"]), seconds, ratio)
+    console.print(shown)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+    packages = ("torch", "accelerate", "transformers", "lightning", "jax", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    """Measure, and print a table for each batch size as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8, help="of a peer; ours has ten times more")
+    parser.add_argument("--peers", nargs="*", choices=NEEDS, default=list(NEEDS))
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    console = Console()
+    names = [OURS, *(name for name in options.peers if name != OURS)]
+    for name in [name for name in names if importlib.util.find_spec(NEEDS[name]) is None]:
+        console.print(f"{name} is skipped: {NEEDS[name]} is not installed")
+        names.remove(name)
+    threads = sorted({1, os.cpu_count() or 1})
+    found = {}
+    for batch in options.batch:
+        workload = Workload(batch=batch, epochs=options.epochs)
+        times = measure(names, workload, threads=threads, rounds=options.rounds, console=console)
+        found[batch] = rows(times)
+        show(console, batch, found[batch])
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "batches": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""How cost grows with windows, batch, window length, hidden size and processes, with a picture.
+
+python benchmarks/scaling.py --output scaling.png --json scaling.json
+
+Every point is a run of the ordinary command, one thread a process. The figure is the samples a
+second of its fastest epochs: whatever else the machine does only ever slows one down.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SAMPLES = 400_000  # trained for a point, in at least two epochs
+FASTEST = 3  # epochs that count
+
+Point = tuple[float, int, dict[str, Any]]  # place on the axis, processes, settings
+
+
+def axes() -> dict[str, list[Point]]:
+    """What is varied, and at which points; everything else is the default configuration."""
+    large = {"train.global_batch_size": 10_000, "data.test_size": 1000}
+    sizes = (10_000, 100_000, 1_000_000, 10_000_000)
+    return {
+        "windows": [(n, 1, {**large, "data.train_size": n}) for n in sizes],
+        "batch": [(n, 1, {"train.global_batch_size": n}) for n in (10, 100, 1000, 10_000)],
+        "window length": [(n, 1, {**large, "data.window": n}) for n in (10, 50, 200, 800)],
+        "hidden size": [(n, 1, {**large, "model.hidden_size": n}) for n in (5, 16, 32, 64)],
+        "processes, batch 100": [(n, n, {"train.global_batch_size": 100}) for n in (1, 2)],
+        "processes, batch 10,000": [(n, n, large) for n in (1, 2)],
+        "processes, 5,000 samples each": [
+            (n, n, {"train.global_batch_size": 5000 * n}) for n in (1, 2)
+        ],
+    }
+
+
+def samples_per_s(processes: int, settings: dict[str, Any]) -> float:
+    """Train a little through the ordinary command."""
+    size = settings.get("data.train_size", 10_000)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            **settings,
+            "train.epochs": max(2, SAMPLES // size),
+            "output.dir": f"{folder}/run",
+        }
+        flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        launcher = [*torchrun, str(processes)] if processes > 1 else []
+        command = [sys.executable, *launcher, "-m", "sinlstm_dist.train", *flags]
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(command, env=one_thread, capture_output=True, text=True)
+        if ended.returncode:
+            sys.exit(f"{' '.join(command)}\n{ended.stderr}")
+        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+    rates = sorted((json.loads(line)["samples_per_s"] for line in lines), reverse=True)
+    return statistics.mean(rates[:FASTEST])
+
+
+def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """One small picture an axis, both of its scales logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = 4
+    figure, grid = pyplot.subplots(
+        -(-len(found) // columns), columns, figsize=(12, 5.5), layout="constrained", sharey=True
+    )
+    for axes, (name, points) in zip(grid.flat, found.items(), strict=False):
+        places, rates = zip(*points, strict=True)
+        axes.plot(places, rates, marker="o", color="#0072b2")
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.grid(which="major", alpha=0.3)
+        if name.startswith("processes"):
+            axes.set(xscale="linear", xticks=places)
+    for axes in list(grid.flat)[len(found) :]:
+        axes.remove()
+    figure.supylabel("samples a second")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Measure point by point, then print the table and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--axes", nargs="*", choices=axes(), default=list(axes()))
+    parser.add_argument("--output", type=Path, help="draw the picture here (needs matplotlib)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    console = Console()
+    table = Table("axis", "at", "samples a second", "against the first")
+    found: dict[str, list[tuple[float, float]]] = {}
+    with console.status("") as status:
+        for name in options.axes:
+            for place, processes, settings in axes()[name]:
+                status.update(f"{name}: {place:,}")
+                rate = samples_per_s(processes, settings)
+                points = found.setdefault(name, [])
+                points.append((place, rate))
+                table.add_row(name, f"{place:,}", f"{rate:,.0f}", f"{rate / points[0][1]:.2f}")
+            table.add_section()
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+    if options.output:
+        draw(found, options.output)
+
+
+if __name__ == "__main__":
+    main()

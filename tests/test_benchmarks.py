@@ -1,0 +1,32 @@
+"""The benchmarks run and say what they measured; what they measure decides no test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(name: str, *flags: object) -> str:
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+def test_a_peer_beside_this_package(tmp_path: Path) -> None:
+    found = tmp_path / "peers.json"
+    printed = run(
+        "against_peers.py", "--batch", 5000, "--rounds", 1, "--epochs", 3,
+        "--peers", "plain_pytorch", "--json", found,
+    )  # fmt: skip
+    assert "plain_pytorch" in printed
+    (rows,) = json.loads(found.read_text())["batches"].values()
+    assert {row["peer"] for row in rows} == {"sinlstm_dist", "plain_pytorch"}
+    assert all(row["epoch_s"] > 0 for row in rows)
+
+
+def test_a_picture_of_how_cost_grows(tmp_path: Path) -> None:
+    picture = tmp_path / "scaling.png"
+    printed = run("scaling.py", "--axes", "processes, 5,000 samples each", "--output", picture)
+    assert printed.count("5,000 samples each") >= 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
