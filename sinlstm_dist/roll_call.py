@@ -226,7 +226,9 @@ def _connect(*, rank: int, timeout_s: float, stop_reason: Callable[[], str]) -> 
             f"another program has that port: look at its node's output, try another port ({error})",
             is_speaker=rank in (0, 1),
         ) from error
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # Agents count restarts each by itself: only where their store outlives the processes is the
+    # count needed, to part them from those before.
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if has_agent else "0"
     return PrefixStore(f"sinlstm_dist/{restart}/{next(_joins)}", store)
 
 
