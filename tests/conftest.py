@@ -17,6 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="in test_kill_matrix.py, kill at every file operation, not at some (minutes)",
     )
+    parser.addoption(
+        "--exits",
+        type=int,
+        default=10,
+        help="in test_same_bits.py, how often a world of three must leave cleanly",
+    )
 
 
 @pytest.fixture(scope="session")

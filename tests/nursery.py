@@ -17,6 +17,7 @@ on disk), "full" (the disk), "limit BYTES" (no file may be larger), "signal NUMB
 
 import contextlib
 import errno
+import gc
 import itertools
 import json
 import os
@@ -112,15 +113,28 @@ class Nursery:
         faults: list[dict[str, Any]] | None = None,
         absent: tuple[int, ...] = (),
         module: str = "train",
+        more: dict[int, list[str]] | None = None,
+        variables: dict[str, str] | None = None,
+        is_whole: bool = False,
     ) -> Launch:
-        """Start a world that runs a command's `module`, such as "train".
+        """Start a world of processes.
 
-        Ranks in `absent` are expected by the others and never come.
+        Args:
+            arguments: the command's.
+            cwd: where they run.
+            processes: how many the others expect.
+            faults: see above.
+            absent: ranks that never come.
+            module: the command, such as "train".
+            more: arguments that one rank has and the others do not, by rank.
+            variables: of the environment.
+            is_whole: end each process as Python does, which is most of its cost, and where threads
+                that were left behind abort it; without, it is gone when its work is done.
         """
         self._count += 1
         launch = Launch(self._folder / f"launch-{self._count}", free_port())
         launch.folder.mkdir()
-        variables = {
+        world = {
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
@@ -131,15 +145,18 @@ class Nursery:
                 continue
             order = {
                 "module": f"sinlstm_dist.{module}",
-                "arguments": arguments,
+                "arguments": [*arguments, *(more or {}).get(rank, [])],
                 "cwd": str(cwd),
                 "folder": str(launch.folder),
                 "rank": rank,
                 "faults": [fault for fault in faults or [] if fault["rank"] == rank],
-                "environment": {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                if processes > 1
-                else {},
+                "environment": variables or {},
+                "is_whole": is_whole,
             }
+            if processes > 1:
+                order["environment"] = {
+                    **world, "RANK": str(rank), "LOCAL_RANK": str(rank), **order["environment"]
+                }  # fmt: skip
             launch.children.append(Child(self._ask({"fork": order})["pid"], rank))
         return launch
 
@@ -184,13 +201,13 @@ class Nursery:
 
 def _serve() -> None:
 
-    # So that children need not import them; the second is what Accelerate imports when it prepares
-    # a model, and nine tenths of a short run's time.
+    # So that children need not import them. DDP imports the first, in nine tenths of a run's time.
     import torch.distributed.tensor  # noqa: F401
 
-    from sinlstm_dist import train  # noqa: F401
+    from sinlstm_dist import evaluate, train  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
+    gc.freeze()  # what the parent has made is not looked through, and so not copied, in a child
     for line in sys.stdin:
         order = json.loads(line)
         if "fork" in order:
@@ -209,7 +226,7 @@ def _poll(pid: int) -> int | None:
 
 
 def _be_child(order: dict[str, Any]) -> None:
-    """Train, and end as a command does, with flushed output and the command's exit code."""
+    """Run a command's `main`, and end with its exit code."""
     folder, rank = Path(order["folder"]), order["rank"]
     for stream, descriptor in (("stdout", 1), ("stderr", 2)):
         opened = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -224,10 +241,11 @@ def _be_child(order: dict[str, Any]) -> None:
     except Exception:
         traceback.print_exc()
         code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # not through the parent's frames and exit handlers
+    if order["is_whole"]:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _install(faults: list[dict[str, Any]], log: Path) -> None:

@@ -1,5 +1,6 @@
 """Ways to start: each trains as many processes as it says, or says which command does."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_more_processes_than_pieces_are_refused_once(nursery, tmp_path):
     assert "train.virtual_shards=1" in error
     assert "train.virtual_shards=2" in error  # what to do
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("differing", "which"),
+    [
+        ({1: ["--optim.lr", "0.5"]}, "rank 1 on {}"),
+        ({0: ["--train.epochs", "3"]}, "rank 1 on {0}, 2 on {0}"),
+        ({2: ["--output.dir", "other"]}, "rank 2 on {}"),
+    ],
+)
+def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path, differing, which):
+    """As on a cluster where one node reads another file."""
+    flags = launching.flags({**QUICK, "output.dir": "run"})
+    launch = nursery.run(flags, cwd=tmp_path, processes=3, more=differing)
+    assert launch.codes == [2, 2, 2]
+    where = which.format(socket.gethostname())
+    assert launch.stderr == (
+        f"error: configuration differs from rank 0's on {where}: make it the same\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # What the launcher's variables say; each process of such a start would be alone
