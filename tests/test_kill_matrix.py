@@ -7,6 +7,8 @@ A sample of the instants runs every time; the whole matrix, with a count of the 
 
 import itertools
 import random
+import re
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -16,11 +18,14 @@ import pytest
 from launching import SMALL, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
+from sinlstm_dist import checkpoint
+
 WORLD_SIZES = (4, 1, 3, 2)  # of successive starts
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20}
 EVERY_STEP = {"checkpoint.every_steps": 1}
-NUM_STEPS = 9
+STEPS_AN_EPOCH, NUM_STEPS = 3, 9
 NUM_INSTANTS = 20
+LONGEST_LIFE_S = 1.5  # from before the processes join to some hundred steps
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def chosen(operations: list[str], *, do: str, is_full: bool) -> list[int]:
     if is_full:
         return candidates
     publishing = [at for at in candidates if operations[at - 1].startswith("os.rename")]
-    return sorted({*candidates[3 :: len(candidates) // 5], *publishing[3:5]})
+    return sorted({*candidates[3 :: len(candidates) // 5], *(publishing[3:5] or publishing[-1:])})
 
 
 @pytest.mark.parametrize("do", ["kill", "tear", "full"])
@@ -125,11 +130,10 @@ def test_while_several_processes_save(
 def test_at_every_step(
     undisturbed: Undisturbed, nursery: Nursery, tmp_path: Path, capsys, *, is_full: bool
 ) -> None:
-    """All processes of every start are killed before its second step, until none is left."""
+    """All processes of a start are killed before the same step; the next start is the last."""
     worlds = itertools.cycle(WORLD_SIZES)
-    every = 1 if is_full else 2  # a checkpoint each step: one step a start
     survived = 0
-    for at in range(1, NUM_STEPS + 1, every):
+    for at in range(1, NUM_STEPS + 1, 1 if is_full else 2):
         root = tmp_path / str(at)
         root.mkdir()
         processes = next(worlds)
@@ -144,6 +148,54 @@ def test_at_every_step(
     with capsys.disabled():
         if is_full:
             print(f"\nkill at steps: survived {survived}")
+
+
+@pytest.fixture(scope="module")
+def interrupted(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed while it saved its second checkpoint."""
+    root = tmp_path_factory.mktemp("interrupted")
+    faults = [{"rank": 0, "of": "save", "at": 2, "do": "kill"}]
+    launch = nursery.wait(start(nursery, root, faults=faults))
+    assert launch.codes == [-signal.SIGKILL]
+    return root
+
+
+@pytest.mark.parametrize("do", ["kill", "tear"])
+def test_while_it_resumes(
+    undisturbed: Undisturbed,
+    interrupted: Path,
+    nursery: Nursery,
+    tmp_path: Path,
+    capsys,
+    *,
+    do: str,
+    is_full: bool,
+) -> None:
+    """Killed again after reading its checkpoint, before its first step, or in its first save."""
+
+    def resume(name: str, **fault: object) -> Launch:
+        root = tmp_path / name
+        shutil.copytree(interrupted, root)
+        fault = {**file_fault(root, at=0, do="count"), **fault}
+        return nursery.wait(start(nursery, root, faults=[fault]))
+
+    every = resume("undisturbed").events()
+    published = next(
+        at for at, what in enumerate(every, 1) if re.fullmatch("fsync .*/checkpoints", what)
+    )
+    operations = every[:published]
+    assert any("checkpoints/step-00000003/state.json" in what for what in operations[:10])
+    assert "os.rename run/checkpoints/.unfinished-step-00000006" in operations[-5:]
+    worlds = itertools.cycle(WORLD_SIZES)
+    instants = chosen(operations, do=do, is_full=is_full)
+    for at in instants:
+        assert resume(str(at), at=at, do=do).codes == [-signal.SIGKILL]
+        check_ends_as(undisturbed, nursery, tmp_path / str(at), processes=next(worlds))
+    assert resume("step", of="step", at=1, do="kill").codes == [-signal.SIGKILL]
+    check_ends_as(undisturbed, nursery, tmp_path / "step", processes=next(worlds))
+    with capsys.disabled():
+        if is_full:
+            print(f"\n{do} while it resumes: survived {len(instants) + 1}")
 
 
 def test_again_and_again_at_each_step(
@@ -163,27 +215,30 @@ def test_again_and_again_at_each_step(
 
 
 def test_at_random_instants(nursery: Nursery, tmp_path: Path, capsys, *, is_full: bool) -> None:
-    """Chains of four kills, each of a world of another size, at instants that a seed draws."""
+    """Chains of four kills, each of a world of another size, at instants that a seed draws.
+
+    The run has no end until its last start gives it one: whenever the kill comes, it disturbs.
+    """
     draw = random.Random(20_261_124)
-    settings = {"train.epochs": 60, "checkpoint.every_steps": 2}
-    (tmp_path / "straight").mkdir()
-    began = time.monotonic()
-    nursery.wait(start(nursery, tmp_path / "straight", settings=settings))
-    duration = time.monotonic() - began
-    straight = tmp_path / "straight" / "run"
     survived = 0
     for chain in range(NUM_INSTANTS // 4 if is_full else 1):
         root = tmp_path / str(chain)
         root.mkdir()
+        endless = {"train.epochs": 1_000_000, "checkpoint.every_steps": 2}
         for processes in WORLD_SIZES:
-            launch = start(nursery, root, processes=processes, settings=settings)
-            time.sleep(draw.uniform(0, 0.5 * duration))
-            survived += bool(nursery.running(launch))
+            launch = start(nursery, root, processes=processes, settings=endless)
+            time.sleep(draw.uniform(0, LONGEST_LIFE_S))
+            assert len(nursery.running(launch)) == processes, launch.stderr
             nursery.kill(launch)
-        launch = nursery.wait(start(nursery, root, processes=2, settings=settings))
+            survived += 1
+        newest = checkpoint.find(root / "run" / "checkpoints")[:1]
+        some_more = {"train.epochs": sum(map(checkpoint.step_of, newest)) // STEPS_AN_EPOCH + 2}
+        straight = {**some_more, "output.dir": "straight", "checkpoint.every_epochs": 0}
+        assert nursery.wait(start(nursery, root, settings=straight)).codes == [0]
+        launch = nursery.wait(start(nursery, root, processes=2, settings=some_more))
         assert launch.codes == [0, 0], launch.stderr
-        assert weights_digest(root / "run") == weights_digest(straight)
-        assert metrics(root / "run") == metrics(straight)
+        assert weights_digest(root / "run") == weights_digest(root / "straight")
+        assert metrics(root / "run") == metrics(root / "straight")
     with capsys.disabled():
         if is_full:
             print(f"\nkill at random instants: survived {survived}")
@@ -195,8 +250,6 @@ def test_the_matrix_sees_a_lost_step(
     """Negative control: weights of another step under a checkpoint's name change the result."""
     settings = {"train.epochs": 1}
     assert nursery.wait(start(nursery, tmp_path, settings=settings)).codes == [0]
-    from sinlstm_dist import checkpoint
-
     folder = checkpoint.find(tmp_path / "run" / "checkpoints")[0]
     found = checkpoint.read(folder)
     weights = {name: value.clone() for name, value in found.weights.items()}

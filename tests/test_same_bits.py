@@ -9,6 +9,8 @@ import torch
 from launching import SMALL, flags, metrics, train, weights_digest
 from nursery import Nursery
 
+from sinlstm_dist.runtime import join_world
+
 WORLD_SIZES = (1, 2, 3, 4, 5, 8)
 HARD = {**SMALL, "optim.momentum": 0.9}  # a partial last batch, noise, momentum
 
@@ -78,6 +80,13 @@ def test_accelerate_s_variables_change_nothing(
         assert launch.codes == [0, 0], launch.stderr
         results.append(result(tmp_path / run))
     assert results == [results[0]] * len(results)
+
+
+def test_no_variable_has_the_model_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with join_world(timeout_s=60, one_thread=True) as world:
+        model = torch.nn.Linear(1, 1)
+        assert world.accelerator.prepare_model(model) is model
 
 
 @pytest.mark.parametrize("name", VARIANTS)
