@@ -106,7 +106,7 @@ class Output(Section):
 
     dir: str = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="pictures at the end of a run; not supported yet")
-    trackers: list[str] = Field([], description="Accelerate's trackers; not supported yet")
+    trackers: list[str] = Field([], description='of Accelerate\'s, such as "tensorboard"')
 
 
 class Config(Section):
@@ -226,9 +226,6 @@ def _unsupported(config: Config) -> list[str]:
         problems.append(f'data.column="{config.data.column}" is not supported yet: leave it ""')
     if config.output.plots:
         problems.append("output.plots=true is not supported yet: leave it false")
-    if config.output.trackers:
-        names = ", ".join(config.output.trackers)
-        problems.append(f"output.trackers={names} is not supported yet: leave it []")
     return problems
 
 
@@ -239,6 +236,11 @@ def to_toml(config: Config) -> str:
         values = getattr(config, name).model_dump()
         tables.append("\n".join([f"[{name}]", *(f"{k} = {_show(v)}" for k, v in values.items())]))
     return "\n\n".join(tables) + "\n"
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration as dotted keys and their values: {"data.train_size": 10000, ...}."""
+    return {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in KEYS}
 
 
 def _show(value: Any) -> str:

@@ -25,6 +25,7 @@ from sinlstm_dist.config import (
     Optim,
     Parser,
     add_config_flags,
+    flat,
     parse_with_config,
     to_toml,
 )
@@ -38,6 +39,7 @@ from sinlstm_dist.report import Report, show_error, show_text
 from sinlstm_dist.run_folder import RunFolder, Summary
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.stop import StopRequest
+from sinlstm_dist.trackers import Trackers
 
 EXIT_CODES = {"completed": 0, "stopped": STOPPED, "failed": FAILED}
 BELOW_TARGET = 3
@@ -96,6 +98,8 @@ class Training:
         self.step = 0
         self.totals = Totals()  # of the running epoch
         self.history: list[dict[str, Any]] = []
+        self.trackers = Trackers(config.output.trackers, folder=run.path, note=self.report.note)
+        self.tracker_id = ""
         self.outcome, self.reason, self.below_target = "", "", False
         self.ended: Summary | None = None  # of a run that was already over when this one started
         self.started = time.perf_counter()
@@ -126,6 +130,7 @@ class Training:
         self.history = found["history"]
         if found["state"]:
             self._restore(found["state"])
+        self._start_trackers(has_checkpoint=bool(found["state"]))
         self.report.begin_training(finished_epochs=self.epoch)
 
     def train_epoch(self) -> bool:
@@ -176,6 +181,7 @@ class Training:
         self.history.append(record)
         self.world.on_main(self.run.append_metrics, record)
         self.report.epoch(record)
+        self.trackers.epoch(record)
         is_last = self.epoch == self.config.train.epochs
         due = self.config.checkpoint
         if self.stop_after_epoch and not is_last:
@@ -201,6 +207,7 @@ class Training:
         if not self.outcome:
             self._complete()
         summary = self._summary()
+        self._end_trackers(summary)
         is_done = self.epoch >= self.config.train.epochs
         self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
         self.report.end(summary, baseline=baseline, folder=str(self.run.path))
@@ -209,9 +216,29 @@ class Training:
     def record_failure(self, error: Exception) -> None:
         """Leave screen and folder in order after `error`, as far as that is still possible."""
         self.report.end_training()
+        self.trackers.close()
         self.outcome, self.reason = "failed", str(error) or type(error).__name__
         with contextlib.suppress(OSError):
             self.run.record_failure(self._summary())
+
+    def _start_trackers(self, *, has_checkpoint: bool) -> None:
+        if not self.config.output.trackers:
+            return
+        self.tracker_id = self.world.on_main(
+            self.trackers.start,
+            identity=self.tracker_id,
+            hyperparameters=flat(self.config),
+            history=self.history,
+        )
+        if not has_checkpoint:
+            self._save()  # a run that is killed before its first checkpoint continues its curve too
+
+    def _end_trackers(self, summary: Summary) -> None:
+        if self.outcome != "stopped" and summary.metrics:
+            figures = {"best_test_loss": summary.best["test_loss"], "wall_s": summary.wall_s}
+            figures |= {key: summary.metrics[key] for key in ("test_loss", "test_accuracy")}
+            self.trackers.end(figures, step=self.step)
+        self.trackers.close()
 
     def _summary(self) -> Summary:
         return Summary(
@@ -275,6 +302,7 @@ class Training:
             "totals": asdict(self.totals),
             "config": self.config.model_dump(mode="json"),
             "data": self.job.fingerprint,
+            "tracker_id": self.tracker_id,
         }
         checkpoint = Checkpoint(state, self.job.model.state_dict(), optimizer_tensors(self.job))
         keep = self.config.checkpoint.keep
@@ -287,7 +315,7 @@ class Training:
             weights=self.world.broadcast_tensors(weights),
             optimizer=self.world.broadcast_tensors(optimizer),
         )
-        self.step, self.epoch = state["step"], state["epoch"]
+        self.step, self.epoch, self.tracker_id = state["step"], state["epoch"], state["tracker_id"]
         self.step_in_epoch, self.totals = state["step_in_epoch"], Totals(**state["totals"])
         self.report.note(f"continues in epoch {self.epoch + 1}, after step {self.step} of the run")
 

@@ -41,7 +41,6 @@ BAD_FILES = {
     "a series of one's own": ('[data]\nsource = "s.csv"', ["data.source", "not supported yet"]),
     "a column": ('[data]\ncolumn = "y"', ["data.column", "not supported yet"]),
     "plots": ("[output]\nplots = true", ["output.plots", "not supported yet"]),
-    "trackers": ('[output]\ntrackers = ["tensorboard"]', ["output.trackers", "not supported yet"]),
     "broken TOML": ("[data\nnoise = 1", ["is not valid TOML", "line 1"]),
     "not even text": ("\udcff\udcfe", ["is not valid TOML"]),
 }
@@ -67,7 +66,6 @@ BAD_FLAGS = {
     "a series of one's own": (["--data.source", "s.csv"], ["data.source", "not supported yet"]),
     "a column": (["--data.column", "y"], ["data.column", "not supported yet"]),
     "plots": (["--output.plots", "true"], ["output.plots", "not supported yet"]),
-    "trackers": (["--output.trackers", "wandb"], ["output.trackers", "not supported yet"]),
     "a missing file": (["--config", "gone.toml"], ["gone.toml", "No such file"]),
     "a folder for a file": (["--config", "."], ["cannot be read", "directory"]),
 }

@@ -1,0 +1,145 @@
+"""A run's figures in other people's viewers, through Accelerate's trackers; off by default.
+
+    python -m sinlstm_dist.train --output.trackers tensorboard
+    tensorboard --logdir runs
+
+One run however many processes train and however often they are killed. Where a tracker keeps
+files, they are written anew from the run's own metrics at each start, so that no step is there
+twice; where it keeps a service, it is told the identity that the checkpoint holds.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sinlstm_dist.config import ConfigError
+
+FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
+PROJECT, TENSORBOARD = "sinlstm-dist", "tensorboard"
+
+# How a service is told to continue a run. What is not named here starts a new run at each start.
+_CONTINUES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "wandb": lambda identity: {"id": identity, "resume": "allow"},
+    "swanlab": lambda identity: {"id": identity, "resume": "allow"},
+    "trackio": lambda identity: {"name": identity, "resume": "allow"},
+    "comet_ml": lambda identity: {"experiment_key": identity, "mode": "get_or_create"},
+}
+
+
+class Trackers:
+    """The trackers of a run; before `start`, and so on all processes but one, it does nothing.
+
+    A tracker that fails later than at its start is left out from then on, and training goes on.
+
+    Args:
+        names: of Accelerate's trackers.
+        folder: of the run; trackers that keep files get a folder in it.
+        note: tells the user something.
+    """
+
+    def __init__(self, names: Sequence[str], *, folder: Path, note: Callable[[str], None]) -> None:
+        self._names = list(dict.fromkeys(names))
+        self._folder, self._note = folder, note
+        self._trackers: dict[str, Any] = {}
+
+    def start(
+        self,
+        *,
+        identity: str,
+        hyperparameters: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+    ) -> str:
+        """Begin or continue the run in each tracker.
+
+        Args:
+            identity: the run's, from its checkpoint; "" for a new one.
+            hyperparameters: dotted keys to values.
+            history: metrics of the epochs that are finished already.
+
+        Returns:
+            the run's identity.
+
+        Raises:
+            ConfigError: a tracker is unknown, is not installed, or does not start.
+        """
+        identity = identity or uuid.uuid4().hex
+        values = {key: _plain(value) for key, value in hyperparameters.items()}
+        for name in self._names:
+            tracker = self._make(name, identity)
+            try:
+                tracker.start()
+                if name == TENSORBOARD:
+                    _show_hyperparameters(tracker.tracker, values)
+                    for record in history:
+                        _log(tracker, record)
+                else:
+                    tracker.store_init_configuration(values)
+            except Exception as error:
+                raise ConfigError(f"output.trackers={name} does not start: {error}") from error
+            self._trackers[name] = tracker
+        return identity
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Track a finished epoch; `record` is its line of metrics.jsonl."""
+        for name, tracker in list(self._trackers.items()):
+            with self._surviving(name):
+                _log(tracker, record)
+
+    def end(self, summary: Mapping[str, float], *, step: int) -> None:
+        """Track the figures that sum the run up."""
+        for name, tracker in list(self._trackers.items()):
+            with self._surviving(name):
+                tracker.log({f"summary/{key}": value for key, value in summary.items()}, step=step)
+
+    def close(self) -> None:
+        """Let the trackers finish what they have; may be called twice."""
+        for name, tracker in list(self._trackers.items()):
+            with self._surviving(name):
+                tracker.finish()
+        self._trackers = {}
+
+    def _make(self, name: str, identity: str) -> Any:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        from accelerate.utils import LoggerType
+
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise ConfigError(f"output.trackers={name} is unknown: Accelerate knows {known}")
+        if name in LoggerType.list() and LoggerType(name) not in get_available_trackers():
+            package = "'sinlstm-dist[tensorboard]'" if name == TENSORBOARD else name
+            raise ConfigError(f"output.trackers={name} is not installed: pip install {package}")
+        make = LOGGER_TYPE_TO_CLASS[name]
+        place = [str(self._folder)] if make.requires_logging_directory else []
+        if name == TENSORBOARD:
+            for file in (self._folder / name).glob("events.out.tfevents.*"):
+                file.unlink()
+            return make(name, *place, purge_step=0)  # a viewer forgets what it read of them
+        return make(PROJECT, *place, **_CONTINUES.get(name, lambda _: {})(identity))
+
+    @contextlib.contextmanager
+    def _surviving(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, in somebody's library: the run matters more
+            del self._trackers[name]
+            self._note(f"{name} is left out from here on: {error}")
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """A value as every tracker takes it."""
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _log(tracker: Any, record: Mapping[str, Any]) -> None:
+    tracker.log({figure: record[figure] for figure in FIGURES}, step=record["step"])
+
+
+def _show_hyperparameters(writer: Any, values: dict[str, Any]) -> None:
+    """TensorBoard's own `add_hparams`, which Accelerate calls, but in the run: that makes another
+    run of them at each call."""
+    from torch.utils.tensorboard.summary import hparams
+
+    for part in hparams(values, dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)):
+        writer.file_writer.add_summary(part)

@@ -1,0 +1,148 @@
+"""What a run leaves with its trackers: every step once, in one run, whatever happens to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from launching import SMALL, flags, metrics
+from nursery import Nursery
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from sinlstm_dist import trackers
+from sinlstm_dist.config import ConfigError
+from sinlstm_dist.trackers import Trackers
+
+SETTINGS = {
+    **SMALL,
+    "train.epochs": 6,
+    "checkpoint.every_epochs": 2,
+    "output.trackers": "tensorboard",
+    "output.dir": "run",
+}  # three steps an epoch
+
+
+def events(folder: Path) -> list[Event]:
+    files = sorted(folder.rglob("events.out.tfevents.*"))
+    return [Event.FromString(raw) for file in files for raw in RawEventFileLoader(str(file)).Load()]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of each tag, as they lie in the files."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def test_killed_twice_every_step_is_there_once_in_one_run(nursery: Nursery, tmp_path: Path):
+    def train(processes: int, **fault: Any) -> list[int]:
+        faults = [{"rank": 0, "of": "step", "do": "kill", **fault}] if fault else []
+        arguments = flags({**SETTINGS, "train.timeout_s": 20})
+        return nursery.run(arguments, cwd=tmp_path, processes=processes, faults=faults).codes
+
+    assert train(1, at=5) == [-9]  # in epoch 2, before the first checkpoint of an epoch
+    identities = {identity(tmp_path / "run")}
+    assert train(1, at=17) == [-9]  # in epoch 6, after epoch 5 was tracked and not saved
+    assert [step for step, _ in curves(tmp_path / "run")["test_loss"]] == [3, 6, 9, 12, 15]
+    assert train(2) == [0, 0]
+    identities.add(identity(tmp_path / "run"))
+    assert len(identities) == 1
+    assert "" not in identities
+    records = metrics(tmp_path / "run")
+    found = curves(tmp_path / "run")
+    for figure in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        steps, values = zip(*found[figure], strict=True)
+        assert list(steps) == [3, 6, 9, 12, 15, 18]
+        assert list(values) == pytest.approx([record[figure] for record in records], rel=1e-6)
+    assert len(found["summary/best_test_loss"]) == 1
+    folders = {file.parent for file in (tmp_path / "run").rglob("events.out.tfevents.*")}
+    assert folders == {tmp_path / "run" / "tensorboard"}  # TensorBoard calls each folder a run
+
+
+def identity(run: Path) -> str:
+    newest = max((run / "checkpoints").glob("step-*"))
+    return str(json.loads((newest / "state.json").read_text())["tracker_id"])
+
+
+def test_hyperparameters_are_in_the_run(nursery: Nursery, tmp_path: Path):
+    changes = {"train.epochs": 1, "optim.lr": 0.25}
+    assert nursery.run(flags({**SETTINGS, **changes}), cwd=tmp_path).codes == [0]
+    values = [value for event in events(tmp_path / "run") for value in event.summary.value]
+    plugins = {value.tag: value.metadata.plugin_data for value in values}
+    start = HParamsPluginData.FromString(plugins["_hparams_/session_start_info"].content)
+    assert start.session_start_info.hparams["optim.lr"].number_value == 0.25
+
+
+def test_without_trackers_nothing_is_left(nursery: Nursery, tmp_path: Path):
+    settings = {**SETTINGS, "train.epochs": 1}
+    del settings["output.trackers"]
+    assert nursery.run(flags(settings), cwd=tmp_path).codes == [0]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("wondb", "unknown: Accelerate knows aim,"), ("wandb", "not installed: pip install wandb")],
+)
+def test_unknown_and_missing_trackers_are_named_once(nursery, tmp_path, name, message):
+    arguments = flags({**SETTINGS, "output.trackers": name})
+    ended = nursery.run(arguments, cwd=tmp_path, processes=2)
+    assert ended.codes == [2, 2]
+    assert len(ended.stderr.splitlines()) == 1
+    assert f"output.trackers={name} is {message}" in ended.stderr
+
+
+class Fragile(GeneralTracker):
+    """A tracker of somebody's, as Accelerate lets people register them."""
+
+    name, requires_logging_directory = "fragile", False
+    tracker, logged = None, []
+
+    def __init__(self, run_name: str, *, breaks_at: str = "") -> None:
+        super().__init__()
+        self.breaks_at = breaks_at
+
+    def start(self) -> None:
+        if self.breaks_at == "start":
+            raise ConnectionError("no network")
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        if step == 2:
+            raise ConnectionError("no network")
+        self.logged.append(step)
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> None:
+    PartialState(cpu=True)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "fragile", Fragile)
+
+
+def start(tmp_path: Path, notes: list[str], **keywords: Any) -> Trackers:
+    tracked = Trackers(["fragile"], folder=tmp_path, note=notes.append, **keywords)
+    assert tracked.start(identity="a", hyperparameters={"data.column": ""}, history=[]) == "a"
+    return tracked
+
+
+def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, fragile):
+    notes: list[str] = []
+    tracked = start(tmp_path, notes)
+    for step in (1, 2, 3):
+        tracked.epoch({**dict.fromkeys(trackers.FIGURES, 0.5), "step": step})
+    tracked.end({"best_test_loss": 0.5}, step=3)
+    tracked.close()
+    assert Fragile.logged == [1]
+    assert notes == ["fragile is left out from here on: no network"]
+
+
+def test_a_tracker_that_does_not_start_is_named(tmp_path, fragile, monkeypatch):
+    monkeypatch.setitem(trackers._CONTINUES, "fragile", lambda _: {"breaks_at": "start"})
+    with pytest.raises(ConfigError, match="fragile does not start: no network"):
+        start(tmp_path, [])
