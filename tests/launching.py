@@ -13,7 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-FOREIGN = ("ACCELERATE_", "SLURM_", "SINLSTM_")  # variables of a launcher around the tests
+import pytest
+
+FOREIGN = (
+    "ACCELERATE_",
+    "SLURM_",
+    "SINLSTM_DIST_WORLD_SIZE",
+)  # variables of a launcher around the tests
+FUSED = pytest.param("fused", marks=pytest.mark.kernel)  # a parameter of tests: a recurrence
 TIMINGS = ("epoch_s", "samples_per_s")
 SMALL = {
     "data.train_size": 230,

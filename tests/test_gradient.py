@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from launching import FUSED
 from torch import nn
 
 from sinlstm_dist import job, metrics
@@ -51,7 +52,7 @@ def plain_gradient(model: nn.Module, batch) -> tuple[float, dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("shards", [1, 3, 8, 40])
-@pytest.mark.parametrize("lstm", ["fused", "torch"])
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shards):
     built = build(world, **{
@@ -83,6 +84,7 @@ def test_a_request_to_stop_is_heard(world, reduction):
     assert not built.gradient(batch, step=0, stop=False).stop
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("sizes", [[5, 4, 4], [13], [6, 0, 7, 0]])
 def test_fused_rows_are_autograd_s(sizes):
     torch.manual_seed(1)
@@ -147,7 +149,7 @@ def test_tree_sum_adds_neighbours_first(num_rows, order):
         assert not torch.equal(add(order), sum(rows))
 
 
-@pytest.mark.parametrize("lstm", ["fused", "torch"])
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
 @pytest.mark.parametrize("size", [21, 2 * FETCH_SAMPLES + 5])
 def test_evaluation_counts_every_test_window_once(world, lstm, size):
     built = build(world, **{"model.lstm": lstm, "data.test_size": size})

@@ -49,7 +49,7 @@ def test_sizes_are_the_caller_s():
     assert model.rnn.weight_hh_l1.shape == (28, 7)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.kernel)])
 @pytest.mark.parametrize("given", ["zeros", "state"])
 def test_equals_the_article_s_program(fused, given, tmp_path):
     torch.manual_seed(2)
@@ -77,6 +77,7 @@ def test_a_checkpoint_of_pytorch_loads(tmp_path):
     )
 
 
+@pytest.mark.kernel
 def test_hidden0_none_is_zeros_and_another_state_matters():
     windows = torch.randn(3, 8, 1)
     zeros = (torch.zeros(1, 3, 5), torch.zeros(1, 3, 5))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import SMALL, flags, metrics, train, weights_digest
+from launching import FUSED, SMALL, flags, metrics, train, weights_digest
 from nursery import Nursery
 
 from sinlstm_dist.runtime import join_world
@@ -51,7 +51,7 @@ def test_through_the_ordinary_command(nursery: Nursery, tmp_path: Path) -> None:
 WIDE = {"model.hidden_size": 64, "data.train_size": 2000, "train.global_batch_size": 2000}
 
 
-@pytest.mark.parametrize("lstm", ["fused", "torch"])
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
 def test_with_any_number_of_threads(nursery: Nursery, tmp_path: Path, lstm: str) -> None:
     """So wide that torch would share out its sums, and their order, if it were allowed to."""
     settings = {**HARD, **WIDE, "model.lstm": lstm, "train.epochs": 2}
@@ -89,7 +89,10 @@ def test_no_variable_has_the_model_compiled(monkeypatch: pytest.MonkeyPatch) -> 
         assert world.accelerator.prepare_model(model) is model
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.kernel] if n == "fused" else []) for n in VARIANTS],
+)
 def test_on_any_number_of_processes(nursery: Nursery, tmp_path: Path, name: str) -> None:
     settings = {**HARD, **VARIANTS[name]}
     results = []
@@ -134,7 +137,7 @@ def one_after_the_other(rows: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-@pytest.mark.parametrize("lstm", ["fused", "torch"])
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
 def test_the_order_of_addition_decides_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lstm: str
 ) -> None:

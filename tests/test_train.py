@@ -108,7 +108,7 @@ class ArticleProgram:
         return records
 
 
-@pytest.mark.parametrize("lstm", ["fused", "torch"])
+@pytest.mark.parametrize("lstm", [launching.FUSED, "torch"])
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("sampling", ["permutation", "replacement"])

@@ -41,12 +41,14 @@ def choose(
         The choice and its reason.
 
     Raises:
-        ValueError: "fused" is asked for and cannot be had, or `lstm` is not one of the three.
+        ValueError: "fused" is asked for and cannot be had, `lstm` is not one of the three, or
+            the environment forces an instruction set that is not there.
     """
     if lstm not in ("auto", "fused", "torch"):
         raise ValueError(f'lstm={lstm!r} is unknown: use "auto", "fused" or "torch"')
     if lstm == "torch":
         return Choice("torch", "asked for")
+    compiled.check_forced()
     obstacle = _obstacle(device_type, input_size, hidden_size, num_layers)
     if not obstacle:
         return Choice("fused", f"compiled kernel, {compiled.label()}")

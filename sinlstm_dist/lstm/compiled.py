@@ -5,20 +5,33 @@ What this machine offers:
     python -c "from sinlstm_dist import lstm; print(lstm.instruction_sets())"
 """
 
+import importlib
+import os
 from typing import Any
 
 import torch
 
+_FORCED = os.environ.get("SINLSTM_DIST_INSTRUCTION_SET", "")
 _LABELS = {"avx512": "AVX-512", "avx2": "AVX2", "plain": "plain"}
 
 _kernel: Any
 try:
-    from sinlstm_dist.lstm import _kernel
+    _kernel = importlib.import_module("sinlstm_dist.lstm._kernel")
 except ImportError as error:
     _kernel = None
     _missing = f"no compiled kernel: {error}"
 else:
     _missing = ""
+
+
+def check_forced() -> None:
+    """Refuse an instruction set that the environment asks for and this machine does not have.
+
+    Raises:
+        ValueError: SINLSTM_DIST_INSTRUCTION_SET names it.
+    """
+    if _FORCED and _kernel is not None and _FORCED not in instruction_sets():
+        raise ValueError(f"SINLSTM_DIST_INSTRUCTION_SET={_FORCED}: {_absent(_FORCED)}")
 
 
 def missing() -> str:
@@ -60,11 +73,13 @@ def set_instruction_set(name: str) -> None:
         ValueError: this machine has no such instruction set.
     """
     if name not in instruction_sets():
-        raise ValueError(
-            f"instruction set {name!r} is not on this machine: use one of "
-            f"{', '.join(instruction_sets())}"
-        )
+        raise ValueError(_absent(name))
     kernel().set_instruction_set(name)
+
+
+def _absent(name: str) -> str:
+    known = ", ".join(instruction_sets())
+    return f"instruction set {name!r} is not on this machine: use one of {known}"
 
 
 def label() -> str:
@@ -84,3 +99,7 @@ def check_float32(**tensors: torch.Tensor) -> None:
                 f"{name} is {tensor.dtype} on {tensor.device}: the compiled kernel needs "
                 "torch.float32 on the CPU, so convert it or use torch.nn.LSTM"
             )
+
+
+if _kernel is not None and _FORCED in instruction_sets():
+    set_instruction_set(_FORCED)
