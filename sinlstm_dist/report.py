@@ -7,14 +7,15 @@ which process they are.
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run_folder import Summary
@@ -49,19 +50,28 @@ def _fact_lines(facts: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
 
 
-def show_table(rows: Sequence[Mapping[str, str]], *, numbers: Collection[str] = ()) -> None:
-    """Print rows of cells below their headings, the first row's keys, as wide as they are.
+def show_table(
+    rows: Sequence[Mapping[str, str]],
+    *,
+    numbers: Collection[str] = (),
+    colours: Mapping[str, str] = MappingProxyType({}),
+    wrap: bool = False,
+) -> None:
+    """Print rows of cells below their headings, the first row's keys.
 
     Args:
         rows: at least one; headings and cells may have several lines.
         numbers: the headings of columns that are aligned to the right.
+        colours: of cells with one of these texts, on a terminal.
+        wrap: whether cells are broken to fit the terminal, or 80 columns of a file; otherwise
+            the table is as wide as its cells.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in rows[0]:
         table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row.values()))
-    Console(highlight=False, width=10_000).print(table)  # a terminal may break lines, not cells
+        table.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row.values()))
+    Console(highlight=False, width=None if wrap else 10_000).print(table)
 
 
 class Report:

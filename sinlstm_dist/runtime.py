@@ -65,6 +65,25 @@ class World:
         """
         return self.accelerator.reduce(values, reduction="sum")
 
+    def broadcast(self, values: torch.Tensor) -> torch.Tensor:
+        """The main process's values, written into those of every other process.
+
+        Collective: yes.
+        """
+        return broadcast(values) if self.size > 1 else values
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """What every process says, in order of rank; each value must be what JSON can say.
+
+        Collective: yes, two.
+        """
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([len(text)], device=self.device)).tolist()
+        padded = torch.zeros(1, max(lengths), dtype=torch.uint8, device=self.device)
+        padded[0, : len(text)] = text
+        rows = self.gather(padded).cpu().numpy()
+        return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]
+
     def on_main(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """Call `function` on the main process only; every process gets what it returns.
 
@@ -106,7 +125,7 @@ class World:
         received = {}
         for name, shape in shapes.items():
             value = tensors[name] if self.is_main else torch.empty(shape)
-            received[name] = broadcast(value.to(self.device, copy=True).contiguous()).cpu()
+            received[name] = self.broadcast(value.to(self.device, copy=True).contiguous()).cpu()
         return received
 
     def check_same(self, **facts: str) -> None:
@@ -130,11 +149,11 @@ class World:
         if self.size == 1:
             return value
         text = json.dumps(value).encode() if self.is_main else b""
-        length = broadcast(torch.tensor([len(text)], device=self.device))
+        length = self.broadcast(torch.tensor([len(text)], device=self.device))
         payload = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
         if self.is_main:
             payload.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        return json.loads(bytes(broadcast(payload).cpu().numpy()))
+        return json.loads(bytes(self.broadcast(payload).cpu().numpy()))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=10,
         help="in test_same_bits.py, how often a world of three must leave cleanly",
     )
+    parser.addoption(
+        "--full-verify",
+        action="store_true",
+        help="in test_verify.py, inject every fault on one, two and three processes (minutes)",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -204,7 +204,7 @@ def _serve() -> None:
     # So that children need not import them. DDP imports the first, in nine tenths of a run's time.
     import torch.distributed.tensor  # noqa: F401
 
-    from sinlstm_dist import evaluate, train  # noqa: F401
+    from sinlstm_dist import evaluate, train, verify  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
     gc.freeze()  # what the parent has made is not looked through, and so not copied, in a child

@@ -16,7 +16,7 @@ ORDER = [
     "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics", "roll_call",
     "stop", "runtime", "gradient", "checkpoint", "run_folder", "trained", "report", "command",
     "rollout", "pictures", "job", "evaluate", "forecast",
-    "trackers", "train", "compare", "export", "__main__",
+    "trackers", "train", "verify", "compare", "export", "__main__",
 ]  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 ALL_SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}

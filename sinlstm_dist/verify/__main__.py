@@ -1,0 +1,8 @@
+"""`python -m sinlstm_dist.verify`"""
+
+import sys
+
+from sinlstm_dist.verify.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

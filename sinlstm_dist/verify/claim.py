@@ -1,0 +1,121 @@
+"""What a claim is: a check that every process makes, and what it is made with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sinlstm_dist.config import Config, load_config
+from sinlstm_dist.data import FETCH_SAMPLES
+from sinlstm_dist.gradient import evaluate
+from sinlstm_dist.job import Job, build
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.run_folder import RunFolder
+from sinlstm_dist.runtime import World
+
+# Noise makes every window another one, and the last batch is a partial one, in training and in
+# testing. Only a larger world needs more pieces than the default.
+SETTINGS = {
+    "data.train_size": 230,
+    "data.test_size": FETCH_SAMPLES + 101,
+    "data.window": 20,
+    "data.noise": 0.02,
+    "train.global_batch_size": 100,
+    "train.epochs": 2,
+    "optim.lr": 0.1,
+    "optim.momentum": 0.9,
+}
+
+
+def settings(world: World, **changed: object) -> Config:
+    """The configuration that is verified; in `changed`, `train__epochs=3` is `train.epochs`."""
+    overrides: dict[str, object] = {**SETTINGS, "train.virtual_shards": max(8, world.size)}
+    overrides.update({key.replace("__", "."): value for key, value in changed.items()})
+    return load_config(overrides=overrides)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the claims are checked on: the package's own parts, unless one is broken on purpose.
+
+    Args:
+        settings: the configuration, as a process has got it.
+        build: `job.build`.
+        evaluate: `gradient.evaluate`.
+        run_folder: `run_folder.RunFolder`.
+    """
+
+    settings: Callable[..., Config] = settings
+    build: Callable[[Config, World], Job] = build
+    evaluate: Callable[..., Totals] = evaluate
+    run_folder: Callable[[Path], RunFolder] = RunFolder
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A check's surroundings: the processes, and the parts under test."""
+
+    world: World
+    parts: Parts
+
+    def settings(self, **changed: object) -> Config:
+        """The configuration that is verified, with some keys changed (`train__epochs=3`)."""
+        return self.parts.settings(self.world, **changed)
+
+    def build(self, **changed: object) -> Job:
+        """A job of that configuration. Collective: yes."""
+        return self.parts.build(self.settings(**changed), self.world)
+
+    def name(self, rank: int) -> str:
+        """A process as a person finds it."""
+        return f"rank {rank} on {self.world.hosts[rank]}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one process saw.
+
+    Args:
+        measured: for people, in one line; rank 0's is shown.
+        problems: why the claim does not hold; empty if it does. Those that not all processes see
+            are shown with the names of those that do.
+        figures: measurements by name, a row each.
+    """
+
+    measured: str
+    problems: Sequence[str] = ()
+    figures: Sequence[Mapping[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that must be true of a world that trains correctly.
+
+    Args:
+        name: a word or two.
+        check: called by every process; what it raises ends the verification.
+        look_at: where to look when it fails.
+        needs: the claims without which a check says nothing.
+    """
+
+    name: str
+    check: Callable[[Bench], Finding]
+    look_at: str
+    needs: Sequence[str] = ("World",)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all processes together found of a claim.
+
+    Args:
+        result: "PASS", "FAIL", or "SKIP" if another claim must be mended first.
+        seconds: that it took.
+    """
+
+    claim: str
+    result: str
+    measured: str
+    problems: Sequence[str] = ()
+    look_at: str = ""
+    seconds: float = 0.0
+    figures: Sequence[Mapping[str, float]] = ()

@@ -1,0 +1,161 @@
+"""What processes say to each other arrives exactly, in every size and type in use, and how fast."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sinlstm_dist.runtime import World
+from sinlstm_dist.verify.claim import Bench, Finding
+
+SIZES = (4, 4 << 10, 256 << 10, 4 << 20, 64 << 20)  # bytes of the result
+PERIOD = 251  # a prime: what arrives in another place than its own differs from what belongs there
+LATE_S = 0.05
+REPEATED_BYTES = 1 << 20  # smaller ones are timed several times, and the best counts
+
+
+def for_people(row: Mapping[str, float]) -> dict[str, str]:
+    """A row of figures, seconds of each operation with a result of so many bytes, as text."""
+    size, texts = int(row["bytes"]), {}
+    for operation in OPERATIONS:
+        seconds = row[f"{operation.name}_s"]
+        texts[operation.name] = f"{1000 * seconds:.2f} ms {size / seconds / 1e6:5.0f} MB/s"
+    return {"size": _bytes(size), **texts}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A collective, the types that the package uses it with, and what must come of it."""
+
+    name: str
+    run: Callable[[World, torch.Tensor], torch.Tensor]
+    expected: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    dtypes: Sequence[torch.dtype]
+    is_parted: bool = False  # whether each process sends a part of the result
+
+
+OPERATIONS = (
+    Operation(
+        "all-reduce",
+        lambda world, values: world.sum(values),
+        lambda inputs: torch.stack(tuple(inputs)).sum(dim=0, dtype=inputs[0].dtype),
+        (torch.float32, torch.float64, torch.int64),
+    ),
+    Operation(
+        "all-gather",
+        lambda world, values: world.gather(values),
+        lambda inputs: torch.cat(tuple(inputs)),
+        (torch.float32, torch.float64, torch.uint8, torch.int64),
+        is_parted=True,
+    ),
+    Operation(
+        "broadcast",
+        lambda world, values: world.broadcast(values.clone()),
+        lambda inputs: inputs[0],
+        (torch.float32, torch.uint8, torch.int64),
+    ),
+)
+
+
+def check_collectives(bench: Bench) -> Finding:
+    """All-reduce, all-gather and broadcast give exact answers, and a barrier lets nobody past."""
+    world = bench.world
+    if world.size == 1:
+        return Finding("one process: nothing to exchange")
+    problems, rows = [], []
+    for size in SIZES:
+        row: dict[str, float] = {"bytes": size}
+        for operation in OPERATIONS:
+            for dtype in operation.dtypes:
+                is_exact, seconds = _try(world, operation, dtype, size=size)
+                if not is_exact:
+                    problems.append(f"{operation.name} of {_bytes(size)} {dtype} is wrong")
+                if dtype == torch.float32:
+                    row[f"{operation.name}_s"] = seconds
+        rows.append(row)
+    problems += _check_barrier(bench)
+    types = len({dtype for operation in OPERATIONS for dtype in operation.dtypes})
+    measured = (
+        f"all-reduce, all-gather, broadcast exact from {_bytes(SIZES[0])} to {_bytes(SIZES[-1])} "
+        f"in {types} types; barrier holds"
+    )
+    return Finding(measured, problems, rows)
+
+
+def _try(
+    world: World, operation: Operation, dtype: torch.dtype, *, size: int
+) -> tuple[bool, float]:
+    """Whether a result of `size` bytes is exact here, and the seconds that it took.
+
+    Collective: yes.
+    """
+    count = max(1, size // dtype.itemsize)
+    if operation.is_parted:
+        count = max(1, count // world.size)
+    patterns = [_pattern(rank, dtype).to(world.device) for rank in range(world.size)]
+    mine = _tiled(patterns[world.rank], count)
+    times = []
+    for _ in range(1 if size > REPEATED_BYTES else 5):
+        world.accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        result = operation.run(world, mine)
+        _wait_for_device(world)
+        times.append(time.perf_counter() - started)
+    if operation.is_parted:
+        parts = result.split(count)
+        is_exact = all(map(_is_tiled, parts, patterns)) and len(parts) == world.size
+    else:
+        is_exact = _is_tiled(result, operation.expected(patterns)) and len(result) == count
+    return is_exact, min(times)
+
+
+def _pattern(rank: int, dtype: torch.dtype) -> torch.Tensor:
+    """(PERIOD,) small whole numbers, exact in each type, others for each of PERIOD ranks."""
+    return torch.arange(PERIOD).roll(rank).to(dtype)
+
+
+def _tiled(pattern: torch.Tensor, count: int) -> torch.Tensor:
+    """The pattern again and again: (count,)"""
+    return pattern.repeat(-(-count // PERIOD))[:count]
+
+
+def _is_tiled(values: torch.Tensor, pattern: torch.Tensor) -> bool:
+    whole = len(values) // PERIOD * PERIOD
+    rest = len(values) - whole
+    return bool(
+        torch.all(values[:whole].view(-1, PERIOD) == pattern)
+        and torch.equal(values[whole:], pattern[:rest])
+    )
+
+
+def _wait_for_device(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
+def _check_barrier(bench: Bench) -> list[str]:
+    """Nobody leaves a barrier before the last one, which comes late, has come to it.
+
+    The monotonic clock is the same for all processes of a host, and only there.
+    """
+    world = bench.world
+    world.accelerator.wait_for_everyone()
+    if world.rank == world.size - 1:
+        time.sleep(LATE_S)
+    came = time.monotonic()
+    world.accelerator.wait_for_everyone()
+    times = world.gather_json([came, time.monotonic()])
+    return [
+        f"{bench.name(early)} left a barrier before {bench.name(late)} had come to it"
+        for early, (_, left) in enumerate(times)
+        for late, (came, _) in enumerate(times)
+        if world.hosts[early] == world.hosts[late] and left < came
+    ]
+
+
+def _bytes(size: int) -> str:
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}"
+    return f"{size} B"

@@ -1,0 +1,271 @@
+"""The command: check each claim in turn, agree on the verdicts, show them in one table."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sinlstm_dist.config import ConfigError, Parser
+from sinlstm_dist.job import versions
+from sinlstm_dist.launcher import is_node_speaker, is_speaker
+from sinlstm_dist.report import show_error, show_table, show_text
+from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
+from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.stop import StopRequest
+from sinlstm_dist.verify import faults
+from sinlstm_dist.verify.claim import Bench, Claim, Finding, Parts, Verdict
+from sinlstm_dist.verify.collectives import check_collectives, for_people
+from sinlstm_dist.verify.faults import WEIGHTS, Fault
+from sinlstm_dist.verify.running import check_checkpoint, check_learning
+from sinlstm_dist.verify.speed import check_speed
+from sinlstm_dist.verify.training import check_data, check_metrics, check_weights
+from sinlstm_dist.verify.world import check_world
+
+WAIT_S = 30.0  # a process for the others
+CLAIM_S = 120.0  # for a claim, on a machine that is busy with other things too
+BAD_ARGUMENTS, NOT_VERIFIED = 2, 1
+
+CLAIMS = (
+    Claim(
+        "World", check_world, needs=(),
+        look_at="the launcher's number of processes and address; the environment of each node",
+    ),
+    Claim(
+        "Collectives", check_collectives,
+        look_at="network, its driver, NCCL or gloo; GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
+    ),
+    Claim(
+        "Data", check_data,
+        look_at="data.StepSampler and plan.py; a sampler or loader that you have put there",
+    ),
+    Claim(
+        WEIGHTS, check_weights, needs=("World", "Collectives", "Data"),
+        look_at="gradient.py; a node with another kind of CPU or GPU, or failing memory",
+    ),
+    Claim(
+        "Metrics", check_metrics, needs=("World", "Collectives", "Data"),
+        look_at="metrics.py and gradient.evaluate: sums and counts, divided once",
+    ),
+    Claim(
+        "Checkpoint", check_checkpoint, needs=("World", "Collectives", "Data"),
+        look_at="the file system of ./runs on each node; checkpoint.py and run_folder.py",
+    ),
+    Claim(
+        "Learning", check_learning, needs=(WEIGHTS,),
+        look_at="model.py and optim.py; the versions of torch and numpy",
+    ),
+    Claim(
+        "Speed", check_speed,
+        look_at="what else runs on that node; its threads, its clock rate, its temperature",
+    ),
+)  # fmt: skip
+
+
+class TimeLimit(Exception):
+    """A claim took too long in this process itself, not in waiting for others."""
+
+
+class Verification:
+    """The verdicts so far, which also a process that loses the others can show.
+
+    Args:
+        fault: what is injected, if anything.
+    """
+
+    def __init__(self, fault: Fault | None) -> None:
+        self._fault = fault
+        self.verdicts: list[Verdict] = []
+        self.facts: dict[str, Any] = {}
+        self._started = self._claim_started = time.perf_counter()
+
+    def run(self) -> None:
+        """Join the world and check all claims in it.
+
+        Raises:
+            ConfigError: the fault cannot happen here.
+            LostProcess: a process died, hangs or has not come; the verdicts say so.
+
+        Collective: yes.
+        """
+        with StopRequest() as request:
+            try:
+                with join_world(
+                    timeout_s=WAIT_S, one_thread=True, stop_reason=lambda: request.reason
+                ) as world:
+                    self._check_all(world, request)
+            except Exception as error:
+                if not isinstance(error, BadFault):
+                    self._end_with(str(error) if _is_plain(error) else repr(error))
+                raise
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim holds."""
+        return all(verdict.result == "PASS" for verdict in self.verdicts)
+
+    def _check_all(self, world: World, request: StopRequest) -> None:
+        self.facts = {
+            "world_size": world.size,
+            "hosts": list(world.hosts),
+            "device": world.device.type,
+            "versions": versions(),
+        }
+        if self._fault and world.size < self._fault.least_processes:
+            raise BadFault(
+                f"--inject needs {self._fault.least_processes} processes for this fault, and there "
+                f"is {world.size}: {self._fault.what}"
+            )
+        bench = Bench(world, self._fault.parts() if self._fault else Parts())
+        for claim in CLAIMS:
+            self._claim_started = time.perf_counter()
+            self.verdicts.append(self._verdict(claim, bench))
+            reasons = [reason for reason in world.gather_json(request.reason) if reason]
+            if reasons:
+                return self._end_with(f"stopped by {reasons[0]}")
+        return None
+
+    def _verdict(self, claim: Claim, bench: Bench) -> Verdict:
+        """What all processes find. Collective: yes."""
+        broken = [v.claim for v in self.verdicts if v.claim in claim.needs and v.result != "PASS"]
+        if broken:
+            return Verdict(claim.name, "SKIP", f"says nothing before {broken[0]} is mended")
+        with _time_limit(claim.name):
+            try:
+                finding = claim.check(bench)
+            except (ConfigError, RunError) as error:  # which all processes raise alike
+                finding = Finding("", [str(error)])
+            everyones = bench.world.gather_json(list(finding.problems))
+        shared = [problem for problem in everyones[0] if all(problem in o for o in everyones)]
+        problems = shared + [
+            f"{bench.name(rank)}: {problem}"
+            for rank, theirs in enumerate(everyones)
+            for problem in theirs
+            if problem not in shared
+        ]
+        return Verdict(
+            claim.name,
+            "FAIL" if problems else "PASS",
+            finding.measured,
+            problems,
+            claim.look_at if problems else "",
+            time.perf_counter() - self._claim_started,
+            finding.figures,
+        )
+
+    def _end_with(self, problem: str) -> None:
+        """The claim that was being checked fails with `problem`, and nothing is left to check."""
+        left = CLAIMS[len(self.verdicts) :]
+        for number, claim in enumerate(left):
+            if number == 0:
+                seconds = time.perf_counter() - self._claim_started
+                verdict = Verdict(claim.name, "FAIL", "", [problem], claim.look_at, seconds)
+            else:
+                verdict = Verdict(claim.name, "SKIP", f"not reached: {left[0].name} was the last")
+            self.verdicts.append(verdict)
+
+    def show(self) -> None:
+        """Print the table of claims, that of the collectives, and the verdict in a line."""
+        figures = [for_people(row) for verdict in self.verdicts for row in verdict.figures]
+        if figures:
+            show_table(figures, numbers=figures[0])
+            show_text("\n")
+        colours = {"PASS": "green", "FAIL": "bold red", "SKIP": "dim"}
+        show_table([_row(verdict) for verdict in self.verdicts], colours=colours, wrap=True)
+        seconds = time.perf_counter() - self._started
+        failed = [verdict.claim for verdict in self.verdicts if verdict.result == "FAIL"]
+        if self.passed:
+            show_text(f"\nverified in {seconds:.0f} s: these processes train correctly\n")
+        else:
+            show_text(f"\nNOT verified, in {seconds:.0f} s: {', '.join(failed)} failed\n")
+
+    def write(self, path: Path) -> None:
+        """Write all of it as JSON."""
+        content = {
+            "passed": self.passed,
+            **self.facts,
+            "injected": self._fault.what if self._fault else "",
+            "seconds": time.perf_counter() - self._started,
+            "claims": [dataclasses.asdict(verdict) for verdict in self.verdicts],
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+class BadFault(ConfigError):
+    """A fault that cannot happen in this world."""
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether its message is a sentence for people."""
+    return isinstance(error, (ConfigError, RunError, LostProcess, StoppedEarly, TimeLimit))
+
+
+def _row(verdict: Verdict) -> dict[str, str]:
+    lines = list(verdict.problems) or [verdict.measured]
+    if verdict.look_at:
+        lines.append(f"look at: {verdict.look_at}")
+    name = verdict.claim.replace(" and ", "\nand ")  # or it would take the others' columns
+    return {"claim": name, "": verdict.result, "measured": "\n".join(lines)}
+
+
+@contextlib.contextmanager
+def _time_limit(name: str) -> Iterator[None]:
+    """Give a claim up that takes too long in this process itself; waiting has its own limit."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeLimit(f"{name} is not done after {CLAIM_S:g} s")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, CLAIM_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(prog="sinlstm_dist.verify", description="Prove that these processes train.")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write what was found there too")
+    parser.add_argument(
+        "--inject",
+        metavar="FAULT",
+        help="break one thing on purpose: "
+        + "; ".join(f"{name}: {fault.what}" for name, fault in faults.FAULTS.items()),
+    )
+    try:
+        options = parser.parse_args(arguments)
+        fault = faults.find(options.inject) if options.inject else None
+        if options.json and not options.json.parent.is_dir():
+            raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
+    except ConfigError as error:
+        if is_node_speaker():
+            show_error(str(error))
+        return BAD_ARGUMENTS
+    verification = Verification(fault)
+    speaks = is_speaker()
+    try:
+        verification.run()
+    except BadFault as error:
+        if speaks:
+            show_error(str(error))
+        return BAD_ARGUMENTS
+    except (ConfigError, RunError, TimeLimit):
+        pass
+    except (LostProcess, StoppedEarly) as error:
+        speaks = error.is_speaker
+    if speaks:
+        verification.show()
+        if options.json:
+            verification.write(options.json)
+    return 0 if verification.passed else NOT_VERIFIED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Whole runs: stopped and resumed they end as if never stopped, and they learn the task."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from sinlstm_dist import checkpoint
+from sinlstm_dist.checkpoint import DamagedCheckpoint
+from sinlstm_dist.report import Report
+from sinlstm_dist.runtime import World
+from sinlstm_dist.stop import StopRequest
+from sinlstm_dist.train import Training
+from sinlstm_dist.verify.claim import Bench, Finding
+
+ROOT = Path("runs")  # where run folders are by default, and so where they must be writable
+STOP_AFTER = 4  # steps: in the second epoch, in the middle of it
+VISIBLE_S = 5.0  # a shared file system may show a new file a little later elsewhere
+NOTHING = "nothing"
+LEARNING = {
+    "data.train_size": 1000, "data.test_size": 200, "train.global_batch_size": 20,
+    "train.epochs": 6,
+}  # fmt: skip
+REACHED = 0.97  # seen: 1.0 with this seed, 0.98 to 1.0 with others
+
+
+def check_checkpoint(bench: Bench) -> Finding:
+    """What one process writes every other can read, and a resumed run equals an unbroken one."""
+    settings = {"train__epochs": 3, "checkpoint__every_steps": 2}
+    with _folder(bench.world) as folder:
+        straight = _run(bench, folder / "straight", **settings)
+        stopped = _run(bench, folder / "resumed", stop_after=STOP_AFTER, **settings)
+        problems = _unreadable(bench, folder / "resumed", step=stopped.step)
+        resumed = _run(bench, folder / "resumed", **settings)
+    if stopped.outcome != "stopped":
+        problems.append(f"the run that was asked to stop {stopped.outcome}")
+    if not torch.equal(_weights(straight), _weights(resumed)):
+        apart = float((_weights(straight) - _weights(resumed)).abs().max())
+        problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
+    if _figures(straight) != _figures(resumed):
+        problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
+    measured = (
+        f"stopped after step {stopped.step} on request of rank {bench.world.size - 1}, read by "
+        f"every process, resumed: the weights and metrics of the unbroken run"
+    )
+    return Finding(measured, problems)
+
+
+def check_learning(bench: Bench) -> Finding:
+    """The small model reaches the accuracy that it reaches everywhere."""
+    changed = {key.replace(".", "__"): value for key, value in LEARNING.items()}
+    with _folder(bench.world) as folder:
+        run = _run(bench, folder / "run", **changed)
+    last = run.history[-1] if run.history else {"test_accuracy": 0.0, "test_loss": float("nan")}
+    reached = last["test_accuracy"]
+    problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
+    measured = f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}"
+    return Finding(measured, problems)
+
+
+class AskOnce:
+    """A request to stop, in place of the one that signals make, that comes before a step.
+
+    Args:
+        after: steps that are made first; None for never.
+    """
+
+    def __init__(self, after: int | None) -> None:
+        self.announce: Callable[[str], None] = lambda name: None
+        self._left = after
+
+    @property
+    def reason(self) -> str:
+        """Why to stop, or ""; read once a step."""
+        if self._left is None:
+            return ""
+        self._left -= 1
+        return "asked by verify" if self._left < 0 else ""
+
+
+def _run(
+    bench: Bench, folder: Path, *, stop_after: int | None = None, **changed: object
+) -> Training:
+    """A run, or what is left of it, as `train` makes it, but silent and in this world.
+
+    Args:
+        stop_after: steps after which the last process is asked to stop.
+
+    Collective: yes.
+    """
+    config = bench.settings(output__dir=str(folder), **changed)
+    job, world = bench.parts.build(config, bench.world), bench.world
+    is_asked = world.rank == world.size - 1
+    request = cast(StopRequest, AskOnce(stop_after if is_asked else None))
+    with contextlib.closing(bench.parts.run_folder(folder)) as run:
+        training = Training(config, job, run=run, world=world, request=request)
+        training.report = Report(enabled=False, epochs=0, num_steps=0)
+        training.start()
+        while not training.is_over:
+            if training.train_epoch():
+                training.end_epoch()
+        training.finish()
+    return training
+
+
+@contextlib.contextmanager
+def _folder(world: World) -> Iterator[Path]:
+    """A new folder where run folders are, removed at the end. Collective: yes."""
+    folder = Path(world.on_main(_make_folder))
+    try:
+        yield folder
+    finally:
+        if world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()  # only if it is empty
+
+
+def _make_folder() -> str:
+    ROOT.mkdir(exist_ok=True)
+    return tempfile.mkdtemp(prefix="verify-", dir=ROOT.absolute())
+
+
+def _unreadable(bench: Bench, folder: Path, *, step: int) -> list[str]:
+    """Which processes do not see a run's checkpoint as the main process sees it.
+
+    Collective: yes.
+    """
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    seen = bench.world.gather_json(_what_is_read(path))
+    problems = []
+    for rank, read in enumerate(seen):
+        if read == seen[0]:
+            continue
+        problems.append(f"{bench.name(rank)} reads {read}, rank 0 {seen[0]}")
+        if read == NOTHING and bench.world.hosts[rank] != bench.world.hosts[0]:
+            problems[-1] = (
+                f"{ROOT.absolute()} is not shared between nodes: {bench.name(rank)} does not see "
+                "it; training works, but resumes only where rank 0 is on the same node"
+            )
+    return problems
+
+
+def _what_is_read(path: Path) -> str:
+    """What this process finds in a checkpoint, in short."""
+    deadline = time.monotonic() + VISIBLE_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not path.exists():
+        return NOTHING
+    try:
+        weights = checkpoint.read(path).weights
+    except (DamagedCheckpoint, OSError) as error:
+        return str(error)
+    return ", ".join(f"{name} of sum {weights[name].sum():.9g}" for name in sorted(weights))
+
+
+def _weights(training: Training) -> torch.Tensor:
+    return parameters_to_vector(training.job.model.parameters()).detach()
+
+
+def _figures(training: Training) -> list[dict[str, Any]]:
+    """The finished epochs' metrics without their timings."""
+    timings = ("epoch_s", "samples_per_s")
+    return [{k: v for k, v in record.items() if k not in timings} for record in training.history]

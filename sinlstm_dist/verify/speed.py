@@ -1,0 +1,61 @@
+"""How fast each process computes, apart from waiting for the others."""
+
+import time
+from statistics import median
+from typing import Any, cast
+
+import torch
+
+from sinlstm_dist.runtime import World
+from sinlstm_dist.verify.claim import Bench, Finding
+
+BATCH, STEPS = 2400, 30
+# A node of another kind may be half as fast. The best step counts: what else the machine does
+# disturbs some steps, a process that lags is late in all.
+LAGS = 3.0
+
+
+def check_speed(bench: Bench) -> Finding:
+    """No process computes much slower than the others."""
+    watch = Stopwatch(bench.world)
+    config = bench.settings(data__train_size=BATCH, train__global_batch_size=BATCH)
+    job = bench.parts.build(config, cast(World, watch))
+    [batch] = list(job.train_loader)
+    own_s, whole_s = [], []
+    for _ in range(STEPS):
+        watch.waited_s, started = 0.0, time.perf_counter()
+        job.gradient(batch, step=0, stop=False)
+        whole_s.append(time.perf_counter() - started)
+        own_s.append(whole_s[-1] - watch.waited_s)
+    samples = len(batch[0])
+    everyones = bench.world.gather_json([samples / min(own_s), samples / median(own_s)])
+    best, usual = zip(*everyones, strict=True)
+    problems = [
+        f"{bench.name(rank)} computes {speed:,.0f} samples/s at best, the fastest {max(best):,.0f}"
+        for rank, speed in enumerate(best)
+        if speed * LAGS < max(best)
+    ]
+    slowest = min(range(len(usual)), key=lambda rank: usual[rank])
+    measured = f"{sum(usual) / len(usual):,.0f} samples/s a process"
+    if len(usual) > 1:
+        measured += f", the slowest {usual[slowest]:,.0f} ({bench.name(slowest)})"
+    measured += f"; together {BATCH / median(whole_s):,.0f} samples/s"
+    return Finding(measured, problems)
+
+
+class Stopwatch:
+    """A World that knows how long this process has waited for the others' rows."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.waited_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """As World's. Collective: yes."""
+        started = time.perf_counter()
+        gathered = self._world.gather(rows)
+        self.waited_s += time.perf_counter() - started
+        return gathered

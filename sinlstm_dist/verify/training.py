@@ -1,0 +1,259 @@
+"""Samples, gradients, weights and metrics, against what each process recounts alone."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+from sinlstm_dist.config import Config
+from sinlstm_dist.data import TEST_NOISE, TRAIN_NOISE, Batch, SineDataset, step_batches
+from sinlstm_dist.gradient import OrderedGradient
+from sinlstm_dist.job import Job
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.model import Predictor
+from sinlstm_dist.optim import SGD
+from sinlstm_dist.plan import epoch_order
+from sinlstm_dist.runtime import World
+from sinlstm_dist.verify.claim import Bench, Finding
+
+EPOCHS = 2  # whose samples are counted
+STEPS = 20
+# In float32 and float64 the weights of so few steps part by less; a gradient that lacks a piece,
+# or has one twice, moves them a hundred times as far.
+ROUNDING = 1e-4
+BORDER = 1e-5  # errors so near the tolerance may be counted either way
+SHOWN = 3  # samples that are named
+
+
+def check_data(bench: Bench) -> Finding:
+    """Over an epoch each sample is drawn exactly once over all processes."""
+    job = bench.build()
+    train_data, test_data = _datasets(bench.settings())
+    problems = []
+    for epoch in range(EPOCHS):
+        job.train_sampler.start(epoch=epoch, step=0)
+        drawn = _times_drawn(bench.world, job.train_loader, train_data)
+        problems += _miscounted(drawn, f"train sample, epoch {epoch + 1}")
+    problems += _miscounted(_times_drawn(bench.world, job.test_loader, test_data), "test sample")
+    plan = job.train_plan
+    measured = (
+        f"each of {plan.size} train samples drawn once in each of {EPOCHS} epochs, "
+        f"{plan.num_samples(plan.num_steps - 1)} in the last batch of {plan.global_batch_size}; "
+        f"each of {len(test_data)} test samples once"
+    )
+    return Finding(measured, problems)
+
+
+def _datasets(config: Config) -> tuple[SineDataset, SineDataset]:
+    """All train and all test samples, whoever draws them."""
+    data = config.data
+    make = functools.partial(
+        SineDataset, window=data.window, period=data.period, noise=data.noise, seed=data.seed
+    )
+    return (
+        make(size=data.train_size, stream=TRAIN_NOISE),
+        make(size=data.test_size, stream=TEST_NOISE, phase=data.test_phase),
+    )
+
+
+def _times_drawn(world: World, loader: Iterable[Batch], dataset: SineDataset) -> list[int]:
+    """How often all processes together draw each sample; the last number is of unknown ones.
+
+    Noise makes each window another one, so its bytes tell which sample it is.
+
+    Collective: yes.
+    """
+    index = {dataset[i][0].numpy().tobytes(): i for i in range(len(dataset))}
+    counts = torch.zeros(len(dataset) + 1, dtype=torch.int64, device=world.device)
+    for windows, _ in loader:
+        for window in windows.cpu():
+            counts[index.get(window.numpy().tobytes(), len(dataset))] += 1
+    return world.sum(counts).tolist()
+
+
+def _miscounted(counts: list[int], what: str) -> list[str]:
+    *known, unknown = counts
+    wrong = [f"{what}: number {i} drawn {n} times" for i, n in enumerate(known) if n != 1]
+    more = [f"{what}: {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+    strange = [f"{what}: {unknown} drawn that are none of the data's"] if unknown else []
+    return [*wrong[:SHOWN], *more, *strange]
+
+
+def check_weights(bench: Bench) -> Finding:
+    """Steps over all processes equal, bit for bit, those that a process computes alone."""
+    world, config, job = bench.world, bench.settings(), bench.build()
+    alone, plain = _steps_alone(job, config, world), _steps_in_plain_torch(job, config)
+    shared = _steps(job)
+    everyones = world.gather(shared[None])  # (world_size, STEPS + 1, G)
+    problems = [
+        f"{bench.name(rank)} and rank 0 have other weights {_difference(theirs, everyones[0])}"
+        for rank, theirs in enumerate(everyones)
+        if _difference(theirs, everyones[0])
+    ]
+    if difference := _difference(shared, alone):
+        problems.append(f"all together have other weights than one alone {difference}")
+    wrapped = _steps(bench.build(train__reduction="ddp"))
+    for what, others in (("plain torch in float64", plain), ("the data-parallel wrapper", wrapped)):
+        apart = float((others[-1] - alone[-1]).abs().max())
+        if not apart <= ROUNDING:
+            problems.append(f"{what} and one process alone differ by {apart:.1e}")
+    measured = (
+        f"{STEPS} steps: the same bits on all processes and on one alone; data-parallel wrapper "
+        f"within {float((wrapped[-1] - alone[-1]).abs().max()):.0e}, plain torch in float64 within "
+        f"{float((plain[-1] - alone[-1]).abs().max()):.0e}"
+    )
+    return Finding(measured, problems)
+
+
+def _difference(weights: torch.Tensor, others: torch.Tensor) -> str:
+    """From which step on, and how far, two (STEPS + 1, G) differ; "" if not in a single bit."""
+    differing = (weights.view(torch.int32) != others.view(torch.int32)).any(dim=1)
+    if not differing.any():
+        return ""
+    first = int(differing.nonzero()[0])
+    apart = float((weights[first] - others[first]).abs().max())
+    return f"from step {first} on, by {apart:.1e} at first"
+
+
+def _steps(job: Job) -> torch.Tensor:
+    """The weights before, between and after STEPS steps of `job`: (STEPS + 1, G)
+
+    Collective: yes.
+    """
+    rows = [_flat(job.model)]
+    for step, batch in _shares(job):
+        job.gradient(batch, step=step, stop=False)
+        job.optimizer.step()
+        rows.append(_flat(job.model))
+    return torch.stack(rows)
+
+
+def _steps_alone(job: Job, config: Config, world: World) -> torch.Tensor:
+    """The same from the same weights, by the same arithmetic, without other processes."""
+    model = copy.deepcopy(job.model)
+    gradient = OrderedGradient(
+        model,
+        plan=dataclasses.replace(job.train_plan, world_size=1, rank=0),
+        world=cast(World, Alone(device=world.device, num_threads=world.num_threads)),
+        tolerance=config.train.tolerance,
+    )
+    optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
+    rows = [_flat(model)]
+    for step, (windows, targets) in _whole_batches(config):
+        gradient((windows.to(world.device), targets.to(world.device)), step=step, stop=False)
+        optimizer.step()
+        rows.append(_flat(model))
+    return torch.stack(rows)
+
+
+def _steps_in_plain_torch(job: Job, config: Config) -> torch.Tensor:
+    """The same as one would write it down: nn.LSTM, the mean over the batch, momentum."""
+    model = _plain_model(job, config)
+    parameters = list(model.parameters())
+    velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    rows = [_flat(model)]
+    for _, (windows, targets) in _whole_batches(config):
+        loss = (model(windows.double()) - targets.double()).square().mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, velocity, slope in zip(parameters, velocities, gradients, strict=True):
+                velocity.mul_(config.optim.momentum).add_(slope)
+                parameter.sub_(config.optim.lr * velocity)
+        rows.append(_flat(model))
+    return torch.stack(rows).float().to(next(job.model.parameters()).device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """What a gradient needs of a World, for a world of one inside a larger one."""
+
+    device: torch.device
+    num_threads: int
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """All rows that there are."""
+        return rows
+
+
+def _plain_model(job: Job, config: Config) -> Predictor:
+    """A copy of the job's model that computes with torch's LSTM, in float64, on the CPU."""
+    model = Predictor(hidden_size=config.model.hidden_size, num_layers=config.model.num_layers)
+    model.load_state_dict(job.model.state_dict())
+    return model.double()
+
+
+def _shares(job: Job) -> Iterator[tuple[int, Batch]]:
+    """This process's share of each of STEPS steps, with the step's number in its epoch."""
+    num_steps = job.train_plan.num_steps
+    for epoch in range(-(-STEPS // num_steps)):
+        job.train_sampler.start(epoch=epoch, step=0)
+        for step, batch in step_batches(job.train_loader, job.train_plan):
+            if epoch * num_steps + step < STEPS:
+                yield step, batch
+
+
+def _whole_batches(config: Config) -> Iterator[tuple[int, Batch]]:
+    """The whole batch of each of these steps, as the sample order has it."""
+    dataset, size = _datasets(config)[0], config.train.global_batch_size
+    num_steps = -(-len(dataset) // size)
+    for number in range(STEPS):
+        epoch, step = divmod(number, num_steps)
+        order = epoch_order(seed=config.train.seed, epoch=epoch, size=len(dataset))
+        yield step, dataset[order[step * size : (step + 1) * size]]
+
+
+def _flat(model: nn.Module) -> torch.Tensor:
+    """All weights in a row, copied: (G,)"""
+    return parameters_to_vector(model.parameters()).detach().clone()
+
+
+def check_metrics(bench: Bench) -> Finding:
+    """Loss and accuracy equal a recount of all samples by one process."""
+    config, job = bench.settings(), bench.build()
+    train = Totals()
+    job.train_sampler.start(epoch=0, step=0)
+    # Without the optimizer: all with the same weights.
+    for step, batch in step_batches(job.train_loader, job.train_plan):
+        train += job.gradient(batch, step=step, stop=False).totals
+    test = bench.parts.evaluate(
+        job.model,
+        job.test_loader,
+        plan=job.test_plan,
+        world=bench.world,
+        tolerance=config.train.tolerance,
+    )
+    train_data, test_data = _datasets(config)
+    problems = [
+        *_miscount(train, train_data, job, config, "train"),
+        *_miscount(test, test_data, job, config, "test"),
+    ]
+    measured = (
+        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over {train.samples} "
+        f"samples, test {test.loss:.6f} and {test.accuracy:.6f} over {test.samples}: as recounted"
+    )
+    return Finding(measured, problems)
+
+
+@torch.no_grad()
+def _miscount(
+    totals: Totals, dataset: SineDataset, job: Job, config: Config, what: str
+) -> list[str]:
+    """How the totals differ from those over all samples at once, by plain torch in float64."""
+    windows, targets = dataset[torch.arange(len(dataset)).numpy()]
+    errors = (_plain_model(job, config)(windows.double()) - targets.double()).abs()
+    loss = float(errors.square().mean())
+    tolerance = config.train.tolerance
+    fewest, most = (int((errors < tolerance + border).sum()) for border in (-BORDER, BORDER))
+    problems = []
+    if totals.samples != len(dataset):
+        problems.append(f"{what}: {totals.samples} samples counted, recount {len(dataset)}")
+    if not abs(totals.loss - loss) <= ROUNDING * loss:
+        problems.append(f"{what}: loss {totals.loss:.6f}, recount {loss:.6f}")
+    if not fewest <= totals.correct <= most:
+        problems.append(f"{what}: {totals.correct} correct, recount {most}")
+    return problems

@@ -1,0 +1,138 @@
+"""The processes themselves: counted, alike, in time with each other, and how they are wired."""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sinlstm_dist
+from sinlstm_dist.config import KEYS
+from sinlstm_dist.job import versions
+from sinlstm_dist.runtime import World
+from sinlstm_dist.verify.claim import Bench, Finding
+
+CLOCK_LIMIT_S = 1.0
+PROBE_BYTES = 4 << 20  # enough to stand out from what else an interface carries
+COUNTERS = Path("/proc/net/dev")
+
+
+def check_world(bench: Bench) -> Finding:
+    """Each process is there once, on a device of its own, and is like the others."""
+    world = bench.world
+    everyone = world.gather_json(_facts(bench))
+    problems = [*_counted_twice(bench, everyone), *_differing(bench, everyone)]
+    spread_s = _clock_spread_s(world)
+    if spread_s > CLOCK_LIMIT_S:
+        problems.append(f"clocks differ by {spread_s:.1f} s")
+    hosts = {host: world.hosts.count(host) for host in world.hosts}
+    where = ", ".join(f"{count} on {host}" for host, count in hosts.items())
+    measured = (
+        f"{world.size} process{'es' * (world.size > 1)} ({where}), {world.device.type}; same "
+        f"versions, configuration and source; clocks within {max(spread_s, 0.001):.3f} s; "
+        f"traffic on {_interfaces(world)}"
+    )
+    return Finding(measured, problems)
+
+
+def _facts(bench: Bench) -> dict[str, Any]:
+    """What a process is and what it was given."""
+    device = bench.world.device
+    is_gpu = device.type == "cuda"
+    return {
+        "rank": bench.world.rank,
+        "process": f"{bench.world.hosts[bench.world.rank]} process {os.getpid()}",
+        "gpu": str(torch.cuda.get_device_properties(device).uuid) if is_gpu else "",
+        "versions": versions(),
+        "source": _source_digest(),
+        "configuration": bench.settings().model_dump(mode="json"),
+    }
+
+
+def _source_digest() -> str:
+    """SHA-256 of the package's source, wherever it is installed."""
+    root = Path(sinlstm_dist.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _counted_twice(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str]:
+    problems = []
+    for what in ("rank", "process", "gpu"):
+        first: dict[Any, int] = {}
+        for number, facts in enumerate(everyone):
+            value = facts[what]
+            if value != "" and value in first:
+                both = f"{bench.name(first[value])} and {bench.name(number)}"
+                problems.append(f"{both} are both {what} {value}")
+            first.setdefault(value, number)
+    return problems
+
+
+def _differing(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str]:
+    problems = []
+    for number, facts in enumerate(everyone):
+        name, reference = bench.name(number), everyone[0]
+        for package, version in facts["versions"].items():
+            if version != reference["versions"][package]:
+                expected = reference["versions"][package]
+                problems.append(f"{name} has {package} {version}, not {expected} as rank 0")
+        if facts["source"] != reference["source"]:
+            problems.append(f"{name} has another source of sinlstm_dist than rank 0")
+        for key in KEYS:
+            value, expected = (_setting(f["configuration"], key) for f in (facts, reference))
+            if value != expected:
+                problems.append(f"{name} has {key}={value}, not {expected} as rank 0")
+    return problems
+
+
+def _setting(configuration: dict[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    return configuration[section][name]
+
+
+def _clock_spread_s(world: World) -> float:
+    """Seconds between the earliest and the latest clock; the least of some measurements, since
+    a process may read its clock late.
+
+    Collective: yes.
+    """
+    spreads = []
+    for _ in range(5):
+        world.accelerator.wait_for_everyone()
+        seconds, parts = divmod(time.time(), 1)  # a float32, as Apple's GPUs have, is too coarse
+        clocks = world.gather(torch.tensor([[int(seconds), int(parts * 1e6)]], device=world.device))
+        microseconds = (clocks[:, 0] - clocks[0, 0]) * 1_000_000 + clocks[:, 1]
+        spreads.append(int(microseconds.max() - microseconds.min()) / 1e6)
+    return min(spreads)
+
+
+def _interfaces(world: World) -> str:
+    """The network interfaces whose counters a collective moves, of any process.
+
+    Collective: yes.
+    """
+    if world.size == 1:
+        return "none: one process"
+    world.accelerator.wait_for_everyone()
+    before = _sent_bytes()
+    world.sum(torch.zeros(PROBE_BYTES // 4, device=world.device))
+    world.accelerator.wait_for_everyone()
+    sent = {name: count - before.get(name, 0) for name, count in _sent_bytes().items()}
+    most = max(sent.values(), default=0)
+    mine = [name for name, count in sent.items() if count > max(most, PROBE_BYTES) / 10]
+    names = sorted({name for names in world.gather_json(mine) for name in names})
+    return ", ".join(names) or "no interface that counts it (shared memory, or RDMA)"
+
+
+def _sent_bytes() -> dict[str, int]:
+    """Bytes sent since the start of this machine, or container, an interface."""
+    if not COUNTERS.exists():
+        return {}
+    rows = [line.replace(":", " ").split() for line in COUNTERS.read_text().splitlines()[2:]]
+    return {row[0]: int(row[9]) for row in rows}

@@ -1,0 +1,263 @@
+"""verify: green where training is right, and each fault turns its claim red and no other.
+
+By default each fault is injected on two processes; `--full-verify` does so on one and three too.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import launching
+import pytest
+import torch
+from nursery import Launch, Nursery
+
+from sinlstm_dist import __main__, verify
+from sinlstm_dist.config import load_config
+from sinlstm_dist.verify import collectives, command, running, world
+from sinlstm_dist.verify.claim import Bench, Claim, Parts
+from sinlstm_dist.verify.command import CLAIMS
+from sinlstm_dist.verify.faults import FAULTS
+
+HOST = socket.gethostname()
+NAMES = [claim.name for claim in CLAIMS]
+
+
+def results(path: Path) -> dict[str, str]:
+    """The verdicts of a --json file, by claim."""
+    return {c["claim"]: c["result"] for c in json.loads(path.read_text())["claims"]}
+
+
+def problems(path: Path) -> str:
+    return "\n".join(p for c in json.loads(path.read_text())["claims"] for p in c["problems"])
+
+
+def run(nursery: Nursery, cwd: Path, *arguments: str, **keywords) -> Launch:
+    return nursery.run(
+        ["--json", "v.json", *arguments], cwd=cwd, module="verify", timeout=150, **keywords
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting(nursery, tmp_path_factory):
+    """Worlds that wait half a minute for a process that is lost, while other tests run."""
+    dying, absent = (tmp_path_factory.mktemp(name) for name in ("dying", "absent"))
+    arguments = ["--inject", "dies", "--json", "v.json"]
+    module = "sinlstm_dist.verify"
+    started = launching.start(arguments, cwd=dying, processes=2, module=module)
+    launch = nursery.start(
+        ["--json", "v.json"], cwd=absent, module="verify", processes=3, absent=(2,)
+    )
+    fault = {"rank": 1, "of": "step", "at": 5, "do": "hang"}
+    hanging = nursery.start([], cwd=absent, module="verify", processes=3, faults=[fault])
+    yield SimpleNamespace(
+        dying=dying, torchrun=started, absent=absent, launch=launch, hanging=hanging
+    )
+    if started.poll() is None:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.communicate()
+    nursery.kill(launch)
+    nursery.kill(hanging)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_sound_processes_pass(nursery, tmp_path, processes):
+    launch = run(nursery, tmp_path, processes=processes)
+    assert launch.codes == [0] * processes, launch.stdout + launch.stderr
+    assert results(tmp_path / "v.json") == dict.fromkeys(NAMES, "PASS")
+    assert launch.stderr == ""
+    assert os.listdir(tmp_path) == ["v.json"]  # nothing is left behind
+
+
+def test_under_torchrun(tmp_path):
+    """What a person gets: one table, of 80 columns, from one process."""
+    started = launching.start(
+        ["--json", "v.json"], cwd=tmp_path, processes=2, module="sinlstm_dist.verify"
+    )
+    ended = launching.finish(started)
+    assert ended.code == 0, ended.stdout + ended.stderr
+    lines = ended.stdout.splitlines()
+    assert [line.split()[0] for line in lines if re.search(r" PASS ", line)] == [
+        name.split()[0] for name in NAMES
+    ]
+    assert max(len(line.rstrip()) for line in lines[lines.index("") :]) <= 80
+    assert lines[-1].startswith("verified in ")
+    content = json.loads((tmp_path / "v.json").read_text())
+    assert content["passed"] is True
+    assert content["world_size"] == 2
+    assert content["hosts"] == [HOST, HOST]
+    sizes = [row["bytes"] for claim in content["claims"] for row in claim["figures"]]
+    assert sizes == [4, 4 << 10, 256 << 10, 4 << 20, 64 << 20]
+
+
+def check_red(launch: Launch, path: Path, fault: str) -> None:
+    found = results(path)
+    assert list(found) == NAMES
+    assert [claim for claim in NAMES if found[claim] == "FAIL"] == [FAULTS[fault].claim]
+    last = f"rank {len(launch.children) - 1} on {HOST}"
+    named = fault in ("other-seed", "flipped-bit", "sleeps", "dies") and len(launch.children) > 1
+    assert last in problems(path) or not named
+    text = launch.stdout
+    assert text.count(" FAIL ") == 1, text
+    assert "look at:" in text
+    assert f"{FAULTS[fault].claim} failed" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "dies"])
+def test_a_fault_turns_its_claim_red_and_no_other(nursery, tmp_path, fault):
+    launch = run(nursery, tmp_path, "--inject", fault, processes=2)
+    assert launch.codes == [1, 1], launch.stdout + launch.stderr
+    check_red(launch, tmp_path / "v.json", fault)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_on_other_numbers_of_processes(nursery, tmp_path, request, fault, processes):
+    if not request.config.getoption("--full-verify") and (fault, processes) not in QUICK:
+        return
+    launch = run(nursery, tmp_path, "--inject", fault, processes=processes)
+    if processes < FAULTS[fault].least_processes:
+        assert launch.codes == [2]
+        assert launch.stderr.startswith("error: --inject needs 2 processes")
+        return
+    assert launch.codes[:-1] == [1] * (processes - 1)
+    check_red(launch, tmp_path / "v.json", fault)
+
+
+QUICK = {("dropped-gradient", 1), ("dies", 1)}
+
+
+def test_a_process_that_dies_is_named_in_a_table(waiting):
+    """Under torchrun, which tells the others to end as soon as one has died."""
+    ended = launching.finish(waiting.torchrun)
+    assert ended.code == 1
+    path = waiting.dying / "v.json"
+    found = results(path)
+    assert [claim for claim in NAMES if found[claim] == "FAIL"] == [FAULTS["dies"].claim]
+    assert problems(path) == f"rank 1 on {HOST} died, hangs or cannot be reached"
+    assert ended.stdout.count(" FAIL ") == 1
+    assert json.loads(path.read_text())["seconds"] < 90  # seen: 30, waiting 22 for its answer
+
+
+def test_a_process_that_does_not_come_is_named(nursery, waiting):
+    launch = nursery.wait(waiting.launch)
+    assert launch.codes == [1, 1]
+    path = waiting.absent / "v.json"
+    assert results(path) == {"World": "FAIL", **dict.fromkeys(NAMES[1:], "SKIP")}
+    assert "rank 2 of 3 has not started" in problems(path)
+    assert launch.stdout.count(" FAIL ") == 1
+
+
+def test_a_process_that_hangs_is_named(nursery, waiting):
+    launching.wait_for(lambda: len(nursery.running(waiting.hanging)) == 1, timeout=120)
+    assert waiting.hanging.codes == [1, None, 1]
+    [red] = [line for line in waiting.hanging.stdout.splitlines() if " FAIL " in line]
+    assert red.startswith("Gradients")
+    assert f"rank 1 on {HOST} died, hangs or" in red
+
+
+def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
+    slow = Claim("Slow", lambda bench: time.sleep(60), look_at="the clock", needs=())
+    monkeypatch.setattr(command, "CLAIMS", (slow, *CLAIMS))
+    monkeypatch.setattr(command, "CLAIM_S", 0.2)
+    assert verify.main([]) == 1
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "Slow          FAIL   Slow is not done after 0.2 s" in lines
+
+
+def test_world_names_those_that_are_not_as_rank_0_or_come_twice():
+    bench = SimpleNamespace(name=lambda rank: f"rank {rank} on h{rank}")
+    facts = {
+        "rank": 0, "process": "h0 process 1", "gpu": "GPU-1", "versions": {"torch": "2"},
+        "source": "a", "configuration": load_config().model_dump(mode="json"),
+    }  # fmt: skip
+    other = {**facts, "rank": 1, "process": "h1 process 1", "gpu": "GPU-2"}
+    assert world._counted_twice(bench, [facts, other]) == []
+    assert world._differing(bench, [facts, other]) == []
+    assert world._counted_twice(bench, [facts, {**other, "gpu": "GPU-1"}]) == [
+        "rank 0 on h0 and rank 1 on h1 are both gpu GPU-1"
+    ]
+    for key, value in {"versions": {"torch": "3"}, "source": "b"}.items():
+        [problem] = world._differing(bench, [facts, {**other, key: value}])
+        assert problem.startswith("rank 1 on h1 has")
+
+
+class TwoInOne:
+    """Both processes of a world in one, which know what each other sends; one bit may be wrong."""
+
+    def __init__(self, broken: str) -> None:
+        self.size, self.rank, self.device = 2, 0, torch.device("cpu")
+        self.hosts, self._broken = ["h", "h"], broken
+        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+
+    def _both(self, values: torch.Tensor) -> torch.Tensor:
+        other = collectives._pattern(1, values.dtype)
+        return torch.stack((values, collectives._tiled(other, len(values))))
+
+    def _end(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        values[-1] += name == self._broken and len(values) > 1
+        return values
+
+    def sum(self, values):
+        return self._end("all-reduce", self._both(values).sum(dim=0, dtype=values.dtype))
+
+    def gather(self, values):
+        return self._end("all-gather", self._both(values).flatten())
+
+    def broadcast(self, values):
+        return self._end("broadcast", values)
+
+    def gather_json(self, times):
+        came, left = times
+        return [[came, left], [left + (self._broken == "barrier"), left + 2]]
+
+
+@pytest.mark.parametrize("broken", ["", "all-reduce", "all-gather", "broadcast", "barrier"])
+def test_collectives_name_what_is_not_exact(monkeypatch, broken):
+    monkeypatch.setattr(collectives, "SIZES", (4096, 262_144))
+    problems = collectives.check_collectives(Bench(TwoInOne(broken), Parts())).problems
+    if broken == "barrier":
+        assert problems == ["rank 0 on h left a barrier before rank 1 on h had come to it"]
+        return
+    types = sum(len(o.dtypes) for o in collectives.OPERATIONS if o.name == broken)
+    assert len(problems) == 2 * types
+    assert all(problem.startswith(f"{broken} of ") for problem in problems)
+
+
+def test_a_run_folder_that_is_not_shared_is_named_as_such(tmp_path):
+    def problems(hosts: list[str]) -> list[str]:
+        both = SimpleNamespace(hosts=hosts, gather_json=lambda mine: ["weights", running.NOTHING])
+        return running._unreadable(Bench(both, Parts()), tmp_path, step=1)
+
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    [problem] = problems(["h0", "h1"])
+    assert "runs is not shared between nodes: rank 1 on h1 does not see it" in problem
+    assert problems(["h", "h"]) == ["rank 1 on h reads nothing, rank 0 weights"]
+
+
+def test_learning_fails_where_too_little_is_learnt(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(running.LEARNING, "train.epochs", 1)
+    assert verify.main(["--json", "v.json"]) == 1
+    found = results(Path("v.json"))
+    assert [claim for claim in NAMES if found[claim] == "FAIL"] == ["Learning"]
+
+
+def test_an_unknown_fault_is_answered_with_the_known_ones(capsys):
+    assert __main__.main(["verify", "--inject", "gremlins"]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert all(fault in error for fault in FAULTS)
+
+
+def test_a_json_file_that_cannot_be_is_refused_first(tmp_path, capsys):
+    assert verify.main(["--json", str(tmp_path / "missing" / "v.json")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_each_claim_but_those_of_no_fault_can_be_seen_red():
+    assert set(NAMES) - {fault.claim for fault in FAULTS.values()} == {"Collectives", "Learning"}
