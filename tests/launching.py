@@ -71,6 +71,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, "OMP_NUM_THREADS": "1", **variables}
 
 
+def path() -> str:
+    """PATH with the launchers that are installed beside this Python in front."""
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 def start(
     arguments: list[str],
     *,

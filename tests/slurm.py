@@ -107,15 +107,14 @@ class Cluster:
         """Run a command on the login host. Returns what it says."""
         [first] = launching.children(self._first.pid)
         enter = ["nsenter", "-t", str(first), "--net", "--uts", "--mount", "--pid", f"--wd={cwd}"]
-        python = str(Path(sys.executable).parent)
         ended = subprocess.run(
             [*enter, "--", *arguments],
             env=launching.environment(
-                SLURM_CONF=f"{self.root}/slurm.conf", PATH=f"{python}:{_path()}", **variables
+                SLURM_CONF=f"{self.root}/slurm.conf", PATH=_path(), **variables
             ),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
@@ -145,7 +144,7 @@ class Cluster:
 
 
 def _path() -> str:
-    return f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where the daemons are
+    return f"{launching.path()}:/usr/sbin:/sbin"  # where the daemons are
 
 
 # ---- below: the cluster's first process ----

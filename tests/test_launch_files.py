@@ -3,7 +3,9 @@
 import subprocess
 from pathlib import Path
 
+import launching
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 FILES = [path for path in sorted((ROOT / "launch").rglob("*.*")) if path.suffix != ".txt"]
@@ -24,5 +26,25 @@ def test_scripts_are_clean(shellcheck, path):
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_files_have_one_order(path):
     lines = path.read_text().splitlines()
-    found = [head for line in lines for head in ORDER if line.startswith(head)]
+    found = [head for line in lines for head in ORDER if line.strip().startswith(head)]
     assert found == list(ORDER)
+
+
+def test_skypilot_s_run_block_starts_all_processes_of_a_machine(tmp_path):
+    task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
+    given = {"NODE_IPS": "127.0.0.1", "NODE_RANK": "0", "NUM_NODES": "1", "NUM_GPUS_PER_NODE": "2"}
+    flags = launching.flags({**launching.SMALL, "output.dir": "run"})
+    ended = subprocess.run(
+        ["bash", "-c", task["run"]],
+        cwd=tmp_path,
+        env=launching.environment(
+            **{f"SKYPILOT_{name}": value for name, value in given.items()},
+            **task["envs"] | {"FLAGS": " ".join(flags)},
+            PATH=launching.path(),
+        ),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert launching.summary(tmp_path / "run")["world_size"] == 2

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import launching
@@ -30,14 +29,13 @@ class Machines:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, script: str, settings: dict[str, object], **variables: str) -> None:
-        python = Path(sys.executable).parent
         with (self.folder / f"said-{len(self.started)}").open("w") as said:
             self.started.append(
                 subprocess.Popen(
                     [SCRIPTS / script, *launching.flags(settings)],
                     cwd=self.folder,
                     env=launching.environment(
-                        PATH=f"{python}:{os.environ['PATH']}",
+                        PATH=launching.path(),
                         PET_LOCAL_ADDR="127.0.0.1",
                         **variables,
                     ),
