@@ -1,0 +1,113 @@
+"""Where the time of a training step goes, in microseconds, part by part.
+
+python benchmarks/step.py
+python benchmarks/step.py --batch 1000 --threads 2
+
+Each part is called alone, many times, and its fastest round counts; the whole is the fastest epoch
+of an ordinary run. What is not listed (the loop, the request to stop, the screen) is the rest.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--batch", type=int, default=100)
+parser.add_argument("--threads", type=int, default=1)
+options = parser.parse_args()
+os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported
+
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from sinlstm_dist import job, lstm  # noqa: E402
+from sinlstm_dist.config import load_config  # noqa: E402
+from sinlstm_dist.data import step_batches  # noqa: E402
+from sinlstm_dist.gradient import evaluate  # noqa: E402
+from sinlstm_dist.runtime import join_world  # noqa: E402
+
+ROUNDS = 40
+
+
+def fastest_us(call: Callable[[], object], *, number: int) -> float:
+    """Microseconds of a call, in the fastest of some rounds of `number` calls."""
+    rounds = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for _ in range(number):
+            call()
+        rounds.append((time.perf_counter() - began) / number)
+    return 1e6 * min(rounds)
+
+
+def whole_step_us(batch: int) -> float:
+    """The fastest epoch of an ordinary run, its test included, over its steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "sinlstm_dist.train", "--output.dir", f"{folder}/run"]
+        flags = ["--train.epochs", "100", "--train.global_batch_size", str(batch)]
+        subprocess.run([*command, *flags], check=True, capture_output=True)
+        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return 1e6 * min(record["epoch_s"] for record in records) / records[0]["step"]
+
+
+def parts_us(batch: int) -> dict[str, float]:
+    """Each part of a step alone."""
+    config = load_config(overrides={"train.global_batch_size": batch})
+    with join_world(timeout_s=60, one_thread=True) as world:
+        built = job.build(config, world)
+        plan, steps = built.train_plan, built.train_plan.num_steps
+        parameters = list(built.model.parameters())
+        _, (windows, targets) = next(step_batches(built.train_loader, plan))
+        rows = torch.empty(plan.num_pieces, sum(p.numel() for p in parameters) + 3)
+
+        def arithmetic() -> None:
+            lstm.predictor_rows(
+                windows=windows, targets=targets, piece_sizes=plan.piece_sizes(0), tolerance=0.1,
+                parameters=parameters, num_threads=world.num_threads, out=rows,
+            )  # fmt: skip
+
+        def load_epoch() -> None:
+            built.train_sampler.start(epoch=0, step=0)
+            for _ in step_batches(built.train_loader, plan):
+                pass
+
+        def test() -> None:
+            evaluate(built.model, built.test_loader, plan=built.test_plan, world=world,
+                     tolerance=0.1)  # fmt: skip
+
+        rows_us = fastest_us(arithmetic, number=100)
+        gradient = fastest_us(
+            lambda: built.gradient((windows, targets), step=0, stop=False), number=100
+        )
+        return {
+            "recurrence, forward and backward": rows_us,
+            "sum of the pieces, mean, totals": gradient - rows_us,
+            "optimizer": fastest_us(built.optimizer.step, number=100),
+            "data": fastest_us(load_epoch, number=3) / steps,
+            "test, an epoch's over its steps": fastest_us(test, number=3) / steps,
+        }
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parts = parts_us(options.batch)
+    whole = whole_step_us(options.batch)
+    parts["the rest"] = whole - sum(parts.values())
+    table = Table("part of a step", "us", "share", title=f"batch {options.batch:,}")
+    for name, duration in parts.items():
+        table.add_row(name, f"{duration:.0f}", f"{100 * duration / whole:.0f} %")
+    table.add_section()
+    table.add_row("whole", f"{whole:.0f}", "100 %")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
