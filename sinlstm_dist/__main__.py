@@ -7,7 +7,7 @@ from importlib import import_module
 from sinlstm_dist.config import ConfigError, Parser
 from sinlstm_dist.report import show_error
 
-COMMANDS = ("train", "verify", "evaluate", "forecast", "compare", "export")
+COMMANDS = ("train", "verify", "evaluate", "forecast", "plot", "compare", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -105,7 +105,7 @@ class Output(Section):
     """Where results go."""
 
     dir: str = Field("", description='run folder; "" = runs/<name of the config file, or default>')
-    plots: bool = Field(False, description="pictures at the end of a run; not supported yet")
+    plots: bool = Field(False, description="write pictures at the end of a run")
     trackers: list[str] = Field([], description='of Accelerate\'s, such as "tensorboard"')
 
 
@@ -224,8 +224,6 @@ def _unsupported(config: Config) -> list[str]:
         problems.append(f'data.source="{config.data.source}" is not supported yet: only "sine" is')
     if config.data.column:
         problems.append(f'data.column="{config.data.column}" is not supported yet: leave it ""')
-    if config.output.plots:
-        problems.append("output.plots=true is not supported yet: leave it false")
     return problems
 
 

@@ -3,7 +3,9 @@
 A picture is drawn on a Figure of its own: no window, no display, no state shared between pictures.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,11 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7",
 )  # fmt: skip
 GREY = "#777777"
+COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)  # of what stands side by side
+TRAIN_STYLE: Any = (0, (4, 1.5))
+BASELINE_STYLE: Any = "-."
+RESUMED_STYLE: Any = (0, (1, 2))
+LEGEND_LETTERS = 110  # that fit into a line of it
 SHOWN_CYCLES = 12  # of a forecast, as a wave; more would be a solid band
 STYLE: Any = {
     "font.size": 9,
@@ -43,6 +50,117 @@ def check_matplotlib() -> None:
     """
     if find_spec("matplotlib") is None:
         raise ConfigError("a picture needs matplotlib: pip install 'sinlstm-dist[plot]'")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run as its picture needs it.
+
+    Args:
+        name: of the run.
+        history: the finished epochs' metrics, as in metrics.jsonl.
+        baseline: loss and accuracy of "the last value again" on the run's test windows.
+        resumed_after: the epochs after which it was continued, as fractions.
+        tolerance: what counts as correct.
+    """
+
+    name: str
+    history: Sequence[Mapping[str, Any]]
+    baseline: tuple[float, float]
+    resumed_after: Sequence[float]
+    tolerance: float
+
+
+def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
+    """Draw loss and accuracy over the epochs, of one run or of several.
+
+    Args:
+        path: the picture's file; its ending says the format.
+        curves: at least one.
+    """
+    with _drawing(path, rows=2, heights=(3, 2), size=(8, 5)) as (loss, accuracy):
+        accuracy.sharex(loss)
+        for index, (axes, quantity) in enumerate(((loss, "loss"), (accuracy, "accuracy"))):
+            same = len({curve.baseline[index] for curve in curves}) == 1
+            for curve, color in zip(curves, itertools.cycle(COLORS), strict=False):
+                _curve(axes, curve, quantity, color=color)
+                axes.axhline(curve.baseline[index], color=GREY if same else color, linewidth=1.2,
+                             linestyle=BASELINE_STYLE, zorder=1)  # fmt: skip
+            axes.margins(x=0.01)
+        loss.set_yscale("log")
+        loss.set_ylabel("mean squared error")
+        loss.tick_params(labelbottom=False)
+        accuracy.set_ylim(-0.04, 1.04)
+        accuracy.set_ylabel(_accuracy_label(curves))
+        accuracy.set_xlabel("epoch")
+        _run_legend(loss, curves)
+
+
+def _accuracy_label(curves: Sequence[Curve]) -> str:
+    tolerances = {curve.tolerance for curve in curves}
+    return f"accuracy (within ±{tolerances.pop():g})" if len(tolerances) == 1 else "accuracy"
+
+
+def _curve(axes: "Axes", curve: Curve, quantity: str, *, color: str) -> None:
+    epochs = [record["epoch"] for record in curve.history]
+    marker = "." if len(epochs) <= 40 else ""
+    for kind, style in (("train", TRAIN_STYLE), ("test", "-")):
+        values = [record[f"{kind}_{quantity}"] for record in curve.history]
+        axes.plot(epochs, values, color=color, linestyle=style, marker=marker)
+    for epoch in curve.resumed_after:
+        axes.axvline(epoch, color=color, linewidth=1, linestyle=RESUMED_STYLE)
+
+
+def _run_legend(axes: "Axes", curves: Sequence[Curve]) -> None:
+    """The runs by colour, the lines by style, above the axes."""
+    from matplotlib.lines import Line2D
+
+    one = len(curves) == 1
+    lines = [
+        Line2D([], [], color=color, label=curve.name)
+        for curve, color in zip(curves, itertools.cycle(COLORS), strict=False)
+        if not one
+    ]
+    color = COLORS[0] if one else GREY
+    lines += [
+        Line2D([], [], color=color, label="test"),
+        Line2D([], [], color=color, linestyle=TRAIN_STYLE, label="train"),
+        Line2D([], [], color=GREY, linestyle=BASELINE_STYLE, label="the last value again"),
+    ]
+    if any(curve.resumed_after for curve in curves):
+        lines.append(Line2D([], [], color=color, linestyle=RESUMED_STYLE, linewidth=1,
+                            label="resumed"))  # fmt: skip
+    widest = max(len(str(line.get_label())) for line in lines)
+    columns = max(1, LEGEND_LETTERS // (widest + 6))
+    if one:
+        axes.set_title(curves[0].name, loc="left", fontsize=10)
+    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 1), ncols=columns,
+                borderaxespad=0.2, handlelength=2.4, columnspacing=1.2)  # fmt: skip
+
+
+def windows_picture(
+    path: Path, panels: Mapping[str, Sequence[tuple[int, np.ndarray, float]]]
+) -> None:
+    """Draw windows of a data set, the value to predict marked behind each.
+
+    Args:
+        path: the picture's file; its ending says the format.
+        panels: by title; each a list of first step, window (W,) and next value.
+    """
+    with _drawing(path, rows=len(panels), heights=[1] * len(panels), size=(8, 5)) as axes:
+        for axis, (title, windows) in zip(axes, panels.items(), strict=True):
+            for (first, window, target), color in zip(windows, COLORS, strict=False):
+                axis.plot(range(len(window)), window, color=color, marker=".", markersize=4,
+                          linewidth=1, label=f"from step {first:,}")  # fmt: skip
+                axis.plot(len(window), target, color=color, marker="*", markersize=12,
+                          markeredgecolor="black", markeredgewidth=0.6, linestyle="")  # fmt: skip
+            axis.plot([], [], color="white", marker="*", markersize=12, linestyle="",
+                      markeredgecolor="black", markeredgewidth=0.6, label="next value")  # fmt: skip
+            axis.set_ylabel("value")
+            axis.margins(x=0.02)
+            axis.set_title(title, loc="left", fontsize=10)
+        _legend(axes[0])
+        axes[-1].set_xlabel("time steps within the window")
 
 
 def forecast_picture(

@@ -21,8 +21,9 @@ from sinlstm_dist import checkpoint
 from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Tensors
 from sinlstm_dist.config import Config, ConfigError, changed_keys, load_config
 
-METRICS, SUMMARY, CONFIG, STOP, LOCK = (
+METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     "metrics.jsonl",
+    "starts.jsonl",
     "summary.json",
     "config.toml",
     "STOP",
@@ -71,11 +72,13 @@ class RunRecord:
         config: the resolved configuration.
         history: the finished epochs' metrics, as in metrics.jsonl.
         summary: how it ended; None of a run that has not, or was killed.
+        resumed_after: the steps after which it was continued.
     """
 
     config: Config
     history: list[dict[str, Any]]
     summary: Summary | None
+    resumed_after: list[int]
 
 
 def read_run(path: Path) -> RunRecord:
@@ -96,7 +99,7 @@ def read_run(path: Path) -> RunRecord:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path / SUMMARY} was not written by this program: {error}") from error
-    return RunRecord(config, history, summary)
+    return RunRecord(config, history, summary, _resumed_after(path / STARTS))
 
 
 class RunFolder:
@@ -186,6 +189,7 @@ class RunFolder:
         checkpoint.remove_leftovers(self.checkpoints)
         checkpoint.replace_synced(self.path / CONFIG, toml.encode())
         checkpoint.replace_synced(self.path / METRICS, b"".join(lines))
+        self._note_start(step=state["step"] if state else 0)
         for stale in (SUMMARY, checkpoint.WEIGHTS):
             (self.path / stale).unlink(missing_ok=True)
         records = [json.loads(line) for line in lines]
@@ -224,6 +228,10 @@ class RunFolder:
         """Write the summary.json of a run that was cut short, if this process had begun it."""
         if self._is_open:
             self._write_summary(summary)
+
+    def _note_start(self, *, step: int) -> None:
+        with checkpoint.naming(self.path / STARTS), (self.path / STARTS).open("ab") as file:
+            file.write(json.dumps({"step": step}).encode() + b"\n")
 
     def _ended_summary(self, toml: str) -> dict[str, Any] | None:
         """The summary of a run that has done all that `toml` asks for; None if there is none."""
@@ -320,15 +328,22 @@ class RunFolder:
             )
 
 
+def _resumed_after(path: Path) -> list[int]:
+    """The steps in a starts.jsonl, but those of starts from the beginning and of torn lines."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    steps = [_number(line, "step") for line in lines]
+    return sorted({step for step in steps if step > 0})
+
+
 def _finished_epochs(path: Path, *, epochs: float = math.inf) -> list[bytes]:
     """The lines of a metrics.jsonl up to and including epoch `epochs`; torn ones are left out."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if 1 <= _epoch_of(line) <= epochs]
+    return [line for line in lines if 1 <= _number(line, "epoch") <= epochs]
 
 
-def _epoch_of(line: bytes) -> int:
-    """The epoch of a line of metrics.jsonl; 0 of one that a crash left torn."""
+def _number(line: bytes, key: str) -> int:
+    """The number under `key` in a line of JSON; 0 of a line that a crash left torn."""
     try:
-        return int(json.loads(line)["epoch"]) if line.endswith(b"\n") else 0
+        return int(json.loads(line)[key]) if line.endswith(b"\n") else 0
     except (ValueError, KeyError, TypeError):
         return 0

@@ -59,6 +59,8 @@ def train(config: Config) -> Summary:
 
     Collective: yes.
     """
+    if config.output.plots:
+        _check_pictures()
     training = None
     with StopRequest() as request, contextlib.closing(RunFolder(Path(config.output.dir))) as run:
         try:
@@ -211,6 +213,9 @@ class Training:
         is_done = self.epoch >= self.config.train.epochs
         self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
         self.report.end(summary, baseline=baseline, folder=str(self.run.path))
+        if self.config.output.plots:
+            drawn = self.world.on_main(_draw_pictures, self.run.path)
+            self.report.note(f"pictures there: {', '.join(drawn)}")
         return summary
 
     def record_failure(self, error: Exception) -> None:
@@ -322,6 +327,18 @@ class Training:
 
 def _is_due(count: int, *, every: int) -> bool:
     return every > 0 and count % every == 0
+
+
+def _check_pictures() -> None:
+    from sinlstm_dist.pictures import check_matplotlib  # on use: a start should load little
+
+    check_matplotlib()
+
+
+def _draw_pictures(folder: Path) -> list[str]:
+    from sinlstm_dist.plot import draw_run
+
+    return draw_run(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

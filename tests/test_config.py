@@ -40,7 +40,6 @@ BAD_FILES = {
     "too long a window": ("[data]\nwindow = 1000000", ["data.window=1000000", "10000"]),
     "a series of one's own": ('[data]\nsource = "s.csv"', ["data.source", "not supported yet"]),
     "a column": ('[data]\ncolumn = "y"', ["data.column", "not supported yet"]),
-    "plots": ("[output]\nplots = true", ["output.plots", "not supported yet"]),
     "broken TOML": ("[data\nnoise = 1", ["is not valid TOML", "line 1"]),
     "not even text": ("\udcff\udcfe", ["is not valid TOML"]),
 }
@@ -65,7 +64,6 @@ BAD_FLAGS = {
     "too long a window": (["--data.window", "1000000"], ["data.window", "10000"]),
     "a series of one's own": (["--data.source", "s.csv"], ["data.source", "not supported yet"]),
     "a column": (["--data.column", "y"], ["data.column", "not supported yet"]),
-    "plots": (["--output.plots", "true"], ["output.plots", "not supported yet"]),
     "a missing file": (["--config", "gone.toml"], ["gone.toml", "No such file"]),
     "a folder for a file": (["--config", "."], ["cannot be read", "directory"]),
 }
@@ -131,10 +129,10 @@ def test_all_problems_of_file_and_flags_are_in_one_report(tmp_path, capsys):
 
 
 def test_all_unsupported_keys_are_in_one_report():
-    settings = {"data.source": "s.csv", "data.column": "y", "output.plots": True}
+    settings = {"data.source": "s.csv", "data.column": "y"}
     with pytest.raises(ConfigError) as caught:
         load_config(None, settings)
-    assert len(str(caught.value).splitlines()) == 3
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_errors_are_shown_once_by_two_processes(nursery, tmp_path):

@@ -15,13 +15,15 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 ORDER = [
     "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics", "roll_call",
     "stop", "runtime", "gradient", "checkpoint", "run_folder", "trained", "report", "command",
-    "rollout", "pictures", "job", "evaluate", "forecast",
+    "rollout", "pictures", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",
 ]  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 ALL_SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
 
-NO_TORCH = ["config", "launcher", "plan", "hub", "stop", "report", "__main__"]
+NO_TORCH = [
+    "config", "launcher", "plan", "hub", "stop", "report", "rollout", "pictures", "__main__",
+]  # fmt: skip
 NO_ACCELERATE = sorted(set(ORDER) - {"runtime", "job", "trackers"})
 READ_ENVIRONMENT = {"launcher", "runtime", "roll_call"}
 
