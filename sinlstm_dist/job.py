@@ -3,8 +3,9 @@
 import functools
 import hashlib
 import itertools
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,7 @@ class Job:
     test_loader: DataLoader[Batch]
     recurrence: lstm.Choice
     fingerprint: str  # of the data
+    preview: Callable[[], tuple[list[float], list[float]]]  # one cycle's targets and predictions
 
 
 def build(config: Config, world: World) -> Job:
@@ -111,7 +113,24 @@ def build(config: Config, world: World) -> Job:
         test_loader=test_loader,
         recurrence=recurrence,
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
+        preview=functools.partial(
+            _preview, model, test_data, period=config.data.period, device=world.device
+        ),
     )
+
+
+PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
+
+
+@torch.no_grad()
+def _preview(
+    model: Predictor, test_data: data.SineDataset, *, period: float, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Targets and predictions of the first cycle of the test windows."""
+    cycle = min(len(test_data), math.ceil(period))
+    some = np.linspace(0, cycle - 1, min(cycle, PREVIEW_SAMPLES)).astype(np.int64)
+    windows, targets = test_data[some]
+    return targets[:, 0].tolist(), model(windows.to(device))[:, 0].tolist()
 
 
 def new_test_plan(size: int, config: Config, world: World, *, num_pieces: int) -> Plan:

@@ -4,23 +4,31 @@ The only file that prints. A `Report` that is not enabled does nothing, so calle
 which process they are.
 """
 
+import itertools
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from sinlstm_dist import sketch
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run_folder import Summary
 
-REFRESH_S = 0.1  # between updates of the live line
+REFRESH_S = 0.1  # between updates of what is live, at least
+PATIENCE = 100  # times as long as an update took passes before the next: it takes 1 % at most
+SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
+SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
+FRONT, BEHIND = "bold cyan", "dim"  # predictions and targets in it
+SPARK_COLUMNS = 40
 FILE_LINES = 20  # epoch lines in a file, about, however many epochs there are
 QUIET_S = 30.0  # a file never waits longer for a sign of life
 FILE_WIDTH = 100  # columns where there is no terminal to ask
@@ -74,6 +82,9 @@ def show_table(
     Console(highlight=False, width=None if wrap else 10_000).print(table)
 
 
+Preview = Callable[[], tuple[Sequence[float], Sequence[float]]]
+
+
 class Report:
     """One run's account on the screen.
 
@@ -88,9 +99,12 @@ class Report:
         self._console = Console(highlight=False)
         if not self._console.is_terminal:
             self._console = Console(highlight=False, width=FILE_WIDTH)
+        self._live: Live | None = None
         self._progress: Progress | None = None
+        self._preview: Preview | None = None
         self._figures = ""  # of the newest finished epoch
         self._last_shown = time.monotonic()
+        self._wait_s = REFRESH_S  # until what is live is shown anew
         self._every_epochs = max(1, epochs // FILE_LINES)
 
     def start(self, facts: Mapping[str, str]) -> None:
@@ -114,8 +128,13 @@ class Report:
         if self._enabled:
             self._console.print(text, markup=False, soft_wrap=True)
 
-    def begin_training(self, *, finished_epochs: int) -> None:
-        """Start the live line, or the head of the columns in a file."""
+    def begin_training(self, *, finished_epochs: int, preview: Preview | None = None) -> None:
+        """Start the live line, or the head of the columns in a file.
+
+        Args:
+            finished_epochs: of earlier starts.
+            preview: gives targets and predictions over one cycle; called on a terminal only.
+        """
         if not self._enabled:
             return
         if not self._console.is_terminal:
@@ -132,19 +151,22 @@ class Report:
             auto_refresh=False,
         )
         self._progress.add_task("", total=self._epochs, completed=finished_epochs, figures="")
-        self._progress.start()
-        self._progress.refresh()
+        if self._console.height >= SKETCH_NEEDS_LINES:
+            self._preview = preview
+        self._live = Live(self._progress, console=self._console, auto_refresh=False)
+        self._live.start()
+        self._update(completed=finished_epochs, figures="")
+        self._wait_s = REFRESH_S  # this first update is slow, and of no training's time
 
     def step(self, *, epoch: int, step: int) -> None:
         """Note a finished step of an epoch, both counted from 1; cheap when nothing is due."""
         if not self._enabled:
             return
         now = time.monotonic()
-        if self._progress is not None:
-            if now - self._last_shown >= REFRESH_S:
+        if self._live is not None:
+            if now - self._last_shown >= self._wait_s:
                 figures = self._figures or f"step {step:,} of {self._num_steps:,}"
                 self._update(completed=epoch - 1 + step / self._num_steps, figures=figures)
-                self._last_shown = now
         elif now - self._last_shown >= QUIET_S:
             self._console.print(f"epoch {epoch}: step {step} of {self._num_steps}")
             self._last_shown = now
@@ -154,14 +176,13 @@ class Report:
         if not self._enabled:
             return
         epoch, now = record["epoch"], time.monotonic()
-        if self._progress is not None:
+        if self._live is not None:
             self._figures = (
                 f"test loss {record['test_loss']:.2e}  accuracy {record['test_accuracy']:.3f}  "
                 f"{_rate(record['samples_per_s'])}"
             )
-            if now - self._last_shown >= REFRESH_S or epoch == self._epochs:
+            if now - self._last_shown >= self._wait_s or epoch == self._epochs:
                 self._update(completed=epoch, figures=self._figures)
-                self._last_shown = now
             return
         due = epoch == 1 or epoch % self._every_epochs == 0 or epoch == self._epochs
         if due or now - self._last_shown >= QUIET_S:
@@ -170,30 +191,72 @@ class Report:
 
     def end_training(self) -> None:
         """Leave the terminal as it was found; may be called at any time, also twice."""
-        if self._progress is not None:
+        if self._live is not None and self._progress is not None:
             self._progress.update(self._progress.task_ids[0], figures=self._figures)
-            self._progress.stop()  # draws the line a last time
-            self._progress = None
+            self._live.stop()  # draws it a last time
+            self._live = None
 
-    def end(self, summary: Summary, *, baseline: Totals, folder: str) -> None:
+    def end(
+        self,
+        summary: Summary,
+        *,
+        baseline: Totals,
+        folder: str,
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Close with the table of results.
 
         Args:
             summary: how the run ended.
             baseline: totals of "the last value again" over the test windows.
             folder: the run folder.
+            history: all finished epochs' metrics, for the small curve.
         """
         if not self._enabled:
             return
         if summary.metrics:
             self._console.print(_results(summary, baseline))
+        if len(history) > 1:
+            self._console.print(_loss_curve([record["test_loss"] for record in history]))
         self._console.print(f"{summary.outcome}: {summary.reason}", markup=False, soft_wrap=True)
         self._console.print(f"results in {folder}", markup=False, soft_wrap=True)
 
-    def _update(self, *, completed: float, **fields: Any) -> None:
+    def _update(self, *, completed: float, figures: str) -> None:
+        assert self._live is not None
         assert self._progress is not None
-        self._progress.update(self._progress.task_ids[0], completed=completed, **fields)
-        self._progress.refresh()
+        began = time.monotonic()
+        self._progress.update(self._progress.task_ids[0], completed=completed, figures=figures)
+        if self._preview is not None:
+            self._live.update(Group(_sketch(*self._preview()), self._progress))
+        self._live.refresh()
+        self._last_shown = time.monotonic()
+        self._wait_s = max(REFRESH_S, PATIENCE * (self._last_shown - began))
+
+
+def _sketch(targets: Sequence[float], predictions: Sequence[float]) -> Text:
+    """One cycle in characters, the predictions over the targets."""
+    low, high = min(targets), max(targets)
+    margin = 0.15 * (high - low) or 1.0
+    wanted, found = (
+        sketch.curve(
+            values, width=SKETCH_COLUMNS, height=SKETCH_LINES, low=low - margin, high=high + margin
+        )
+        for values in (targets, predictions)
+    )
+    text = Text()
+    for behind, front in zip(wanted, found, strict=True):
+        cells = zip(behind, front, strict=True)
+        for is_front, run in itertools.groupby(cells, key=lambda cell: cell[1] != " "):
+            text.append("".join(cell[is_front] for cell in run), FRONT if is_front else BEHIND)
+        text.append("\n")
+    text.append("one cycle: ").append("target", BEHIND).append(", ").append("prediction", FRONT)
+    return text
+
+
+def _loss_curve(losses: Sequence[float]) -> str:
+    """`test loss 2.7e-01 █▅▃▁ 1.5e-03`"""
+    curve = sketch.spark(losses, width=SPARK_COLUMNS)
+    return f"test loss by epoch, log scale: {losses[0]:.1e} {curve} {losses[-1]:.1e}"
 
 
 HEAD = ("epoch", "step", "train loss", "train acc", "test loss", "test acc", "samples/s")

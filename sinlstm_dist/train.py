@@ -133,7 +133,7 @@ class Training:
         if found["state"]:
             self._restore(found["state"])
         self._start_trackers(has_checkpoint=bool(found["state"]))
-        self.report.begin_training(finished_epochs=self.epoch)
+        self.report.begin_training(finished_epochs=self.epoch, preview=self.job.preview)
 
     def train_epoch(self) -> bool:
         """Train what is left of the running epoch. Returns whether it was finished."""
@@ -212,7 +212,7 @@ class Training:
         self._end_trackers(summary)
         is_done = self.epoch >= self.config.train.epochs
         self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
-        self.report.end(summary, baseline=baseline, folder=str(self.run.path))
+        self.report.end(summary, baseline=baseline, folder=str(self.run.path), history=self.history)
         if self.config.output.plots:
             drawn = self.world.on_main(_draw_pictures, self.run.path)
             self.report.note(f"pictures there: {', '.join(drawn)}")

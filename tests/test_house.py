@@ -14,15 +14,16 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
     "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics", "roll_call",
-    "stop", "runtime", "gradient", "checkpoint", "run_folder", "trained", "report", "command",
-    "rollout", "pictures", "job", "evaluate", "forecast", "plot",
+    "stop", "runtime", "gradient", "checkpoint", "run_folder", "trained", "sketch", "report",
+    "command", "rollout", "pictures", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",
 ]  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
 ALL_SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
 
 NO_TORCH = [
-    "config", "launcher", "plan", "hub", "stop", "report", "rollout", "pictures", "__main__",
+    "config", "launcher", "plan", "hub", "stop", "sketch", "report", "rollout", "pictures",
+    "__main__",
 ]  # fmt: skip
 NO_ACCELERATE = sorted(set(ORDER) - {"runtime", "job", "trackers"})
 READ_ENVIRONMENT = {"launcher", "runtime", "roll_call"}

@@ -1,6 +1,7 @@
 """What a person sees: plain lines in a file, a panel, a live line and a table on a terminal."""
 
 import fcntl
+import io
 import os
 import re
 import select
@@ -9,10 +10,13 @@ import subprocess
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import launching
+import numpy as np
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 from sinlstm_dist import report
 from sinlstm_dist.metrics import Totals
@@ -51,7 +55,8 @@ def tell(epochs: int, *, enabled: bool = True) -> None:
             account.step(epoch=epoch, step=step)
         account.epoch(record(epoch))
     account.end_training()
-    account.end(summary(), baseline=Totals(5.0, 83, 100), folder="runs/x")
+    history = [record(epoch, test_loss=0.1**epoch) for epoch in range(1, epochs + 1)]
+    account.end(summary(), baseline=Totals(5.0, 83, 100), folder="runs/x", history=history)
 
 
 def table_lines(text: str) -> list[str]:
@@ -114,6 +119,14 @@ def test_the_closing_table_has_the_best_epoch_and_the_baseline(capsys):
     assert printed.endswith("completed: 3 epochs\nresults in runs/x\n")
 
 
+def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
+    tell(3)
+    printed = capsys.readouterr().out
+    assert "\ntest loss by epoch, log scale: 1.0e-01 █▅▁ 1.0e-03\n" in printed
+    tell(1)
+    assert "by epoch" not in capsys.readouterr().out
+
+
 def test_a_run_without_an_epoch_has_no_table(capsys):
     account = Report(enabled=True, epochs=3, num_steps=10)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
@@ -155,6 +168,46 @@ def test_one_of_two_processes_writes(nursery, tmp_path):
 # On a terminal
 
 
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time that the report sees, to be set by the test."""
+    now = [0.0]
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_what_is_live_takes_a_hundredth_of_the_time_at_most(clock):
+    drawn = []
+
+    def slow_preview() -> tuple[list[float], list[float]]:
+        clock[0] += 0.5
+        drawn.append(clock[0])
+        return [0.0, 1.0], [0.5, 0.5]
+
+    account = Report(enabled=True, epochs=10**6, num_steps=1)
+    account._console = Console(file=io.StringIO(), force_terminal=True, width=80, height=40)
+    account.begin_training(finished_epochs=0, preview=slow_preview)
+    for epoch in range(1, 20_001):  # 200 s of epochs
+        clock[0] += 0.01
+        account.epoch(record(epoch))
+    account.end_training()
+    assert len(drawn) == 1 + 1 + 3  # before the first epoch, soon after, and every 50 s
+    assert min(np.diff(drawn[1:])) >= 50
+
+
+def test_a_low_terminal_and_a_file_have_no_picture(capsys):
+    def no_preview() -> None:
+        raise AssertionError("is not to be called")
+
+    account = Report(enabled=True, epochs=3, num_steps=1)
+    account._console = Console(file=io.StringIO(), force_terminal=True, width=80, height=19)
+    for console in (account._console, Console(file=io.StringIO(), width=100)):
+        account._console = console
+        account.begin_training(finished_epochs=0, preview=no_preview)
+        account.epoch(record(3))
+        account.end_training()
+
+
 def on_terminal(arguments: list[str], *, cwd: Path, columns: int) -> str:
     """All that a command writes to a terminal of so many columns."""
     master, slave = os.openpty()
@@ -188,7 +241,7 @@ def on_terminal(arguments: list[str], *, cwd: Path, columns: int) -> str:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_on_a_terminal(columns, tmp_path):
+def test_on_a_terminal(columns, tmp_path, nursery):
     settings = {**launching.SMALL, "train.epochs": 150, "output.dir": "run"}
     written = on_terminal(launching.flags(settings), cwd=tmp_path, columns=columns)
     assert ESCAPE.search(written)
@@ -209,6 +262,18 @@ def test_on_a_terminal(columns, tmp_path):
         assert figures in live[-1], live[-1]
     assert re.search(r"\d\d:\d\d *$", live[-1])  # remaining time, and at the end the time it took
     assert "\x1b[?25h" in written  # the cursor is back
+
+    pictures = re.split(r"^one cycle: target, prediction$", shown, flags=re.MULTILINE)[:-1]
+    assert len(pictures) > 2
+    lines = pictures[-1].splitlines()[-7:]
+    assert all(re.fullmatch(r"[ \u2800-\u28ff]{1,60}", line) for line in lines), lines
+    assert "\x1b[1;36m" in written  # the prediction
+    assert "\x1b[2m" in written  # the target
+
+    settings["output.dir"] = "file"
+    in_a_file = nursery.run(launching.flags(settings), cwd=tmp_path)
+    assert not re.search(r"[\u2800-\u28ff]|one cycle", in_a_file.stdout)
+    assert launching.weights_digest(tmp_path / "file") == launching.weights_digest(tmp_path / "run")
 
     end = shown[shown.index("┏") :]
     assert "│ test, best epoch " in end
