@@ -8,7 +8,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for path in sorted((ROOT / "launch").rglob("*.*")) if path.suffix != ".txt"]
+FILES = [
+    path
+    for path in sorted((ROOT / "launch").rglob("*"))
+    if path.is_file() and path.suffix != ".txt"
+]
 SCRIPTS = [path for path in FILES if path.suffix in (".sh", ".sbatch")]
 ORDER = ("# WHAT IT IS FOR", "# WHAT TO EDIT", "# DERIVED VALUES", "# THE COMMAND")
 
