@@ -25,6 +25,7 @@ from sinlstm_dist.config import ConfigError
 from sinlstm_dist.launcher import is_node_speaker
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
+LONGEST_STEP_S = 20.0  # and how much longer for one that computes; torchrun gives them 30 s
 SAME_S = 0.5  # how long one that failed waits for others to say that they failed alike
 PATIENCE_S = 2.0  # more for a store that does not answer, as that of a stopped process
 POLL_S = 0.02
@@ -87,9 +88,7 @@ class RollCall:
         self, *, rank: int, size: int, timeout_s: float, stop_reason: Callable[[], str]
     ) -> None:
         self._rank, self._size, self._stop_reason = rank, size, stop_reason
-        # A process that waits in a collective for a living one, not for the lost one, may learn
-        # of the loss only when its own time is up; torchrun gives survivors 30 s.
-        self._roll_call_s = ROLL_CALL_S + min(timeout_s, 20.0)
+        self._timeout_s = timeout_s
         self._store = _connect(rank=rank, timeout_s=timeout_s, stop_reason=stop_reason)
         signed_in = _in_time(lambda: self._sign_in(timeout_s), timeout_s=timeout_s + PATIENCE_S)
         if signed_in is None:
@@ -128,8 +127,13 @@ class RollCall:
         """
         own = _own_failure(error)
         self._tell("failed", own)
+        # One that lives, but has much to compute, learns of a closed connection only after that;
+        # it has had its time when ours was up.
+        wait_s = ROLL_CALL_S
+        if "timed out" not in str(error).lower():
+            wait_s += min(self._timeout_s, LONGEST_STEP_S)
         heard = _in_time(
-            lambda: self._call(own), timeout_s=self._roll_call_s + ROLL_CALL_S + PATIENCE_S
+            lambda: self._call(own, wait_s), timeout_s=wait_s + ROLL_CALL_S + PATIENCE_S
         )
         if heard is None:  # the store is gone or stopped, and so is the process that keeps it
             lost = f"the connection to rank 0 on {self.hosts[0]} was lost"
@@ -154,9 +158,9 @@ class RollCall:
         plan = self._store.get("plan").decode() if self._store.check(["plan"]) else GO
         return self._hear("host", 0), plan
 
-    def _call(self, own: str) -> tuple[dict[int, str], bool]:
+    def _call(self, own: str, wait_s: float) -> tuple[dict[int, str], bool]:
         """What happened to each that answers, and whether this process tells the user."""
-        answers = self._hear("failed", self._roll_call_s)
+        answers = self._hear("failed", wait_s)
         is_first = not own and self._is_first()
         self._leave_together(len(answers))
         return answers, is_first

@@ -10,9 +10,9 @@ A child can carry a fault, counted from its start:
     {"rank": 0, "at": 7, "of": "file", "do": "kill"}
 
 `of` is "file" (operations on files below the folder `below`) or what `_count_calls` knows; the
-fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half of the file
-on disk), "full" (the disk), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang",
-"raise", "stop_file" or "count" (nothing).
+fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half of what was
+not synced yet on disk), "full" (the disk), "limit BYTES" (no file may be larger), "signal NUMBER
+...", "hang", "raise", "stop_file" or "count" (nothing).
 """
 
 import contextlib
@@ -258,11 +258,17 @@ def _install(faults: list[dict[str, Any]], log: Path) -> None:
             _count_calls(fault, log)
 
 
-def _act(fault: dict[str, Any], *, descriptor: int | None = None, path: str | None = None) -> None:
+def _act(
+    fault: dict[str, Any],
+    *,
+    descriptor: int | None = None,
+    synced: int = 0,
+    path: str | None = None,
+) -> None:
     do = fault["do"]
-    if do == "tear" and descriptor is not None:  # what was not synced is half there
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    if do == "tear" and descriptor is not None:
+        with contextlib.suppress(OSError):  # a folder
+            os.ftruncate(descriptor, (synced + os.fstat(descriptor).st_size) // 2)
     if do in ("kill", "tear"):
         os.kill(os.getpid(), signal.SIGKILL)
     if do == "full":
@@ -282,6 +288,7 @@ def _act(fault: dict[str, Any], *, descriptor: int | None = None, path: str | No
 
 def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
     root, fsync, state = fault["below"], os.fsync, {"count": 0, "quiet": False}
+    synced: dict[int, int] = {}  # bytes by inode: a file is synced under one name, then renamed
     events = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def happened(what: str, **where: Any) -> None:
@@ -306,8 +313,11 @@ def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
             happened(f"{event} {path}", path=path)
 
     def counted_fsync(descriptor: int) -> None:
-        happened(f"fsync {os.readlink(f'/proc/self/fd/{descriptor}')}", descriptor=descriptor)
+        what = f"fsync {os.readlink(f'/proc/self/fd/{descriptor}')}"
+        inode = os.fstat(descriptor).st_ino
+        happened(what, descriptor=descriptor, synced=synced.get(inode, 0))
         fsync(descriptor)
+        synced[inode] = os.fstat(descriptor).st_size
 
     os.fsync = counted_fsync
     sys.addaudithook(hook)
@@ -317,7 +327,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     """Wrap what `of` names; the fault acts before the call number `at`."""
     import torch.distributed as dist
 
-    from sinlstm_dist import checkpoint, gradient, train
+    from sinlstm_dist import checkpoint, gradient, roll_call, train
 
     watched = {
         "step": [(gradient.OrderedGradient, "__call__")],
@@ -325,6 +335,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
         "save": [(checkpoint, "_files")],
         "build": [(train, "build")],
         "join": [(train, "join_world")],
+        "leave": [(roll_call.RollCall, "verdict")],
         "collective": list(itertools.product((dist, dist.distributed_c10d), COLLECTIVES)),
     }[fault["of"]]
     count = [0]
