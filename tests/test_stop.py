@@ -84,6 +84,22 @@ def test_a_signal_to_one_process(
         check_continues(nursery, tmp_path, straight, processes=4 - processes)
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("when", "at", "step"),
+    [("build", 1, 1), ("step", 1, 2), ("step", 5, 6), ("evaluate", 1, 4), ("save", 1, 4)],
+)
+def test_a_signal_to_all_processes(
+    nursery: Nursery, tmp_path: Path, when, at, step, number
+) -> None:
+    """As launchers pass it on."""
+    events = [when, when] if when != "save" else ["save", "evaluate"]  # rank 0 saves for both
+    do = f"signal {int(number)}"
+    faults = [{"rank": rank, "of": of, "at": at, "do": do} for rank, of in enumerate(events)]
+    launch = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=2, faults=faults)
+    check_stopped(launch, tmp_path / "run", step=step)
+
+
 NOT_BEGUN = "stopped: {} before all processes had joined; nothing was begun\n"
 
 
