@@ -161,6 +161,16 @@ def test_a_process_that_hangs_is_named(nursery, waiting):
     assert f"rank 1 on {HOST} died, hangs or" in red
 
 
+def test_a_signal_to_one_process_ends_all_with_a_table(nursery, tmp_path):
+    fault = {"rank": 1, "of": "step", "at": 5, "do": "signal 15"}
+    launch = run(nursery, tmp_path, processes=2, faults=[fault])
+    assert launch.codes == [1, 1], launch.stderr
+    found = list(results(tmp_path / "v.json").values())
+    assert found == ["PASS"] * 4 + ["SKIP"] * 4
+    assert launch.stdout.count("not reached: stopped by SIGTERM") == 4
+    assert launch.stdout.splitlines()[-1].endswith("it was stopped")
+
+
 def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
     slow = Claim("Slow", lambda bench: time.sleep(60), look_at="the clock", needs=())
     monkeypatch.setattr(command, "CLAIMS", (slow, *CLAIMS))
@@ -168,6 +178,15 @@ def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
     assert verify.main([]) == 1
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "Slow          FAIL   Slow is not done after 0.2 s" in lines
+
+
+def test_a_check_that_raises_ends_in_a_table_too(monkeypatch, capsys):
+    broken = Claim("Broken", lambda bench: [][0], look_at="the check", needs=())
+    monkeypatch.setattr(command, "CLAIMS", (broken, *CLAIMS))
+    with pytest.raises(IndexError):
+        verify.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if " FAIL " in line] == [["Broken", "FAIL"]]
 
 
 def test_world_names_those_that_are_not_as_rank_0_or_come_twice():

@@ -29,6 +29,7 @@ from sinlstm_dist.verify.world import check_world
 
 WAIT_S = 30.0  # a process for the others
 CLAIM_S = 120.0  # for a claim, on a machine that is busy with other things too
+SHOWN = 5  # problems of a claim in the table; the JSON file has all
 BAD_ARGUMENTS, NOT_VERIFIED = 2, 1
 
 CLAIMS = (
@@ -46,7 +47,8 @@ CLAIMS = (
     ),
     Claim(
         WEIGHTS, check_weights, needs=("World", "Collectives", "Data"),
-        look_at="gradient.py; a node with another kind of CPU or GPU, or failing memory",
+        look_at="gradient.py; nodes with other CPUs (SINLSTM_DIST_INSTRUCTION_SET) or GPUs; "
+        "failing memory",
     ),
     Claim(
         "Metrics", check_metrics, needs=("World", "Collectives", "Data"),
@@ -127,7 +129,7 @@ class Verification:
             self.verdicts.append(self._verdict(claim, bench))
             reasons = [reason for reason in world.gather_json(request.reason) if reason]
             if reasons:
-                return self._end_with(f"stopped by {reasons[0]}")
+                return self._skip_rest(f"stopped by {reasons[0]}")
         return None
 
     def _verdict(self, claim: Claim, bench: Bench) -> Verdict:
@@ -160,17 +162,20 @@ class Verification:
 
     def _end_with(self, problem: str) -> None:
         """The claim that was being checked fails with `problem`, and nothing is left to check."""
-        left = CLAIMS[len(self.verdicts) :]
-        for number, claim in enumerate(left):
-            if number == 0:
-                seconds = time.perf_counter() - self._claim_started
-                verdict = Verdict(claim.name, "FAIL", "", [problem], claim.look_at, seconds)
-            else:
-                verdict = Verdict(claim.name, "SKIP", f"not reached: {left[0].name} was the last")
+        for claim in CLAIMS[len(self.verdicts) :][:1]:
+            seconds = time.perf_counter() - self._claim_started
+            verdict = Verdict(claim.name, "FAIL", "", [problem], claim.look_at, seconds)
             self.verdicts.append(verdict)
+            self._skip_rest(f"{claim.name} did not end")
 
-    def show(self) -> None:
-        """Print the table of claims, that of the collectives, and the verdict in a line."""
+    def _skip_rest(self, why: str) -> None:
+        for claim in CLAIMS[len(self.verdicts) :]:
+            self.verdicts.append(Verdict(claim.name, "SKIP", f"not reached: {why}"))
+
+    def show(self, path: Path | None) -> None:
+        """Print the tables of collectives and of claims, and the verdict; to `path` as JSON."""
+        if path:
+            self._write(path)
         figures = [for_people(row) for verdict in self.verdicts for row in verdict.figures]
         if figures:
             show_table(figures, numbers=figures[0])
@@ -178,14 +183,14 @@ class Verification:
         colours = {"PASS": "green", "FAIL": "bold red", "SKIP": "dim"}
         show_table([_row(verdict) for verdict in self.verdicts], colours=colours, wrap=True)
         seconds = time.perf_counter() - self._started
-        failed = [verdict.claim for verdict in self.verdicts if verdict.result == "FAIL"]
+        failed = [v.claim for v in self.verdicts if v.result == "FAIL"]
+        what = f"{', '.join(failed)} failed" if failed else "it was stopped"
         if self.passed:
             show_text(f"\nverified in {seconds:.0f} s: these processes train correctly\n")
         else:
-            show_text(f"\nNOT verified, in {seconds:.0f} s: {', '.join(failed)} failed\n")
+            show_text(f"\nNOT verified, in {seconds:.0f} s: {what}\n")
 
-    def write(self, path: Path) -> None:
-        """Write all of it as JSON."""
+    def _write(self, path: Path) -> None:
         content = {
             "passed": self.passed,
             **self.facts,
@@ -206,7 +211,9 @@ def _is_plain(error: Exception) -> bool:
 
 
 def _row(verdict: Verdict) -> dict[str, str]:
-    lines = list(verdict.problems) or [verdict.measured]
+    lines = list(verdict.problems[:SHOWN]) or [verdict.measured]
+    if len(verdict.problems) > SHOWN:
+        lines.append(f"and {len(verdict.problems) - SHOWN} more")
     if verdict.look_at:
         lines.append(f"look at: {verdict.look_at}")
     name = verdict.claim.replace(" and ", "\nand ")  # or it would take the others' columns
@@ -260,10 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pass
     except (LostProcess, StoppedEarly) as error:
         speaks = error.is_speaker
+    except Exception:
+        if speaks:
+            verification.show(options.json)
+        raise
     if speaks:
-        verification.show()
-        if options.json:
-            verification.write(options.json)
+        verification.show(options.json)
     return 0 if verification.passed else NOT_VERIFIED
 
 

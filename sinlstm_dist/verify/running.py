@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.nn.utils import parameters_to_vector
 
 from sinlstm_dist import checkpoint
 from sinlstm_dist.checkpoint import DamagedCheckpoint
@@ -18,6 +17,7 @@ from sinlstm_dist.runtime import World
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.train import Training
 from sinlstm_dist.verify.claim import Bench, Finding
+from sinlstm_dist.verify.training import flat, steps_alone
 
 ROOT = Path("runs")  # where run folders are by default, and so where they must be writable
 STOP_AFTER = 4  # steps: in the second epoch, in the middle of it
@@ -40,8 +40,8 @@ def check_checkpoint(bench: Bench) -> Finding:
         resumed = _run(bench, folder / "resumed", **settings)
     if stopped.outcome != "stopped":
         problems.append(f"the run that was asked to stop {stopped.outcome}")
-    if not torch.equal(_weights(straight), _weights(resumed)):
-        apart = float((_weights(straight) - _weights(resumed)).abs().max())
+    if not torch.equal(flat(straight.job.model), flat(resumed.job.model)):
+        apart = float((flat(straight.job.model) - flat(resumed.job.model)).abs().max())
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
     if _figures(straight) != _figures(resumed):
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
@@ -55,12 +55,19 @@ def check_checkpoint(bench: Bench) -> Finding:
 def check_learning(bench: Bench) -> Finding:
     """The small model reaches the accuracy that it reaches everywhere."""
     changed = {key.replace(".", "__"): value for key, value in LEARNING.items()}
+    initial = bench.build(**changed)
     with _folder(bench.world) as folder:
         run = _run(bench, folder / "run", **changed)
+    alone = steps_alone(initial, run.config, bench.world, num_steps=run.step)[-1]
     last = run.history[-1] if run.history else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
-    measured = f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}"
+    if not torch.equal(flat(run.job.model), alone):
+        problems.append("the run ends with other weights than one process that takes its steps")
+    measured = (
+        f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}; the "
+        "weights of one process alone"
+    )
     return Finding(measured, problems)
 
 
@@ -159,10 +166,6 @@ def _what_is_read(path: Path) -> str:
     except (DamagedCheckpoint, OSError) as error:
         return str(error)
     return ", ".join(f"{name} of sum {weights[name].sum():.9g}" for name in sorted(weights))
-
-
-def _weights(training: Training) -> torch.Tensor:
-    return parameters_to_vector(training.job.model.parameters()).detach()
 
 
 def _figures(training: Training) -> list[dict[str, Any]]:

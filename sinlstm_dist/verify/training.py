@@ -87,16 +87,17 @@ def _miscounted(counts: list[int], what: str) -> list[str]:
 def check_weights(bench: Bench) -> Finding:
     """Steps over all processes equal, bit for bit, those that a process computes alone."""
     world, config, job = bench.world, bench.settings(), bench.build()
-    alone, plain = _steps_alone(job, config, world), _steps_in_plain_torch(job, config)
+    alone = steps_alone(job, config, world, num_steps=STEPS)
+    plain = _steps_in_plain_torch(job, config)
     shared = _steps(job)
     everyones = world.gather(shared[None])  # (world_size, STEPS + 1, G)
     problems = [
-        f"{bench.name(rank)} and rank 0 have other weights {_difference(theirs, everyones[0])}"
+        f"{bench.name(rank)} has other weights than rank 0 {_difference(theirs, everyones[0])}"
         for rank, theirs in enumerate(everyones)
         if _difference(theirs, everyones[0])
     ]
     if difference := _difference(shared, alone):
-        problems.append(f"all together have other weights than one alone {difference}")
+        problems.append(f"other weights than one process alone computes {difference}")
     wrapped = _steps(bench.build(train__reduction="ddp"))
     for what, others in (("plain torch in float64", plain), ("the data-parallel wrapper", wrapped)):
         apart = float((others[-1] - alone[-1]).abs().max())
@@ -125,16 +126,18 @@ def _steps(job: Job) -> torch.Tensor:
 
     Collective: yes.
     """
-    rows = [_flat(job.model)]
+    rows = [flat(job.model)]
     for step, batch in _shares(job):
         job.gradient(batch, step=step, stop=False)
         job.optimizer.step()
-        rows.append(_flat(job.model))
+        rows.append(flat(job.model))
     return torch.stack(rows)
 
 
-def _steps_alone(job: Job, config: Config, world: World) -> torch.Tensor:
-    """The same from the same weights, by the same arithmetic, without other processes."""
+def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> torch.Tensor:
+    """The weights before, between and after steps from the job's weights, by the same arithmetic
+    without other processes: (num_steps + 1, G)
+    """
     model = copy.deepcopy(job.model)
     gradient = OrderedGradient(
         model,
@@ -143,11 +146,11 @@ def _steps_alone(job: Job, config: Config, world: World) -> torch.Tensor:
         tolerance=config.train.tolerance,
     )
     optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
-    rows = [_flat(model)]
-    for step, (windows, targets) in _whole_batches(config):
+    rows = [flat(model)]
+    for step, (windows, targets) in _whole_batches(config, num_steps):
         gradient((windows.to(world.device), targets.to(world.device)), step=step, stop=False)
         optimizer.step()
-        rows.append(_flat(model))
+        rows.append(flat(model))
     return torch.stack(rows)
 
 
@@ -156,15 +159,15 @@ def _steps_in_plain_torch(job: Job, config: Config) -> torch.Tensor:
     model = _plain_model(job, config)
     parameters = list(model.parameters())
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    rows = [_flat(model)]
-    for _, (windows, targets) in _whole_batches(config):
+    rows = [flat(model)]
+    for _, (windows, targets) in _whole_batches(config, STEPS):
         loss = (model(windows.double()) - targets.double()).square().mean()
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, velocity, slope in zip(parameters, velocities, gradients, strict=True):
                 velocity.mul_(config.optim.momentum).add_(slope)
                 parameter.sub_(config.optim.lr * velocity)
-        rows.append(_flat(model))
+        rows.append(flat(model))
     return torch.stack(rows).float().to(next(job.model.parameters()).device)
 
 
@@ -197,17 +200,16 @@ def _shares(job: Job) -> Iterator[tuple[int, Batch]]:
                 yield step, batch
 
 
-def _whole_batches(config: Config) -> Iterator[tuple[int, Batch]]:
-    """The whole batch of each of these steps, as the sample order has it."""
+def _whole_batches(config: Config, num_steps: int) -> Iterator[tuple[int, Batch]]:
+    """The whole batch of each step, as the sample order has it, with its number in its epoch."""
     dataset, size = _datasets(config)[0], config.train.global_batch_size
-    num_steps = -(-len(dataset) // size)
-    for number in range(STEPS):
-        epoch, step = divmod(number, num_steps)
+    for number in range(num_steps):
+        epoch, step = divmod(number, -(-len(dataset) // size))
         order = epoch_order(seed=config.train.seed, epoch=epoch, size=len(dataset))
         yield step, dataset[order[step * size : (step + 1) * size]]
 
 
-def _flat(model: nn.Module) -> torch.Tensor:
+def flat(model: nn.Module) -> torch.Tensor:
     """All weights in a row, copied: (G,)"""
     return parameters_to_vector(model.parameters()).detach().clone()
 
@@ -215,11 +217,7 @@ def _flat(model: nn.Module) -> torch.Tensor:
 def check_metrics(bench: Bench) -> Finding:
     """Loss and accuracy equal a recount of all samples by one process."""
     config, job = bench.settings(), bench.build()
-    train = Totals()
-    job.train_sampler.start(epoch=0, step=0)
-    # Without the optimizer: all with the same weights.
-    for step, batch in step_batches(job.train_loader, job.train_plan):
-        train += job.gradient(batch, step=step, stop=False).totals
+    train, wrapped = _train_totals(job), _train_totals(bench.build(train__reduction="ddp"))
     test = bench.parts.evaluate(
         job.model,
         job.test_loader,
@@ -230,6 +228,7 @@ def check_metrics(bench: Bench) -> Finding:
     train_data, test_data = _datasets(config)
     problems = [
         *_miscount(train, train_data, job, config, "train"),
+        *_miscount(wrapped, train_data, job, config, "train, data-parallel wrapper"),
         *_miscount(test, test_data, job, config, "test"),
     ]
     measured = (
@@ -237,6 +236,15 @@ def check_metrics(bench: Bench) -> Finding:
         f"samples, test {test.loss:.6f} and {test.accuracy:.6f} over {test.samples}: as recounted"
     )
     return Finding(measured, problems)
+
+
+def _train_totals(job: Job) -> Totals:
+    """Of the first epoch, all with the first weights. Collective: yes."""
+    totals = Totals()
+    job.train_sampler.start(epoch=0, step=0)
+    for step, batch in step_batches(job.train_loader, job.train_plan):
+        totals += job.gradient(batch, step=step, stop=False).totals
+    return totals
 
 
 @torch.no_grad()
