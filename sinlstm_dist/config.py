@@ -28,6 +28,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+SINE = "sine"  # data.source's value for the series that needs no file
+
+
 class Data(Section):
     """The series and its windows."""
 
@@ -38,8 +41,8 @@ class Data(Section):
     noise: float = Field(
         0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
     )
-    source: str = Field("sine", description='"sine"; files with a series are not supported yet')
-    column: str = Field("", description="column of the source file; not supported yet")
+    source: str = Field(SINE, description='"sine" or a file with a series: .csv or .npy')
+    column: str = Field("", description="which column of that file")
     test_phase: float = Field(
         0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"
     )
@@ -218,12 +221,17 @@ def suggestion(name: str) -> str:
 
 
 def _unsupported(config: Config) -> list[str]:
-    """Keys of the contract that this version refuses rather than ignores."""
+    """Keys that are refused rather than ignored."""
     problems = []
-    if config.data.source != "sine":
-        problems.append(f'data.source="{config.data.source}" is not supported yet: only "sine" is')
-    if config.data.column:
-        problems.append(f'data.column="{config.data.column}" is not supported yet: leave it ""')
+    if config.data.source == SINE and config.data.column:
+        problems.append(f"data.column={config.data.column} is of a file: set data.source to one")
+    for key in ("noise", "test_phase"):
+        value, default = getattr(config.data, key), Data.model_fields[key].default
+        if config.data.source != SINE and value != default:
+            problems.append(
+                f"data.{key}={value:g} is of the sine, not of data.source={config.data.source}: "
+                "leave it out"
+            )
     return problems
 
 

@@ -32,13 +32,22 @@ from sinlstm_dist.config import (
     load_config,
     parse_overrides,
 )
-from sinlstm_dist.data import Batch, SineDataset, StepSampler, step_loader
+from sinlstm_dist.data import Batch, StepSampler, step_loader
 from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
-from sinlstm_dist.job import check_weights, datasets, new_model, new_test_plan, period_ago
+from sinlstm_dist.job import (
+    Windows,
+    check_weights,
+    datasets,
+    describe_source,
+    new_model,
+    new_test_plan,
+    period_ago,
+)
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.report import show_facts, show_table, show_text
 from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.series import NO_SCALE
 from sinlstm_dist.trained import Trained, share_trained
 
 SECTORS = 12  # of the cycle, 30 degrees each
@@ -100,18 +109,19 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
             f"{world.size} processes cannot share train.virtual_shards="
             f"{config.train.virtual_shards} pieces of a batch: use at most as many processes"
         )
-    _, test = datasets(config.data)
-    assess = functools.partial(_assess, targets=test, config=config, world=world)
+    _, test = datasets(config.data, trained.scale)
+    unit = (trained.scale or NO_SCALE).std
+    assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
     return Evaluation(
         model=assess(_load_model(trained, world), inputs=test),
         last_value=assess(Persistence(), inputs=test),
-        period_ago=assess(Persistence(), inputs=period_ago(config.data)),
+        period_ago=assess(Persistence(), inputs=period_ago(config.data, trained.scale)),
     )
 
 
 def _load_model(trained: Trained, world: World) -> Predictor:
     model, _ = new_model(trained.config, world)
-    check_weights(trained.weights, model, origin="this run")
+    check_weights(trained.weights, model.state_dict(), origin="this run")
     model.load_state_dict(trained.weights)
     return world.accelerator.prepare_model(model, evaluation_mode=True)
 
@@ -119,7 +129,7 @@ def _load_model(trained: Trained, world: World) -> Predictor:
 class _Questions(Dataset[tuple[torch.Tensor, ...]]):
     """What to predict from: inputs (B, W, 1), targets (B, 1), and the targets' sectors (B,)."""
 
-    def __init__(self, inputs: SineDataset, targets: SineDataset, settings: Data) -> None:
+    def __init__(self, inputs: Windows, targets: Windows, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
         self._first, self._period = settings.test_phase + settings.window, settings.period
 
@@ -133,9 +143,15 @@ class _Questions(Dataset[tuple[torch.Tensor, ...]]):
 
 @torch.no_grad()
 def _assess(
-    model: nn.Module, *, inputs: SineDataset, targets: SineDataset, config: Config, world: World
+    model: nn.Module,
+    *,
+    inputs: Windows,
+    targets: Windows,
+    unit: float,
+    config: Config,
+    world: World,
 ) -> Quality:
-    """Collective: yes, two."""
+    """Errors are multiplied by `unit`. Collective: yes, two."""
     plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
     sampler = StepSampler(plan, order=lambda _: plans.in_order(plan.size))
     loader = world.accelerator.prepare(
@@ -150,7 +166,7 @@ def _assess(
             model, (windows, answers), piece_sizes=sizes, tolerance=config.train.tolerance,
             num_threads=world.num_threads,
         )  # fmt: skip
-        errors = _errors(model, (windows, answers), piece_sizes=sizes)  # (B, 1)
+        errors = _errors(model, (windows, answers), piece_sizes=sizes) * unit  # (B, 1)
         place = sectors[:, None] == torch.arange(SECTORS, device=world.device)  # (B, SECTORS)
         placed = torch.cat((errors * place, place), dim=1).double()
         by_piece = torch.stack([rows.sum(0) for rows in placed.split(sizes)])
@@ -173,14 +189,21 @@ def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> to
     return torch.cat(parts) if parts else torch.zeros_like(batch[1])
 
 
-def facts(path: Path, config: Config) -> dict[str, str]:
+def facts(path: Path, trained: Trained) -> dict[str, str]:
     """What was tested, on what."""
-    return {
+    config = trained.config
+    told = {
         "run": str(path),
-        "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, noise "
-        f"{config.data.noise:g}",
+        "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, "
+        f"{describe_source(config.data)}",
         "correct": f"an error below {config.train.tolerance:g}",
     }
+    if trained.scale:
+        told["units"] = (
+            f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
+            "of them, the train part's standard deviation"
+        )
+    return told
 
 
 def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
@@ -245,13 +268,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         trained = share_trained(path, overrides, world=world)
         evaluation = evaluate_trained(trained, world=world)
         if world.is_main:
-            _show(path, trained.config, evaluation)
+            _show(path, trained, evaluation)
     return 0
 
 
-def _show(path: Path, config: Config, evaluation: Evaluation) -> None:
-    show_facts(facts(path, config))
-    tables = overall(evaluation, period=max(1, round(config.data.period))), by_position(evaluation)
+def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
+    show_facts(facts(path, trained))
+    period = max(1, round(trained.config.data.period))
+    tables = overall(evaluation, period=period), by_position(evaluation)
     for rows in tables:
         show_text("\n")
         show_table(rows, numbers=list(rows[0])[1:])

@@ -8,6 +8,7 @@ is deprecated, and to ONNX this model is two standard operators. ONNX Runtime ch
 Source: the operator LSTM, https://onnx.ai/onnx/operators/onnx__LSTM.html.
 """
 
+import functools
 import importlib
 import itertools
 import sys
@@ -18,34 +19,36 @@ from typing import Any
 import numpy as np
 import torch
 
+from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import ConfigError, Parser
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.report import show_error, show_text
+from sinlstm_dist.report import show_text
+from sinlstm_dist.roll_call import RunError
 
+FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it
 BATCHES, WINDOWS = (1, 7, 1000), (10, 50, 200)  # sizes of the random inputs of the check
 TOLERANCE = 1e-5  # float32 sums in another order differ by some 1e-7
 
 
-class Disagreement(Exception):
-    """ONNX Runtime computes something else than torch."""
-
-
 def to_onnx(model: Predictor) -> bytes:
     """The content of an ONNX file: "windows" (batch, window, D) to "predictions" (batch, O).
+
+    Both are in the user's units, float32 of the sine and float64 of a series, whose values may be
+    large beside their differences.
 
     Raises:
         ConfigError: the extra "export" is not installed.
     """
     onnx = _import("onnx")
-    describe = onnx.helper.make_tensor_value_info
+    describe, kind = onnx.helper.make_tensor_value_info, DOUBLE if model.scaling else FLOAT
     nodes, constants = _graph(model, onnx.helper.make_node)
     graph = onnx.helper.make_graph(
         nodes,
         "sinlstm_dist",
-        [describe("windows", 1, ("batch", "window", model.rnn.input_size))],  # 1 is float32
-        [describe("predictions", 1, ("batch", model.output_layer.out_features))],
+        [describe("windows", kind, ("batch", "window", model.rnn.input_size))],
+        [describe("predictions", kind, ("batch", model.output_layer.out_features))],
         [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opset = onnx.helper.make_opsetid("", OPSET)
@@ -56,9 +59,17 @@ def to_onnx(model: Predictor) -> bytes:
 
 def _graph(model: Predictor, node: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
     """The operators, in the order of their computation, and their constants."""
-    nodes = [node("Transpose", ["windows"], ["steps_0"], perm=[1, 0, 2])]  # (W, B, D)
-    constants = {
-        "first_axis": np.array([0]),
+    nodes, scaled, predictions = [], "windows", "predictions"
+    constants = {"first_axis": np.array([0])}
+    if model.scaling:
+        scaled, predictions = "scaled", "scaled_predictions"
+        mean, std = model.scaling.mean.double(), model.scaling.std.double()
+        constants |= {"mean": _array(mean), "std": _array(std)}
+        nodes.append(node("Sub", ["windows", "mean"], ["centred"]))
+        nodes.append(node("Div", ["centred", "std"], ["exact"]))
+        nodes.append(node("Cast", ["exact"], [scaled], to=FLOAT))
+    nodes.append(node("Transpose", [scaled], ["steps_0"], perm=[1, 0, 2]))  # (W, B, D)
+    constants |= {
         "output_weight": _array(model.output_layer.weight),
         "output_bias": _array(model.output_layer.bias),
     }
@@ -80,7 +91,11 @@ def _graph(model: Predictor, node: Any) -> tuple[list[Any], dict[str, np.ndarray
             nodes.append(node("Squeeze", all_steps, [f"steps_{layer + 1}"]))  # (W, B, H)
     nodes.append(node("Squeeze", ["last", "first_axis"], ["state"]))  # (1, B, H) to (B, H)
     output = ["state", "output_weight", "output_bias"]
-    nodes.append(node("Gemm", output, ["predictions"], transB=1))
+    nodes.append(node("Gemm", output, [predictions], transB=1))
+    if model.scaling:
+        nodes.append(node("Cast", [predictions], ["widened"], to=DOUBLE))
+        nodes.append(node("Mul", ["widened", "std"], ["spread"]))
+        nodes.append(node("Add", ["spread", "mean"], ["predictions"]))
     return nodes, constants
 
 
@@ -98,23 +113,24 @@ def check(content: bytes, model: Predictor) -> float:
     """Compare ONNX Runtime with torch on random inputs of several sizes.
 
     Returns:
-        the largest absolute difference.
+        the largest absolute difference, in the model's units.
 
     Raises:
-        Disagreement: it is above TOLERANCE.
+        RunError: it is above TOLERANCE.
         ConfigError: the extra "export" is not installed.
     """
     session = _import("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
-    worst = 0.0
+    worst, unit = 0.0, float(model.scaling.std) if model.scaling else 1.0
     for batch, window in itertools.product(BATCHES, WINDOWS):
         windows = torch.randn(batch, window, model.rnn.input_size, generator=generator)
-        with torch.no_grad():
-            expected = model(windows).numpy()
+        if model.scaling:
+            windows = model.scaling.undo(windows)
+        expected = model.predict(windows).numpy()
         (found,) = session.run(None, {"windows": windows.numpy()})
-        difference = float(np.abs(found - expected).max())
+        difference = float(np.abs(found - expected).max()) / unit
         if not difference <= TOLERANCE:
-            raise Disagreement(
+            raise RunError(
                 f"ONNX Runtime differs from torch by {difference:.2e} for {batch} windows of "
                 f"{window} steps, more than {TOLERANCE:g}: nothing was written"
             )
@@ -133,39 +149,31 @@ def _import(package: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    return exit_code_of(functools.partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="sinlstm_dist.export", description="Write a trained model as ONNX.")
+    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
+    parser.add_argument("--output", metavar="FILE.onnx", required=True)
+    options = parser.parse_args(arguments)
     if not is_speaker():
         return 0  # one process is enough
-    parser = Parser(prog="sinlstm_dist.export", description="Write a trained model as ONNX.")
-    parser.add_argument("run", metavar="RUN_DIR", type=Path, help="run or checkpoint folder")
-    parser.add_argument("--output", metavar="FILE.onnx", type=Path, required=True)
-    try:
-        options = parser.parse_args(arguments)
-        show_text(_export(options.run, options.output))
-    except ConfigError as error:
-        show_error(str(error))
-        return 2
-    except Disagreement as error:
-        show_error(str(error))
-        return 1
-    return 0
-
-
-def _export(run: Path, output: Path) -> str:
-    """Write the file once it is checked; returns what to tell the user."""
-    if not run.is_dir():
-        raise ConfigError(f"{run} is not a folder: name the folder of a finished run")
-    model = Predictor.from_pretrained(run)
+    if not Path(options.path).is_dir():
+        raise ConfigError(f"{options.path} is not a folder: name the folder of a finished run")
+    model = Predictor.from_pretrained(options.path)
     content = to_onnx(model)
     difference = check(content, model)
     try:
-        output.write_bytes(content)
+        Path(options.output).write_bytes(content)
     except OSError as error:
-        raise ConfigError(f"--output={output}: cannot be written: {error.strerror}") from error
-    return (
-        f"{output}: {len(content):,} bytes, batch and window free\n"
+        raise ConfigError(f"{options.output}: cannot be written: {error.strerror}") from error
+    show_text(
+        f"{options.output}: {len(content):,} bytes, batch and window free\n"
         f"ONNX Runtime and torch differ by at most {difference:.1e} for batches of "
         f"{', '.join(map(str, BATCHES))} and windows of {', '.join(map(str, WINDOWS))}\n"
     )
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sinlstm_dist.job import continuation
 from sinlstm_dist.pictures import check_matplotlib, forecast_picture
 from sinlstm_dist.report import show_facts, show_table, show_text
 from sinlstm_dist.rollout import Cycle, by_cycle, roll_out
+from sinlstm_dist.series import NO_SCALE
 from sinlstm_dist.trained import Trained, read_trained
 
 SETTABLE = [key for key in KEYS if key.startswith("data.")]
@@ -53,9 +54,11 @@ def forecast(trained: Trained, *, steps: int) -> Forecast:
         steps: at least 1.
     """
     settings = trained.config.data
-    window, truth = continuation(settings, steps)
+    window, truth = continuation(settings, trained.scale, steps=steps)
     weights = {name: value.float().numpy() for name, value in trained.weights.items()}
     values = roll_out(weights, window, steps=steps)
+    scale = trained.scale or NO_SCALE
+    window, truth, values = (scale.undo(part) for part in (window, truth, values))
     cycles = by_cycle(values[: len(truth)], truth, period=settings.period)
     return Forecast(window, values, truth, cycles, settings.period)
 

@@ -19,13 +19,16 @@ from torch.utils.data import DataLoader
 
 from sinlstm_dist import data, lstm, plan
 from sinlstm_dist.checkpoint import Tensors
-from sinlstm_dist.config import Config, ConfigError, Data, to_toml
-from sinlstm_dist.data import Batch, StepSampler
+from sinlstm_dist.config import SINE, Config, ConfigError, Data, to_toml
+from sinlstm_dist.data import Batch, SineDataset, StepSampler
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.runtime import World
+from sinlstm_dist.series import Scale, SeriesDataset, open_series
+
+Windows = SineDataset | SeriesDataset
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ def build(config: Config, world: World) -> Job:
     if config.train.init_from:
         weights: Tensors = {}
         world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
-        model.load_state_dict(world.broadcast_tensors(weights))
+        model.load_state_dict(model.state_dict() | world.broadcast_tensors(weights))
     optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
     num_pieces = config.train.virtual_shards if ordered else world.size
     train_data, test_data = datasets(config.data)
+    if model.scaling and isinstance(train_data, SeriesDataset):
+        model.scaling.set(train_data.scale.mean, train_data.scale.std)
     batch_size = config.train.global_batch_size
     train_plan = Plan(len(train_data), batch_size, num_pieces, world.size, world.rank)
     test_plan = new_test_plan(len(test_data), config, world, num_pieces=num_pieces)
@@ -124,7 +129,7 @@ PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
 
 @torch.no_grad()
 def _preview(
-    model: Predictor, test_data: data.SineDataset, *, period: float, device: torch.device
+    model: Predictor, test_data: Windows, *, period: float, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Targets and predictions of the first cycle of the test windows."""
     cycle = min(len(test_data), math.ceil(period))
@@ -182,7 +187,7 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
         "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
         f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
         "data": f"{config.data.train_size:,} train and {config.data.test_size:,} test windows of "
-        f"{config.data.window} steps, noise {config.data.noise:g}",
+        f"{config.data.window} steps, {describe_source(config.data)}",
         "batch": f"{job.train_plan.num_samples(0):,} samples a step = {job.train_plan.num_pieces} "
         f"pieces of {' or '.join(map(str, sizes))}; {job.train_plan.num_steps:,} steps an epoch",
         "reduction": config.train.reduction,
@@ -192,10 +197,31 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
     }
 
 
-def datasets(settings: Data) -> tuple[data.SineDataset, data.SineDataset]:
-    """Train and test windows; the test's differ by their phase and by their stream of noise."""
+def describe_source(settings: Data) -> str:
+    """Where the windows are from."""
+    if settings.source == SINE:
+        return f"noise {settings.noise:g}"
+    return f"{settings.column or 'values'} of {settings.source}"
+
+
+def datasets(settings: Data, scale: Scale | None = None) -> tuple[Windows, Windows]:
+    """Train and test windows.
+
+    Those of the sine differ by their phase and by their stream of noise, those of a series follow
+    each other in time.
+
+    Args:
+        scale: what a series is scaled by; None for its train part's.
+
+    Raises:
+        ConfigError: the series cannot be used; so do the functions below.
+    """
+    if settings.source != SINE:
+        series = open_series(settings)
+        scale = scale or series.fit()
+        return series.train(scale), series.test(scale)
     make = functools.partial(
-        data.SineDataset,
+        SineDataset,
         window=settings.window,
         period=settings.period,
         noise=settings.noise,
@@ -207,10 +233,12 @@ def datasets(settings: Data) -> tuple[data.SineDataset, data.SineDataset]:
     )
 
 
-def period_ago(settings: Data) -> data.SineDataset:
+def period_ago(settings: Data, scale: Scale | None) -> Windows:
     """Windows of one value: the one observed a period before each test window's target."""
     steps = max(1, round(settings.period))
-    return data.SineDataset(
+    if scale:
+        return open_series(settings).before_targets(scale, steps=steps)
+    return SineDataset(
         size=settings.test_size,
         window=1,
         period=settings.period,
@@ -221,13 +249,18 @@ def period_ago(settings: Data) -> data.SineDataset:
     )
 
 
-def continuation(settings: Data, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def continuation(
+    settings: Data, scale: Scale | None, *, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The first test window (W,), and the `steps` values that follow it, or as many as there are.
 
-    Both float32; noise is on the window only.
+    Both float32, in the model's units; noise is on the window only.
     """
-    _, test = datasets(settings.model_copy(update={"test_size": steps}))
-    return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy()
+    if not scale:
+        settings = settings.model_copy(update={"test_size": steps})
+    _, test = datasets(settings, scale)
+    known = np.arange(min(steps, len(test)))
+    return test[0][0][:, 0].numpy(), test[known][1][:, 0].numpy()
 
 
 def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
@@ -250,6 +283,7 @@ def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
     model = Predictor(
         hidden_size=config.model.hidden_size,
         num_layers=config.model.num_layers,
+        scaled=config.data.source != SINE,
         fused=choice.name == "fused",
     )
     return model, choice
@@ -265,17 +299,20 @@ def _read_weights(path: Path, model: Predictor, *, into: Tensors) -> None:
         raise ConfigError(
             f"train.init_from={path}: is not a readable .safetensors file: {error}"
         ) from error
-    check_weights(weights, model, origin=f"train.init_from={path}")
+    weights = {name: value for name, value in weights.items() if not name.startswith("scaling.")}
+    check_weights(weights, dict(model.named_parameters()), origin=f"train.init_from={path}")
     into.update({name: value.float() for name, value in weights.items()})
 
 
-def check_weights(weights: Mapping[str, torch.Tensor], model: Predictor, *, origin: str) -> None:
-    """Refuse weights that are not exactly the model's, by name and shape.
+def check_weights(
+    weights: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor], *, origin: str
+) -> None:
+    """Refuse weights that are not exactly the needed ones, by name and shape.
 
     Raises:
         ConfigError: names `origin` and every difference.
     """
-    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    expected = {name: list(value.shape) for name, value in needed.items()}
     found = {name: list(value.shape) for name, value in weights.items()}
     if found != expected:
         differing = sorted(k for k in expected | found if expected.get(k) != found.get(k))

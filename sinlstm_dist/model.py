@@ -17,6 +17,34 @@ from sinlstm_dist.config import ConfigError
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
 
 
+class Scaling(nn.Module):
+    """The units of a series that is not the sine: a mean and a standard deviation.
+
+    They are no parameters, but are stored with them, as `scaling.mean` and `scaling.std`.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("std", torch.tensor(1.0))
+
+    def set(self, mean: float, std: float) -> None:
+        """Set the numbers, given in the user's units."""
+        self.mean.fill_(mean)
+        self.std.fill_(std)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """From the user's units to the model's; float64 on the way, as the mean may be large."""
+        return ((values.double() - self.mean.double()) / self.std.double()).float()
+
+    def undo(self, values: torch.Tensor) -> torch.Tensor:
+        """From the model's units to the user's, as float64."""
+        return values.double() * self.std.double() + self.mean.double()
+
+
 class Predictor(nn.Module):
     """An LSTM over the window and a linear layer on its last time step.
 
@@ -28,6 +56,7 @@ class Predictor(nn.Module):
         hidden_size: H.
         output_size: values predicted.
         num_layers: stacked LSTM layers.
+        scaled: it learns from a series in units of the user's; see `predict`.
         fused: compute the recurrence with the compiled kernel, where `lstm.choose` says it can,
             in place of torch's.
     """
@@ -39,6 +68,7 @@ class Predictor(nn.Module):
         output_size: int = 1,
         *,
         num_layers: int = 1,
+        scaled: bool = False,
         fused: bool = False,
     ) -> None:
         super().__init__()
@@ -46,6 +76,7 @@ class Predictor(nn.Module):
         self.card = ""  # what is known of its training, in Markdown
         self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
         self.output_layer = nn.Linear(hidden_size, output_size)
+        self.scaling = Scaling() if scaled else None
 
     def forward(self, inputs: torch.Tensor, hidden0: State | None = None) -> torch.Tensor:
         """Predict the value behind each window.
@@ -63,6 +94,20 @@ class Predictor(nn.Module):
         else:
             outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)
+
+    @torch.no_grad()
+    def predict(self, windows: torch.Tensor) -> torch.Tensor:
+        """Predict in the units of the series that the model has learned from.
+
+        Args:
+            windows: (B, W, D), in the user's units.
+
+        Returns:
+            (B, output_size), in the user's units: float64 of a series, float32 of the sine.
+        """
+        if self.scaling is None:
+            return self(windows)
+        return self.scaling.undo(self(self.scaling(windows)))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **download: Any) -> "Predictor":
@@ -107,6 +152,7 @@ def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         "hidden_size": hidden_size,
         "output_size": output_size,
         "num_layers": sum(name.startswith("rnn.weight_ih_l") for name in weights),
+        "scaled": "scaling.mean" in weights,
     }
 
 

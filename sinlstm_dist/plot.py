@@ -17,6 +17,7 @@ from sinlstm_dist.checkpoint import WEIGHTS
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import (
     KEYS,
+    SINE,
     Config,
     ConfigError,
     Data,
@@ -25,11 +26,12 @@ from sinlstm_dist.config import (
     load_config,
     parse_overrides,
 )
-from sinlstm_dist.job import datasets
+from sinlstm_dist.job import datasets, describe_source
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 from sinlstm_dist.report import show_text
 from sinlstm_dist.run_folder import RunRecord, read_run
+from sinlstm_dist.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.trained import read_trained
 
 CURVES, WINDOWS, FORECAST = "curves.png", "windows.png", "forecast.png"
@@ -75,7 +77,7 @@ def _baseline(config: Config) -> tuple[float, float]:
 
 
 def draw_windows(settings: Data, output: Path) -> None:
-    """Draw train windows without and with noise, the next value marked.
+    """Draw train windows, the next value marked; of the sine without and with noise.
 
     Raises:
         ConfigError: the picture cannot be written.
@@ -83,6 +85,8 @@ def draw_windows(settings: Data, output: Path) -> None:
     noise = settings.noise or EXAMPLE_NOISE
     example = "" if settings.noise else " (an example: these data have none)"
     panels = {"windows without noise": 0.0, f"with noise {noise:g}{example}": noise}
+    if settings.source != SINE:
+        panels = {f"windows of {describe_source(settings)}": 0.0}
     windows_picture(
         output,
         {
@@ -93,12 +97,14 @@ def draw_windows(settings: Data, output: Path) -> None:
 
 
 def _windows(settings: Data) -> list[tuple[int, np.ndarray, float]]:
-    """Three windows, a third of a cycle apart, or as many as there are."""
+    """Three windows, a third of a cycle apart, or as many as there are; in the user's units."""
     train, _ = datasets(settings)
     starts = dict.fromkeys(round(settings.period * i / 3) for i in range(3))
     samples = {first: train[first] for first in starts if first < len(train)}
+    scale = train.scale if isinstance(train, SeriesDataset) else NO_SCALE
     return [
-        (first, window[:, 0].numpy(), target.item()) for first, (window, target) in samples.items()
+        (first, scale.undo(window[:, 0].numpy()), scale.undo(target.numpy()).item())
+        for first, (window, target) in samples.items()
     ]
 
 

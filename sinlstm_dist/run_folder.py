@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from sinlstm_dist import checkpoint
 from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Tensors
-from sinlstm_dist.config import Config, ConfigError, changed_keys, load_config
+from sinlstm_dist.config import SINE, Config, ConfigError, changed_keys, load_config
 
 METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     "metrics.jsonl",
@@ -320,6 +320,11 @@ class RunFolder:
             raise ConfigError(
                 f"train.epochs={epochs} is fewer than the {trained} that {folder} has begun: set "
                 "at least as many, or choose another output.dir"
+            )
+        if state["data"] != fingerprint and config["data"]["source"] != SINE:
+            raise ConfigError(
+                f"{folder} was trained on other values than {config['data']['source']} holds now: "
+                "restore the file, or choose another output.dir"
             )
         if state["data"] != fingerprint:
             raise ConfigError(

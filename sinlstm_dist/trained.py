@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 from sinlstm_dist import checkpoint
 from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
-from sinlstm_dist.config import Config, ConfigError, override
+from sinlstm_dist.config import SINE, Config, ConfigError, override
 from sinlstm_dist.run_folder import read_run
 from sinlstm_dist.runtime import World
+from sinlstm_dist.series import Scale
+
+MEAN, STD = "scaling.mean", "scaling.std"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class Trained:
 
     config: Config
     weights: Tensors
+
+    @property
+    def scale(self) -> Scale | None:
+        """What the series that it has learned from was scaled by; None for the sine."""
+        if MEAN not in self.weights:
+            return None
+        return Scale(float(self.weights[MEAN]), float(self.weights[STD]))
 
 
 def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
@@ -44,7 +54,14 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
         config, weights = _read_checkpoint(path)
     else:
         config, weights = read_run(path).config, _read_final_weights(path)
-    return Trained(override(config, overrides or {}), weights)
+    trained = Trained(override(config, overrides or {}), weights)
+    source = trained.config.data.source
+    if (source == SINE) != (trained.scale is None):
+        raise ConfigError(
+            f"data.source={source}: {path} has learned from {config.data.source}, and a model of "
+            "the sine does not know a series' units, nor one of a series the sine"
+        )
+    return trained
 
 
 def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:

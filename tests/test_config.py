@@ -38,8 +38,8 @@ BAD_FILES = {
     "a seed of no seed": ("[train]\nseed = -1", ["train.seed=-1", "0"]),
     "one checkpoint only": ("[checkpoint]\nkeep = 1", ["checkpoint.keep=1", "2"]),
     "too long a window": ("[data]\nwindow = 1000000", ["data.window=1000000", "10000"]),
-    "a series of one's own": ('[data]\nsource = "s.csv"', ["data.source", "not supported yet"]),
-    "a column": ('[data]\ncolumn = "y"', ["data.column", "not supported yet"]),
+    "no such series": ('[data]\nsource = "s.csv"', ["data.source=s.csv", "No such file"]),
+    "a column of no file": ('[data]\ncolumn = "y"', ["data.column=y", "set data.source"]),
     "broken TOML": ("[data\nnoise = 1", ["is not valid TOML", "line 1"]),
     "not even text": ("\udcff\udcfe", ["is not valid TOML"]),
 }
@@ -62,8 +62,8 @@ BAD_FLAGS = {
     "not a number": (["--optim.lr", "nan"], ["optim.lr", "nan", "finite"]),
     "infinite": (["--data.period", "inf"], ["data.period", "inf", "finite"]),
     "too long a window": (["--data.window", "1000000"], ["data.window", "10000"]),
-    "a series of one's own": (["--data.source", "s.csv"], ["data.source", "not supported yet"]),
-    "a column": (["--data.column", "y"], ["data.column", "not supported yet"]),
+    "no such series": (["--data.source", "s.csv"], ["data.source=s.csv", "No such file"]),
+    "a column of no file": (["--data.column", "y"], ["data.column=y", "set data.source"]),
     "a missing file": (["--config", "gone.toml"], ["gone.toml", "No such file"]),
     "a folder for a file": (["--config", "."], ["cannot be read", "directory"]),
 }
@@ -129,7 +129,7 @@ def test_all_problems_of_file_and_flags_are_in_one_report(tmp_path, capsys):
 
 
 def test_all_unsupported_keys_are_in_one_report():
-    settings = {"data.source": "s.csv", "data.column": "y"}
+    settings = {"data.source": "s.csv", "data.noise": 0.1, "data.test_phase": 0.0}
     with pytest.raises(ConfigError) as caught:
         load_config(None, settings)
     assert len(str(caught.value).splitlines()) == 2

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
     "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics", "roll_call",
+    "series",
     "stop", "runtime", "gradient", "checkpoint", "run_folder", "trained", "sketch", "report",
     "command", "rollout", "pictures", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",

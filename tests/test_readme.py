@@ -51,7 +51,7 @@ def test_commands_on_a_run_work_as_printed(line, trained_run, tmp_path):
 
 def test_python_examples_run_in_order(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    training, predicting, without_torch = blocks
+    training, _, predicting, without_torch = blocks  # the second: in test_series.py
     ended = run([sys.executable, "-c", training], cwd=tmp_path)
     assert ended.stdout.splitlines()[-1].startswith("completed 0."), ended.stderr
     ended = run([sys.executable, "-c", predicting], cwd=tmp_path)

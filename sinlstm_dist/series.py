@@ -1,0 +1,255 @@
+"""A series of the user's own: read from a file, and cut into windows as the sine is.
+
+    python -m sinlstm_dist.train --data.source FILE.csv --data.column NAME \\
+        --data.train_size 200 --data.test_size 50
+
+The file's last values are the test part, the ones before them the train part; no window has values
+of both. The model sees values less the train part's mean, in units of its standard deviation.
+"""
+
+import csv
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sinlstm_dist.config import ConfigError, Data
+from sinlstm_dist.data import Batch
+
+DELIMITERS = ",;\t"
+TEXT, BINARY = (".csv", ".tsv", ".txt"), ".npy"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What values are scaled by; numbers that float32 holds, as the weights' file does.
+
+    Args:
+        mean: of the train part, in the user's units.
+        std: its standard deviation, likewise.
+    """
+
+    mean: float
+    std: float
+
+    def undo(self, values: np.ndarray) -> np.ndarray:
+        """Scaled values, of any shape, in the user's units."""
+        return values * self.std + self.mean
+
+
+NO_SCALE = Scale(0.0, 1.0)
+
+
+class SeriesDataset(Dataset[Batch]):
+    """Windows of a series, each with the value that follows it.
+
+    Sample i is the window values[i : i + window], scaled; its target is values[i + window].
+
+    Args:
+        values: (size + window,) float64, in the user's units.
+        window: time steps in a window.
+        scale: what they are scaled by.
+    """
+
+    def __init__(self, values: np.ndarray, *, window: int, scale: Scale) -> None:
+        self.scale = scale
+        self._series = ((values - scale.mean) / scale.std).astype(np.float32)  # (size + W,)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._series[:-1], window)
+        self._targets = self._series[window:, None]  # (size, 1)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def __getitem__(self, index: int | np.ndarray) -> Batch:
+        """One sample, or one batch for an int64 array of indices; as of a SineDataset."""
+        window, target = self._windows[index, :, None], self._targets[index]
+        return torch.from_numpy(window.copy()), torch.from_numpy(target.copy())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all values, their scale and their number, hexadecimal."""
+        parts = (self._series.tobytes(), str((self.scale, self._windows.shape)).encode())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Series:
+    """A file's values and how they are parted.
+
+    Args:
+        values: (N,) float64, in the user's units.
+        train_start: index of the train part's first value.
+        test_start: index of the test part's first value, which is where the train part ends.
+        settings: of the data.
+    """
+
+    values: np.ndarray
+    train_start: int
+    test_start: int
+    settings: Data
+
+    def fit(self) -> Scale:
+        """The scale of the train part, and of nothing later.
+
+        Raises:
+            ConfigError: all its values are the same.
+        """
+        part = self.values[self.train_start : self.test_start]
+        scale = Scale(float(np.float32(part.mean())), float(np.float32(part.std())))
+        if scale.std == 0:
+            raise ConfigError(
+                f"data.source={self.settings.source}: the {len(part)} values to train on are all "
+                f"{part[0]:g}: there is nothing to learn"
+            )
+        return scale
+
+    def train(self, scale: Scale) -> SeriesDataset:
+        """The train windows."""
+        part = self.values[self.train_start : self.test_start]
+        return SeriesDataset(part, window=self.settings.window, scale=scale)
+
+    def test(self, scale: Scale) -> SeriesDataset:
+        """The test windows."""
+        part = self.values[self.test_start :]
+        return SeriesDataset(part, window=self.settings.window, scale=scale)
+
+    def before_targets(self, scale: Scale, *, steps: int) -> SeriesDataset:
+        """Windows of one value: the one that came `steps` before each test window's target.
+
+        Raises:
+            ConfigError: the series begins later.
+        """
+        start = self.test_start + self.settings.window - steps
+        if start < 0:
+            raise ConfigError(
+                f"data.period={self.settings.period:g}: {self.settings.source} holds no value so "
+                "long before its first test target: set a shorter one"
+            )
+        part = self.values[start : start + self.settings.test_size + 1]
+        return SeriesDataset(part, window=1, scale=scale)
+
+
+def open_series(settings: Data) -> Series:
+    """Read the file that `settings.source` names, and part it.
+
+    Raises:
+        ConfigError: the file cannot be read, holds something else than numbers, or too few.
+    """
+    values = read_values(Path(settings.source), settings.column)
+    window, sizes = settings.window, settings.train_size + settings.test_size
+    if len(values) < sizes + 2 * window:
+        raise ConfigError(
+            f"data.source={settings.source} holds {len(values):,} values: "
+            f"data.train_size={settings.train_size} and data.test_size={settings.test_size} "
+            f"windows of data.window={window} steps need {sizes + 2 * window:,}"
+            f"{_advice(len(values) - 2 * window)}"
+        )
+    test_start = len(values) - settings.test_size - window
+    return Series(values, test_start - settings.train_size - window, test_start, settings)
+
+
+def _advice(num_windows: int) -> str:
+    if num_windows < 2:
+        return ": a shorter window, or a longer series"
+    test_size = max(1, num_windows // 5)
+    return f"; set them to {num_windows - test_size} and {test_size}, for instance"
+
+
+def read_values(path: Path, column: str) -> np.ndarray:
+    """The values of one column of a file.
+
+    Args:
+        path: .csv, .tsv or .txt with a line a time step, or .npy of one or two dimensions.
+        column: its name, or its number from 1 where columns have no names; "" for the only one.
+
+    Returns:
+        (N,) float64, all of them finite.
+
+    Raises:
+        ConfigError: names the file, and the row that cannot be used.
+    """
+    try:
+        if path.suffix.lower() in TEXT:
+            values = _read_text(path, column)
+        elif path.suffix.lower() == BINARY:
+            values = _read_binary(path, column)
+        else:
+            raise ConfigError(
+                f'data.source={path}: use "sine", or a file that ends in '
+                f"{', '.join((*TEXT, BINARY))}"
+            )
+    except OSError as error:
+        raise ConfigError(f"data.source={path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error, ValueError, EOFError) as error:
+        raise ConfigError(f"data.source={path}: cannot be read: {error}") from error
+    return values
+
+
+def _read_text(path: Path, column: str) -> np.ndarray:
+    rows = _rows(path)
+    if not rows:
+        raise ConfigError(f"data.source={path}: holds no values")
+    _, first = rows[0]
+    has_names = not any(_is_number(cell) for cell in first)
+    names = first if has_names else [str(number) for number in range(1, len(first) + 1)]
+    index = _choose(names, column, path)
+    cells = [(line, row[index] if index < len(row) else "") for line, row in rows[has_names:]]
+    return np.array([_number(cell, f"{path}, row {line}") for line, cell in cells])
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Number, from 1, and cells of each line; lines at the top that begin with # are left out."""
+    lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    lines = lines[comments:]
+    delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    return [(comments + reader.line_num, [cell.strip() for cell in row]) for row in reader]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _choose(names: Sequence[str], column: str, path: Path) -> int:
+    if column in names:
+        return names.index(column)
+    if not column and len(names) == 1:
+        return 0
+    wrong = f"has no column {column}" if column else "has several columns"
+    raise ConfigError(f"data.source={path}: {wrong}: set data.column to one of {', '.join(names)}")
+
+
+def _number(cell: str, where: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        what = f'"{cell}" is not a number' if cell else "the value is missing"
+        raise ConfigError(f"data.source={where}: {what}") from None
+    if not math.isfinite(value):
+        raise ConfigError(f"data.source={where}: {cell} is not a number to learn from")
+    return value
+
+
+def _read_binary(path: Path, column: str) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"data.source={path}: holds {array.dtype} of shape {array.shape}: numbers of one "
+            "dimension, or of two (time steps, columns), are needed"
+        )
+    columns = array.reshape(len(array), -1)
+    names = [str(number) for number in range(1, columns.shape[1] + 1)]
+    values = columns[:, _choose(names, column, path)].astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        _number(str(values[wrong[0]]), f"{path}, row {wrong[0] + 1}")  # raises
+    return values
