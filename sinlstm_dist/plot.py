@@ -26,7 +26,7 @@ from sinlstm_dist.config import (
     load_config,
     parse_overrides,
 )
-from sinlstm_dist.job import datasets, describe_source
+from sinlstm_dist.job import datasets
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 from sinlstm_dist.report import show_text
@@ -86,7 +86,7 @@ def draw_windows(settings: Data, output: Path) -> None:
     example = "" if settings.noise else " (an example: these data have none)"
     panels = {"windows without noise": 0.0, f"with noise {noise:g}{example}": noise}
     if settings.source != SINE:
-        panels = {f"windows of {describe_source(settings)}": 0.0}
+        panels = {"windows of the series": 0.0}
     windows_picture(
         output,
         {
