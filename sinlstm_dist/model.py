@@ -58,7 +58,7 @@ class Predictor(nn.Module):
         num_layers: stacked LSTM layers.
         scaled: it learns from a series in units of the user's; see `predict`.
         fused: compute the recurrence with the compiled kernel, where `lstm.choose` says it can,
-            in place of torch's.
+            in place of torch's. On a GPU that is for `gradient.py`; `forward` is torch's there.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Predictor(nn.Module):
         Returns:
             (B, output_size).
         """
-        if self.fused:
+        if self.fused and inputs.is_cpu:
             weight_ih, weight_hh, bias_ih, bias_hh = self.rnn.all_weights[0]  # of its one layer
             outputs, _ = lstm.lstm(inputs, weight_ih, weight_hh, bias_ih, bias_hh, hidden0)
         else:

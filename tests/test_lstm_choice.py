@@ -17,7 +17,7 @@ SIZES = {"input_size": 1, "hidden_size": 5, "num_layers": 1}
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"device_type": "cuda"}, "device cuda"),
+        ({"device_type": "mps"}, "device mps"),
         ({"num_layers": 2}, "2 layers"),
         ({"hidden_size": 512}, "hidden size 512 > 64"),
     ],
@@ -26,6 +26,23 @@ def test_choice_says_why_not(change: dict[str, object], reason: str) -> None:
     arguments = {"device_type": "cpu", **SIZES, **change}
     assert lstm.choose("auto", **arguments) == lstm.Choice("torch", reason)
     with pytest.raises(ValueError, match=f'"fused" cannot be had with {reason}'):
+        lstm.choose("fused", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "obstacle"), [({"num_layers": 2}, "2 layers"), ({"hidden_size": 512}, "512 > 64")]
+)
+def test_a_gpu_gets_the_unmeasured_kernel_only_if_asked(
+    change: dict[str, object], obstacle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {**SIZES, "device_type": "cuda"}
+    measured = "device cuda, where the Triton kernel has not been measured"
+    assert lstm.choose("auto", **arguments) == lstm.Choice("torch", measured)
+    with pytest.raises(ValueError, match=obstacle):
+        lstm.choose("fused", **{**arguments, **change})
+    monkeypatch.setattr(sys, "path", [])  # nothing is found that has not been imported
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    with pytest.raises(ValueError, match=r"no Triton: .*pip install 'sinlstm-dist\[triton\]'"):
         lstm.choose("fused", **arguments)
 
 

@@ -478,7 +478,8 @@ def test_a_run_starts_without_what_it_does_not_need(tmp_path):
         "import sys\n"
         "from sinlstm_dist import train\n"
         "assert train.main(sys.argv[1:]) == 0\n"
-        "heavy = ('sympy', 'torch._dynamo', 'torch.distributed.tensor', 'pandas', 'matplotlib')\n"
+        "heavy = ('sympy', 'torch._dynamo', 'torch.distributed.tensor', 'pandas', 'matplotlib',\n"
+        "    'triton')\n"
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)\n"
     )
     arguments = launching.flags({**QUICK, "output.dir": tmp_path / "run"})

@@ -1,5 +1,7 @@
 """The LSTM recurrence as one differentiable operation: a compiled CPU kernel, chosen in one place.
 
+On a GPU there is a Triton kernel for the predictor's rows and totals, and nn.LSTM for the rest.
+
 `choose` says whether the kernel or torch.nn.LSTM's own path is used; `lstm` is the operation;
 `predictor_rows` and `predictor_totals` are a whole training or evaluation step of the predictor.
 

@@ -31,7 +31,7 @@ NUM_TOTALS = 3  # sum of squared errors, correct predictions, samples
 LEAST = 16  # rows and columns of the smallest matrices that tl.dot multiplies
 BLOCK = LEAST  # samples
 COLUMNS = 256  # of a row, added by one program
-# By padded hidden size, the fewest warps whose registers hold a program's matrices (for 64, nearly).
+# By padded hidden size: so many have the registers for a program's matrices (for 64, most of them).
 NUM_WARPS = {16: 2, 32: 8, 64: 16}
 WARPS_PER_PROCESSOR = 8  # with all the registers that they may have
 
@@ -49,7 +49,7 @@ def predictor(
     """The rows of `lstm.predictor_rows`, or only their last three columns; see there.
 
     Args:
-        windows: (B, W, D) float32, any strides.
+        windows: (B, W, D) float32, any strides, W at least 1.
         targets: (B, 1) float32.
         piece_sizes: samples of each piece; they add up to B.
         parameters: the six, of hidden size 64 at most.
@@ -61,7 +61,8 @@ def predictor(
         (len(piece_sizes), G + 3 or 3) float32 on the device of `windows`.
 
     Raises:
-        ValueError: `piece_sizes` do not add up.
+        ValueError: `piece_sizes` do not add up, a size is out of range, or a tensor is not float32
+            on the device of `windows`.
     """
     _check(windows, targets, parameters, out)
     (B, W, D), H = windows.shape, parameters[1].shape[1]
@@ -98,10 +99,11 @@ def _check(
                 f"a tensor is {tensor.dtype} on {tensor.device}: the Triton kernel needs "
                 f"torch.float32 on {windows.device}, as the windows"
             )
-    if parameters[1].shape[1] > MAX_HIDDEN_SIZE:
+    W, D, H = windows.shape[1], windows.shape[2], parameters[1].shape[1]
+    if not (W >= 1 and D >= 1 and 1 <= H <= MAX_HIDDEN_SIZE):
         raise ValueError(
-            f"weights have hidden size {parameters[1].shape[1]}: the Triton kernel needs a hidden "
-            f"size of at most {MAX_HIDDEN_SIZE}, so use torch.nn.LSTM"
+            f"window {W}, input size {D}, hidden size {H}: the Triton kernel needs at least 1 of "
+            f"each and a hidden size of at most {MAX_HIDDEN_SIZE}"
         )
 
 
@@ -132,7 +134,7 @@ def _most_programs(device: torch.device, num_warps: int) -> int:
     return processors * max(1, WARPS_PER_PROCESSOR // num_warps)
 
 
-def _jit(function):  # type: ignore[no-untyped-def]
+def _jit(function):
     """Compiled once for all pointers and sizes: code made for an alignment, or for a size of 1,
     might add in another order."""
     names = inspect.signature(function).parameters.keys() - function.__annotations__.keys()
