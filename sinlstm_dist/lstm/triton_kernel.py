@@ -5,6 +5,8 @@ step to a tape of its own, and goes back over it, computing the gates again rath
 them. Blocks' sums go to memory and are added in order by a second kernel: nothing is atomic, and
 which program computes a block changes nothing.
 
+Hidden sizes above 32 need 144 KB of shared memory, as A100 and H100 have it.
+
 Never run on a GPU so far: compiled for some, and run by Triton's interpreter on the CPU, as here:
 
     TRITON_INTERPRET=1 python -c "import torch; from sinlstm_dist.lstm import triton_kernel
@@ -33,6 +35,7 @@ BLOCK = LEAST  # samples
 COLUMNS = 256  # of a row, added by one program
 # By padded hidden size: so many have the registers for a program's matrices (for 64, most of them).
 NUM_WARPS = {16: 2, 32: 8, 64: 16}
+NUM_STAGES = 1  # reading ahead would take registers that there are not
 WARPS_PER_PROCESSOR = 8  # with all the registers that they may have
 
 
@@ -81,7 +84,7 @@ def predictor(
             _block_rows[(num_programs,)](
                 windows, *windows.stride(), targets, targets.stride(0), blocks, len(blocks),
                 *weights, tape, partials, width, W, D, H, tolerance, int(with_gradient),
-                BLOCK, features, units, num_warps=NUM_WARPS[units],
+                BLOCK, features, units, num_warps=NUM_WARPS[units], num_stages=NUM_STAGES,
             )  # fmt: skip
         if num_pieces:
             _piece_rows[(num_pieces, triton.cdiv(width, COLUMNS))](
