@@ -1,6 +1,7 @@
 """The benchmarks run and say what they measured; what they measure decides no test."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,12 @@ def test_a_picture_of_how_cost_grows(tmp_path: Path) -> None:
     printed = run("scaling.py", "--axes", "processes, 5,000 samples each", "--output", picture)
     assert printed.count("5,000 samples each") >= 1
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_measuring_a_gpu_says_that_there_is_none() -> None:
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py")],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr == "benchmarks/gpu.py measures a GPU, and torch finds none here\n"
