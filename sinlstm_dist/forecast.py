@@ -18,6 +18,7 @@ import numpy as np
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import KEYS, Config, ConfigError, Parser, add_key_flags, parse_overrides
 from sinlstm_dist.job import continuation
+from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.pictures import check_matplotlib, forecast_picture
 from sinlstm_dist.report import show_facts, show_table, show_text
 from sinlstm_dist.rollout import Cycle, by_cycle, roll_out
@@ -112,6 +113,8 @@ def _known(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    if not is_speaker():
+        return 0  # one process is enough
     return exit_code_of(functools.partial(_run, arguments))
 
 

@@ -1,7 +1,8 @@
 """A trained model's files, as a folder here or on the Hugging Face Hub holds them.
 
 Through huggingface_hub, which is imported when it is needed: it takes 0.2 s (2026-11). Its mixin
-for PyTorch is not used as a base class: it falls back to pickle and takes weights of another model.
+for PyTorch is not used as a base class: it falls back to files that hold code, and takes weights
+of another model.
 """
 
 import json

@@ -27,6 +27,7 @@ from sinlstm_dist.config import (
     parse_overrides,
 )
 from sinlstm_dist.job import datasets
+from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 from sinlstm_dist.report import show_text
@@ -128,6 +129,8 @@ def draw_run(path: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    if not is_speaker():
+        return 0  # one process is enough
     return exit_code_of(functools.partial(_run, arguments))
 
 

@@ -56,6 +56,13 @@ def test_ten_thousand_steps_read_each_value_once(trained_run, monkeypatch):
     assert len(reads) == 12 - 1 + 10_000  # the seed window's values, then the predictions
 
 
+def test_one_of_two_processes_does_it(trained_run, nursery, tmp_path):
+    alone = nursery.run([str(trained_run)], cwd=tmp_path, module="forecast")
+    both = nursery.run([str(trained_run)], cwd=tmp_path, processes=2, module="forecast")
+    assert both.codes == [0, 0], both.stderr
+    assert both.stdout == alone.stdout
+
+
 def test_a_picture_is_drawn(trained_run, tmp_path):
     for steps in ("1", "30", "2000"):
         file = tmp_path / f"{steps}.png"

@@ -240,7 +240,8 @@ def test_the_contract_s_files(tmp_path):
     assert run_main(run, **{"data.noise": 0.02}) == 0
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     assert names == {
-        "config.toml", "metrics.jsonl", "summary.json", "model.safetensors", "checkpoints",
+        "config.toml", "metrics.jsonl", "starts.jsonl", "summary.json", "model.safetensors",
+        "checkpoints",
     }  # fmt: skip
     config = tomli.loads((run / "config.toml").read_text())
     assert config["data"]["noise"] == 0.02
