@@ -115,11 +115,16 @@ def test_a_fault_turns_its_claim_red_and_no_other(nursery, tmp_path, fault):
     check_red(launch, tmp_path / "v.json", fault)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-@pytest.mark.parametrize("fault", FAULTS)
-def test_on_other_numbers_of_processes(nursery, tmp_path, request, fault, processes):
-    if not request.config.getoption("--full-verify") and (fault, processes) not in QUICK:
-        return
+def pytest_generate_tests(metafunc):
+    if "elsewhere" in metafunc.fixturenames:
+        every = [(fault, processes) for fault in FAULTS for processes in (1, 3)]
+        quick = [("dropped-gradient", 1), ("dies", 1)]
+        cases = every if metafunc.config.getoption("--full-verify") else quick
+        metafunc.parametrize("elsewhere", cases, ids=str)
+
+
+def test_on_other_numbers_of_processes(nursery, tmp_path, elsewhere):
+    fault, processes = elsewhere
     launch = run(nursery, tmp_path, "--inject", fault, processes=processes)
     if processes < FAULTS[fault].least_processes:
         assert launch.codes == [2]
@@ -127,9 +132,6 @@ def test_on_other_numbers_of_processes(nursery, tmp_path, request, fault, proces
         return
     assert launch.codes[:-1] == [1] * (processes - 1)
     check_red(launch, tmp_path / "v.json", fault)
-
-
-QUICK = {("dropped-gradient", 1), ("dies", 1)}
 
 
 def test_a_process_that_dies_is_named_in_a_table(waiting):
