@@ -52,3 +52,15 @@ def test_skypilot_s_run_block_starts_all_processes_of_a_machine(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert launching.summary(tmp_path / "run")["world_size"] == 2
+
+
+def test_the_readme_lists_every_file():
+    listed = (ROOT / "README.md").read_text()
+    for path in FILES:
+        folder = path.parent.name
+        globbed = folder in ("accelerate", "kubernetes")
+        assert (
+            f"`{folder}/" in listed
+            if globbed
+            else f"`{path.relative_to(ROOT / 'launch')}`" in listed
+        )

@@ -85,11 +85,15 @@ def test_a_job_goes_on_until_its_run_is_complete_and_never_after(cluster, tmp_pa
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == written
 
 
-def test_a_process_for_each_gpu_of_each_node(cluster, tmp_path, alone):
-    job = cluster.sbatch("--gpus-per-node=2", TRAIN, *launching.flags(BRIEF), cwd=tmp_path)
+@pytest.mark.parametrize(("options", "world_size"), [((), 2), (("--gpus-per-node=2",), 4)])
+def test_nodes_are_verified_first_when_asked(cluster, tmp_path, alone, options, world_size):
+    """With GPUs, a process for each of each node."""
+    job = cluster.sbatch(*options, TRAIN, *launching.flags(BRIEF), cwd=tmp_path, VERIFY="1")
     assert cluster.wait(job)["JobState"] == "COMPLETED", log(tmp_path, job)
-    assert "processes   4 on node1, node2" in log(tmp_path, job)
-    assert launching.summary(tmp_path / "run")["world_size"] == 4
+    verified, trained = (log(tmp_path, job).index(word) for word in ("verified in", "completed:"))
+    assert verified < trained
+    assert f"processes   {world_size} on node1, node2" in log(tmp_path, job)
+    assert launching.summary(tmp_path / "run")["world_size"] == world_size
     check_same(tmp_path / "run", alone(BRIEF))
 
 
