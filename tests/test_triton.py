@@ -42,14 +42,19 @@ def set_environment(environment: dict[str, str]) -> None:
 
 
 def compute(windows: Tensor, targets: Tensor, parameters: list[Tensor], **keywords: Any) -> Tensor:
+    """As training calls it on a GPU; the interpreter's tensors would go to the CPU's kernel."""
     from sinlstm_dist.lstm import triton_kernel
 
     weights = [p.to(DEVICE) for p in parameters]
     keywords = {"tolerance": 0.5, "with_gradient": True, **keywords}
     if "out" in keywords:
         keywords["out"] = keywords["out"].to(DEVICE)
-    rows = triton_kernel.predictor(
-        windows.to(DEVICE), targets.to(DEVICE), parameters=weights, **keywords
+    if DEVICE == "cuda":
+        function = lstm.predictor_rows if keywords.pop("with_gradient") else lstm.predictor_totals
+    else:
+        function = triton_kernel.predictor
+    rows = function(
+        windows=windows.to(DEVICE), targets=targets.to(DEVICE), parameters=weights, **keywords
     )
     return keywords.get("out", rows).cpu()
 

@@ -220,11 +220,11 @@ def _block_rows(
         tl.store(row + width - 1, num_samples.to(tl.float32))
 
         if with_gradient != 0:
-            slope = (2 * error)[:, None]
+            slope = (2 * error)[:, None]  # zero in idle lanes
             at_head = row + 4 * H * (D + H + 2)
             tl.store(at_head + unit, tl.sum(slope * h, axis=0), mask=is_unit)
             tl.store(at_head + H, tl.sum(2 * error))
-            dh = tl.where(is_sample[:, None], slope * head[None, :], 0.0)
+            dh = slope * head[None, :]
             dc = tl.zeros((LANES, UNITS), tl.float32)
             sum_x = tl.zeros((FEATURES, 4 * UNITS), tl.float32)
             sum_h = tl.zeros((UNITS, 4 * UNITS), tl.float32)
@@ -248,10 +248,10 @@ def _block_rows(
             tl.debug_barrier()  # before the next block is written over what is being read
             tl.store(row + at_x, sum_x, mask=is_x)
             tl.store(row + 4 * H * D + at_h, sum_h, mask=is_h)
-            at_bias = row + 4 * H * (D + H) + gate[None, :] + tl.zeros((FEATURES, 1), tl.int32)
-            is_bias = is_one[:, None] & is_gate[None, :]
-            tl.store(at_bias, sum_x, mask=is_bias)  # both biases have the same gradient
-            tl.store(at_bias + 4 * H, sum_x, mask=is_bias)
+            sum_bias = tl.sum(tl.where(is_one[:, None], sum_x, 0.0), axis=0)
+            at_bias = row + 4 * H * (D + H) + gate
+            tl.store(at_bias, sum_bias, mask=is_gate)  # both biases have the same gradient
+            tl.store(at_bias + 4 * H, sum_bias, mask=is_gate)
 
 
 @_jit
