@@ -4,16 +4,18 @@ sinlstm-dist compare runs/one runs/two
 sinlstm-dist compare runs/sweep-*
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sinlstm_dist.config import KEYS, ConfigError, Parser
-from sinlstm_dist.report import show_error, show_table
+from sinlstm_dist.command import exit_code_of
+from sinlstm_dist.config import KEYS, Parser
+from sinlstm_dist.launcher import is_speaker
+from sinlstm_dist.report import show_table
 from sinlstm_dist.run_folder import RunRecord, read_run
 
-BAD_FOLDER = 2
 NUMBERS = (
     "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",
     "seconds",
@@ -55,14 +57,16 @@ def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    return exit_code_of(functools.partial(_run, arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    if not is_speaker():
+        return 0  # one process is enough
     parser = Parser(prog="sinlstm_dist.compare", description="Show several runs in one table.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output.dir of a run")
-    try:
-        paths = parser.parse_args(arguments).runs
-        runs = [read_run(Path(path)) for path in paths]
-    except ConfigError as error:
-        show_error(str(error))
-        return BAD_FOLDER
+    paths = parser.parse_args(arguments).runs
+    runs = [read_run(Path(path)) for path in paths]
     differing = differing_keys(runs)
     rows = [_row(path, run, differing=differing) for path, run in zip(paths, runs, strict=True)]
     show_table(rows, numbers=NUMBERS)

@@ -254,9 +254,9 @@ def _sketch(targets: Sequence[float], predictions: Sequence[float]) -> Text:
 
 
 def _loss_curve(losses: Sequence[float]) -> str:
-    """`test loss 2.7e-01 █▅▃▁ 1.5e-03`"""
+    """`test loss (log scale) 2.7e-01 █▅▃▁ 1.5e-03`"""
     curve = sketch.spark(losses, width=SPARK_COLUMNS)
-    return f"test loss by epoch, log scale: {losses[0]:.1e} {curve} {losses[-1]:.1e}"
+    return f"test loss (log scale) {losses[0]:.1e} {curve} {losses[-1]:.1e}"
 
 
 HEAD = ("epoch", "step", "train loss", "train acc", "test loss", "test acc", "samples/s")

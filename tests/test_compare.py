@@ -81,3 +81,9 @@ def test_a_file_gets_plain_lines(runs):
     assert ended.returncode == 0, ended.stderr
     assert len(ended.stdout.splitlines()) == 4
     assert "\x1b" not in ended.stdout
+
+
+def test_one_process_of_several_speaks(runs, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert compare.main([str(runs / "a")]) == 0
+    assert capsys.readouterr() == ("", "")

@@ -122,7 +122,7 @@ def test_the_closing_table_has_the_best_epoch_and_the_baseline(capsys):
 def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
     tell(3)
     printed = capsys.readouterr().out
-    assert "\ntest loss by epoch, log scale: 1.0e-01 █▅▁ 1.0e-03\n" in printed
+    assert "\ntest loss (log scale) 1.0e-01 █▅▁ 1.0e-03\n" in printed
     tell(1)
     assert "by epoch" not in capsys.readouterr().out
 
