@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +27,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.runtime import World
 
-Row = Any  # numpy's array on the CPU, torch's tensor on a GPU: for what both do alike
+Rows = Any  # numpy's array on the CPU, torch's tensor on a GPU: for what both do alike
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,19 @@ class OrderedGradient:
             parameter.grad = part.view_as(parameter)
         most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
         self._rows = torch.zeros(most, self._width + metrics.NUM_TOTALS + 1, device=world.device)
+        self._own = self._rows[: len(plan.owned(plan.rank)), :-1]
         self._mean, self._stops = _light(self._gradient), _light(self._rows)[:, -1]
         self._pieces = _piece_rows(plan)
 
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
-        rows, sizes = self._rows, self._plan.piece_sizes(step)
         gradient_rows(
-            self._model, self._parameters, batch, piece_sizes=sizes, tolerance=self._tolerance,
-            num_threads=self._world.num_threads, out=rows[: len(sizes), :-1],
+            self._model, self._parameters, batch, piece_sizes=self._plan.piece_sizes(step),
+            tolerance=self._tolerance, num_threads=self._world.num_threads, out=self._own,
         )  # fmt: skip
         self._stops[:] = stop
-        gathered = _light(self._world.gather(rows))  # the step's one collective
-        total = tree_sum([gathered[row] for row in self._pieces])
+        gathered = _light(self._world.gather(self._rows))  # the step's one collective
+        total = tree_sum(gathered[self._pieces])
         self._mean[:] = total[: self._width] / self._plan.num_samples(step)
         squared_error, correct, samples, stops = total[self._width :].tolist()  # waits for a GPU
         return StepResult(Totals(squared_error, int(correct), int(samples)), stops > 0)
@@ -171,8 +172,8 @@ def evaluate(
     return Totals(squared_error, int(correct), int(samples))
 
 
-def gather_pieces(rows: torch.Tensor, *, plan: Plan, world: World) -> list[Row]:
-    """The rows of all pieces, in order of pieces.
+def gather_pieces(rows: torch.Tensor, *, plan: Plan, world: World) -> Rows:
+    """The rows (pieces, ...) of all pieces, in their order.
 
     Args:
         rows: (as many as rank 0 owns pieces, ...), this process's own first.
@@ -180,7 +181,7 @@ def gather_pieces(rows: torch.Tensor, *, plan: Plan, world: World) -> list[Row]:
     Collective: yes, one.
     """
     gathered = _light(world.gather(rows))
-    return [gathered[row] for row in _piece_rows(plan)]
+    return gathered[_piece_rows(plan)]
 
 
 def totals_rows(
@@ -204,18 +205,19 @@ def totals_rows(
     return torch.stack(rows)
 
 
-def tree_sum(rows: list[Row]) -> Row:
-    """The sum of `rows`, of one shape each, always added in the same order: neighbours first.
+def tree_sum(rows: Rows) -> Rows:
+    """The sum of `rows` (N, ...) over N, always added in the same order: neighbours first.
 
     Each pass adds rows 0 and 1, 2 and 3, ...; a last one without a neighbour waits for the next.
     """
-    while len(rows) > 1:
-        pairs = [left + right for left, right in zip(rows[::2], rows[1::2], strict=False)]
-        rows = pairs + rows[2 * len(pairs) :]
+    concatenate = np.concatenate if isinstance(rows, np.ndarray) else torch.cat
+    while (count := len(rows)) > 1:
+        pairs = rows[: count - 1 : 2] + rows[1::2]
+        rows = concatenate((pairs, rows[-1:])) if count % 2 else pairs
     return rows[0]
 
 
-def _light(tensor: torch.Tensor) -> Row:
+def _light(tensor: torch.Tensor) -> Rows:
     """The same memory for arithmetic on a few numbers, which numpy starts ten times faster."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
@@ -230,8 +232,8 @@ def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
     return ((w.clone(), t.clone()) for w, t in zip(windows, targets, strict=True))
 
 
-def _piece_rows(plan: Plan) -> list[int]:
+def _piece_rows(plan: Plan) -> np.ndarray:
     """Where each piece's row lies among the gathered: every process sends as many as rank 0."""
     most = len(plan.owned(0))
-    ranks = range(plan.world_size)
-    return [rank * most + row for rank in ranks for row in range(len(plan.owned(rank)))]
+    owned = (len(plan.owned(rank)) for rank in range(plan.world_size))
+    return np.concatenate([rank * most + np.arange(count) for rank, count in enumerate(owned)])

@@ -71,7 +71,9 @@ def build(config: Config, world: World) -> Job:
         weights: Tensors = {}
         world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
         model.load_state_dict(model.state_dict() | world.broadcast_tensors(weights))
-    optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
+    optimizer = SGD(
+        model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum, fused=True
+    )
     num_pieces = config.train.virtual_shards if ordered else world.size
     train_data, test_data = datasets(config.data)
     if model.scaling and isinstance(train_data, SeriesDataset):

@@ -143,8 +143,8 @@ def test_tree_sum_adds_neighbours_first(num_rows, order):
     def add(order):
         return rows[order] if isinstance(order, int) else add(order[0]) + add(order[1])
 
-    assert torch.equal(tree_sum(list(rows)), add(order))
-    assert tree_sum(list(rows.numpy())).tolist() == add(order).tolist()
+    assert torch.equal(tree_sum(rows), add(order))
+    assert tree_sum(rows.numpy()).tolist() == add(order).tolist()
     if num_rows > 3:  # so many float32 numbers tell one order of adding from another
         assert not torch.equal(add(order), sum(rows))
 

@@ -129,7 +129,7 @@ def test_what_would_change_the_bits(nursery: Nursery, tmp_path: Path) -> None:
     assert len(set(curves)) == len(curves)
 
 
-def one_after_the_other(rows: list[np.ndarray]) -> np.ndarray:
+def one_after_the_other(rows: np.ndarray) -> np.ndarray:
     """A sum as right as `tree_sum`'s, to the last bits."""
     total = rows[0]
     for row in rows[1:]:
