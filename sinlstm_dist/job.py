@@ -71,9 +71,7 @@ def build(config: Config, world: World) -> Job:
         weights: Tensors = {}
         world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
         model.load_state_dict(model.state_dict() | world.broadcast_tensors(weights))
-    optimizer = SGD(
-        model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum, fused=True
-    )
+    optimizer = new_optimizer(model, config)
     num_pieces = config.train.virtual_shards if ordered else world.size
     train_data, test_data = datasets(config.data)
     if model.scaling and isinstance(train_data, SeriesDataset):
@@ -263,6 +261,12 @@ def continuation(
     _, test = datasets(settings, scale)
     known = np.arange(min(steps, len(test)))
     return test[0][0][:, 0].numpy(), test[known][1][:, 0].numpy()
+
+
+def new_optimizer(model: Predictor, config: Config) -> SGD:
+    """The optimizer of a run."""
+    settings = config.optim
+    return SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum, fused=True)
 
 
 def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:

@@ -13,10 +13,9 @@ from torch.nn.utils import parameters_to_vector
 from sinlstm_dist.config import Config
 from sinlstm_dist.data import TEST_NOISE, TRAIN_NOISE, Batch, SineDataset, step_batches
 from sinlstm_dist.gradient import OrderedGradient
-from sinlstm_dist.job import Job
+from sinlstm_dist.job import Job, new_optimizer
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.optim import SGD
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.runtime import World
 from sinlstm_dist.verify.claim import Bench, Finding
@@ -145,7 +144,7 @@ def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> to
         world=cast(World, Alone(device=world.device, num_threads=world.num_threads)),
         tolerance=config.train.tolerance,
     )
-    optimizer = SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
+    optimizer = new_optimizer(model, config)
     rows = [flat(model)]
     for step, (windows, targets) in _whole_batches(config, num_steps):
         gradient((windows.to(world.device), targets.to(world.device)), step=step, stop=False)
