@@ -44,9 +44,7 @@ def show_error(message: str) -> None:
     """Print one error on standard error, a problem a line."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in message.splitlines():
-        console.print("[red]error:[/red]", line, markup=True) if console.is_terminal else (
-            console.print(f"error: {line}", markup=False)
-        )
+        console.print(Text.assemble(("error:", "red"), " ", line))
 
 
 def show_text(text: str) -> None:

@@ -127,7 +127,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"output.dir={self.path} is a file: choose a folder")
         try:
-            self._is_new = not self.path.exists()
+            is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             others = [entry.name for entry in self.path.iterdir()]
             if set(others) - {STOP} and not {CONFIG, LOCK} & set(others):
@@ -136,6 +136,7 @@ class RunFolder:
                 )
             self._lock = (self.path / LOCK).open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._is_new = is_new  # of two that start at once, only the one that has the lock
         except BlockingIOError as error:
             raise ConfigError(
                 f"output.dir={self.path} is in use by a run that has not ended: "
@@ -172,6 +173,7 @@ class RunFolder:
         """
         ended = self._ended_summary(toml)
         if ended and config["checkpoint"]["resume"] != "never":
+            (self.path / STOP).unlink(missing_ok=True)  # there is nothing to stop
             return {"state": None, "notes": [], "history": [], "summary": ended}
         notes: list[str] = []
         found = self._find_checkpoint(config["checkpoint"]["resume"], notes)
@@ -181,17 +183,22 @@ class RunFolder:
             self._check_continues(found, self._loaded.state, config, fingerprint)
             self._abandon_newer(found)
             history = found.resolve().parent.parent
+        else:
+            self._check_restarts(config, notes)
         state = self._loaded.state if self._loaded else None
         lines = _finished_epochs(history / METRICS, epochs=state["epoch"] if state else 0)
         if state and len(lines) < state["epoch"]:
             notes.append(f"{history / METRICS} lacks epochs of its run: they stay missing")
         self._is_open = True
         checkpoint.remove_leftovers(self.checkpoints)
+        # First of all what says that a run has ended: beside the new configuration it would say
+        # that all of that was done.
+        for stale in (SUMMARY, checkpoint.WEIGHTS):
+            (self.path / stale).unlink(missing_ok=True)
+        checkpoint.sync_folder(self.path)
         checkpoint.replace_synced(self.path / CONFIG, toml.encode())
         checkpoint.replace_synced(self.path / METRICS, b"".join(lines))
         self._note_start(step=state["step"] if state else 0)
-        for stale in (SUMMARY, checkpoint.WEIGHTS):
-            (self.path / stale).unlink(missing_ok=True)
         records = [json.loads(line) for line in lines]
         return {"state": state, "notes": notes, "history": records, "summary": None}
 
@@ -305,16 +312,28 @@ class RunFolder:
             if checkpoint.step_of(other) > checkpoint.step_of(folder):
                 checkpoint.set_aside(other, "abandoned")
 
+    def _check_restarts(self, config: dict[str, Any], notes: list[str]) -> None:
+        """Refuse to begin anew in the folder of another run that has something to lose."""
+        has_weights = (self.path / checkpoint.WEIGHTS).exists()
+        if not has_weights and not _finished_epochs(self.path / METRICS):
+            return
+        self._refuse_another(
+            load_config(self.path / CONFIG).model_dump(mode="json"), config, CONFIG
+        )
+        notes.append("there is no checkpoint to continue from: the run starts from its beginning")
+
+    def _refuse_another(self, before: Any, config: dict[str, Any], where: object) -> None:
+        if differing := changed_keys(before, config):
+            raise ConfigError(
+                f"output.dir={self.path} holds another run than this configuration: "
+                f"{', '.join(differing)} (in {where}); choose another output.dir, or the same "
+                "settings"
+            )
+
     def _check_continues(
         self, folder: Path, state: Mapping[str, Any], config: dict[str, Any], fingerprint: str
     ) -> None:
-        differing = changed_keys(state["config"], config)
-        if differing:
-            raise ConfigError(
-                f"output.dir={self.path} holds another run than this configuration: "
-                f"{', '.join(differing)} (in {folder}); choose another output.dir, or the same "
-                "settings"
-            )
+        self._refuse_another(state["config"], config, folder)
         epochs, trained = config["train"]["epochs"], state["epoch"] + bool(state["step_in_epoch"])
         if trained > epochs:
             raise ConfigError(

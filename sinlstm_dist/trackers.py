@@ -44,6 +44,15 @@ class Trackers:
         self._folder, self._note = folder, note
         self._trackers: dict[str, Any] = {}
 
+    def check(self) -> None:
+        """Refuse, before anything is changed, names that cannot be had.
+
+        Raises:
+            ConfigError: a tracker is unknown or is not installed.
+        """
+        for name in self._names:
+            _class_of(name)
+
     def start(
         self,
         *,
@@ -62,7 +71,7 @@ class Trackers:
             the run's identity.
 
         Raises:
-            ConfigError: a tracker is unknown, is not installed, or does not start.
+            ConfigError: a tracker does not start.
         """
         identity = identity or uuid.uuid4().hex
         values = {key: _plain(value) for key, value in hyperparameters.items()}
@@ -101,16 +110,7 @@ class Trackers:
         self._trackers = {}
 
     def _make(self, name: str, identity: str) -> Any:
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-        from accelerate.utils import LoggerType
-
-        if name not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
-            raise ConfigError(f"output.trackers={name} is unknown: Accelerate knows {known}")
-        if name in LoggerType.list() and LoggerType(name) not in get_available_trackers():
-            package = "'sinlstm-dist[tensorboard]'" if name == TENSORBOARD else name
-            raise ConfigError(f"output.trackers={name} is not installed: pip install {package}")
-        make = LOGGER_TYPE_TO_CLASS[name]
+        make = _class_of(name)
         place = [str(self._folder)] if make.requires_logging_directory else []
         if name == TENSORBOARD:
             for file in (self._folder / name).glob("events.out.tfevents.*"):
@@ -125,6 +125,19 @@ class Trackers:
         except Exception as error:  # whatever it is, in somebody's library: the run matters more
             del self._trackers[name]
             self._note(f"{name} is left out from here on: {error}")
+
+
+def _class_of(name: str) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+        raise ConfigError(f"output.trackers={name} is unknown: Accelerate knows {known}")
+    if name in LoggerType.list() and LoggerType(name) not in get_available_trackers():
+        package = "'sinlstm-dist[tensorboard]'" if name == TENSORBOARD else name
+        raise ConfigError(f"output.trackers={name} is not installed: pip install {package}")
+    return LOGGER_TYPE_TO_CLASS[name]
 
 
 def _plain(value: Any) -> bool | int | float | str:

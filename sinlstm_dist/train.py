@@ -115,6 +115,7 @@ class Training:
         """Claim the run folder and continue from the checkpoint that it holds, if any."""
         on_main = self.world.on_main
         on_main(self.run.claim)
+        on_main(self.trackers.check)
         found = on_main(
             self.run.begin,
             config=self.config.model_dump(mode="json"),

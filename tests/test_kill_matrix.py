@@ -198,6 +198,30 @@ def test_while_it_resumes(
             print(f"\n{do} while it resumes: survived {len(instants) + 1}")
 
 
+def test_while_a_complete_run_is_extended(
+    undisturbed: Undisturbed, nursery: Nursery, tmp_path: Path, capsys, *, is_full: bool
+) -> None:
+    """Killed when the folder is neither the short run's any more nor the long one's yet."""
+    short = nursery.wait(start(nursery, tmp_path, settings={"train.epochs": 1}))
+    assert short.codes == [0], short.stderr
+
+    def extend(name: str, **fault: object) -> Launch:
+        root = tmp_path / name
+        shutil.copytree(tmp_path / "run", root / "run")
+        fault = {**file_fault(root, at=0, do="count"), **fault}
+        return nursery.wait(start(nursery, root, faults=[fault]))
+
+    operations = extend("undisturbed").events()
+    begun = next(at for at, what in enumerate(operations) if what.endswith("starts.jsonl"))
+    instants = range(1, begun + 3)
+    for at in instants:
+        assert extend(str(at), at=at, do="kill").codes == [-signal.SIGKILL]
+        check_ends_as(undisturbed, nursery, tmp_path / str(at), processes=1)
+    with capsys.disabled():
+        if is_full:
+            print(f"\nkill while a complete run is extended: survived {len(instants)}")
+
+
 def test_again_and_again_at_each_step(
     undisturbed: Undisturbed, nursery: Nursery, tmp_path: Path
 ) -> None:

@@ -152,6 +152,13 @@ def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
     assert capsys.readouterr() == ("", f"error: one\nerror: {long}\n")
 
 
+def test_an_error_on_a_terminal_is_as_it_is_written_too(tmp_path):
+    (tmp_path / "bad.toml").write_text("[trian]\nepochs = 1\n")
+    written = on_terminal(["--config", "bad.toml"], cwd=tmp_path, columns=200, code=2)
+    assert "error:" in written
+    assert "unknown key trian: did you mean [train]?" in written
+
+
 def test_one_of_two_processes_writes(nursery, tmp_path):
     settings = {**launching.SMALL, "output.dir": "run"}
     ended = nursery.run(launching.flags(settings), cwd=tmp_path, processes=2)
@@ -208,7 +215,7 @@ def test_a_low_terminal_and_a_file_have_no_picture(capsys):
         account.end_training()
 
 
-def on_terminal(arguments: list[str], *, cwd: Path, columns: int) -> str:
+def on_terminal(arguments: list[str], *, cwd: Path, columns: int, code: int = 0) -> str:
     """All that a command writes to a terminal of so many columns."""
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
@@ -232,7 +239,7 @@ def on_terminal(arguments: list[str], *, cwd: Path, columns: int) -> str:
             if not read:
                 break
             written += read
-        assert process.wait(timeout=10) == 0, written.decode()
+        assert process.wait(timeout=10) == code, written.decode()
     finally:
         if process.poll() is None:
             process.kill()

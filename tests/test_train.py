@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -432,6 +433,46 @@ def test_a_folder_of_another_run_is_refused(tmp_path, capsys):
     message = refused(tmp_path / "run", capsys, **{"optim.lr": 0.5})
     assert "optim.lr was 0.01 and is 0.5" in message
     assert files(tmp_path / "run") == before
+
+
+def test_another_run_is_refused_where_no_checkpoint_is_left_too(tmp_path, capsys):
+    run_main(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = files(tmp_path / "run")
+    capsys.readouterr()
+    assert "train.seed was 0 and is 9" in refused(tmp_path / "run", capsys, **{"train.seed": 9})
+    assert files(tmp_path / "run") == before
+    assert run_main(tmp_path / "run", **{"train.epochs": 3}) == 0
+    assert "no checkpoint to continue from" in capsys.readouterr().out
+
+
+def test_a_misspelt_tracker_costs_a_finished_run_nothing(tmp_path, capsys):
+    run_main(tmp_path / "run")
+    before = files(tmp_path / "run")
+    capsys.readouterr()
+    message = refused(tmp_path / "run", capsys, **{"output.trackers": "tensorbord"})
+    assert "output.trackers=tensorbord is unknown" in message
+    assert files(tmp_path / "run") == before
+
+
+def test_of_two_that_start_at_once_the_second_leaves_the_folder_alone(tmp_path, monkeypatch):
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.claim()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", lambda path: False)  # it looked before the first made it
+        with pytest.raises(ConfigError, match="in use"):
+            second.claim()
+    second.close()
+    assert (tmp_path / "run").is_dir()
+    first.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_file_of_a_complete_run_is_not_kept_for_a_later_one(tmp_path, capsys):
+    run_main(tmp_path / "run")
+    (tmp_path / "run" / "STOP").touch()
+    assert run_main(tmp_path / "run") == 0
+    assert run_main(tmp_path / "run", **{"train.epochs": 3}) == 0
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path, capsys):
