@@ -24,6 +24,7 @@ from sinlstm_dist import plan as plans
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import (
     KEYS,
+    SINE,
     Config,
     ConfigError,
     Data,
@@ -131,7 +132,8 @@ class _Questions(Dataset[tuple[torch.Tensor, ...]]):
 
     def __init__(self, inputs: Windows, targets: Windows, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
-        self._first, self._period = settings.test_phase + settings.window, settings.period
+        phase = settings.test_phase if settings.source == SINE else 0.0
+        self._first, self._period = phase + settings.window, settings.period
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
         turns = (indices + self._first) / self._period

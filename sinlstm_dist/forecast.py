@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.config import KEYS, Config, ConfigError, Parser, add_key_flags, parse_overrides
+from sinlstm_dist.config import (
+    KEYS,
+    Config,
+    ConfigError,
+    Data,
+    Parser,
+    add_key_flags,
+    parse_overrides,
+)
 from sinlstm_dist.job import continuation
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.pictures import check_matplotlib, forecast_picture
@@ -62,6 +70,11 @@ def forecast(trained: Trained, *, steps: int) -> Forecast:
     window, truth, values = (scale.undo(part) for part in (window, truth, values))
     cycles = by_cycle(values[: len(truth)], truth, period=settings.period)
     return Forecast(window, values, truth, cycles, settings.period)
+
+
+def ten_cycles(settings: Data) -> int:
+    """Steps in ten cycles, at least one."""
+    return max(1, round(10 * settings.period))
 
 
 def draw(found: Forecast, path: Path) -> None:
@@ -134,7 +147,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.output:
         check_matplotlib()
     trained = read_trained(Path(options.path), overrides)
-    steps = round(10 * trained.config.data.period) if options.steps is None else options.steps
+    steps = ten_cycles(trained.config.data) if options.steps is None else options.steps
     if steps < 1:
         raise ConfigError(f"--steps {steps}: at least 1 is needed")
     found = forecast(trained, steps=steps)

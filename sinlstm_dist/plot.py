@@ -31,7 +31,7 @@ from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 from sinlstm_dist.report import show_text
-from sinlstm_dist.run_folder import RunRecord, read_run
+from sinlstm_dist.run_folder import SUMMARY, RunRecord, read_run
 from sinlstm_dist.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.trained import read_trained
 
@@ -121,10 +121,21 @@ def draw_run(path: Path) -> list[str]:
         draw_curves([path], path / CURVES)
         drawn.append(CURVES)
     if (path / WEIGHTS).exists():
-        steps = round(10 * run.config.data.period)
+        steps = forecast.ten_cycles(run.config.data)
         forecast.draw(forecast.forecast(read_trained(path), steps=steps), path / FORECAST)
         drawn.append(FORECAST)
     return drawn
+
+
+def draw_missing(path: Path) -> list[str]:
+    """As `draw_run`, but nothing if the pictures are newer than the end of the run.
+
+    Raises:
+        ConfigError: one cannot be written.
+    """
+    last, ended = path / FORECAST, path / SUMMARY
+    is_drawn = last.exists() and last.stat().st_mtime_ns >= ended.stat().st_mtime_ns
+    return [] if is_drawn else draw_run(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -96,16 +96,20 @@ class Series:
         """The scale of the train part, and of nothing later.
 
         Raises:
-            ConfigError: all its values are the same.
+            ConfigError: all its values are the same, or float32 does not hold their scale.
         """
         part = self.values[self.train_start : self.test_start]
-        scale = Scale(float(np.float32(part.mean())), float(np.float32(part.std())))
-        if scale.std == 0:
+        where = f"data.source={self.settings.source}: the {len(part)} values to train on"
+        if part.min() == part.max():
+            raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = (float(np.float32(number)) for number in (part.mean(), part.std()))
+        if not (math.isfinite(mean) and 0 < std < math.inf):
             raise ConfigError(
-                f"data.source={self.settings.source}: the {len(part)} values to train on are all "
-                f"{part[0]:g}: there is nothing to learn"
+                f"{where} lie between {part.min():g} and {part.max():g}, of which float32 holds no "
+                "mean and deviation: give them in another unit"
             )
-        return scale
+        return Scale(mean, std)
 
     def train(self, scale: Scale) -> SeriesDataset:
         """The train windows."""
@@ -165,6 +169,7 @@ def read_values(path: Path, column: str) -> np.ndarray:
     Args:
         path: .csv, .tsv or .txt with a line a time step, or .npy of one or two dimensions.
         column: its name, or its number from 1 where columns have no names; "" for the only one.
+            A first line in which all cells are words, or one is `column`, holds names.
 
     Returns:
         (N,) float64, all of them finite.
@@ -194,9 +199,10 @@ def _read_text(path: Path, column: str) -> np.ndarray:
     if not rows:
         raise ConfigError(f"data.source={path}: holds no values")
     _, first = rows[0]
-    has_names = not any(_is_number(cell) for cell in first)
-    names = first if has_names else [str(number) for number in range(1, len(first) + 1)]
-    index = _choose(names, column, path)
+    numbers = [str(number) for number in range(1, len(first) + 1)]
+    is_named = column in first and column not in numbers  # a year, for instance
+    has_names = is_named or not any(_is_number(cell) for cell in first)
+    index = _choose(first if has_names else numbers, column, path)
     cells = [(line, row[index] if index < len(row) else "") for line, row in rows[has_names:]]
     return np.array([_number(cell, f"{path}, row {line}") for line, cell in cells])
 

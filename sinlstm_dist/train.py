@@ -206,6 +206,7 @@ class Training:
                 "nothing was left to do: train.epochs continues this run, another output.dir "
                 "starts a new one"
             )
+            self._draw()
             return self.ended
         if not self.outcome:
             self._complete()
@@ -214,9 +215,7 @@ class Training:
         is_done = self.epoch >= self.config.train.epochs
         self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
         self.report.end(summary, baseline=baseline, folder=str(self.run.path), history=self.history)
-        if self.config.output.plots:
-            drawn = self.world.on_main(_draw_pictures, self.run.path)
-            self.report.note(f"pictures there: {', '.join(drawn)}")
+        self._draw()
         return summary
 
     def record_failure(self, error: Exception) -> None:
@@ -226,6 +225,13 @@ class Training:
         self.outcome, self.reason = "failed", str(error) or type(error).__name__
         with contextlib.suppress(OSError):
             self.run.record_failure(self._summary())
+
+    def _draw(self) -> None:
+        if not self.config.output.plots:
+            return
+        drawn = self.world.on_main(_draw_pictures, self.run.path, only_missing=bool(self.ended))
+        if drawn:
+            self.report.note(f"pictures there: {', '.join(drawn)}")
 
     def _start_trackers(self, *, has_checkpoint: bool) -> None:
         if not self.config.output.trackers:
@@ -336,10 +342,10 @@ def _check_pictures() -> None:
     check_matplotlib()
 
 
-def _draw_pictures(folder: Path) -> list[str]:
-    from sinlstm_dist.plot import draw_run
+def _draw_pictures(folder: Path, *, only_missing: bool) -> list[str]:
+    from sinlstm_dist.plot import draw_missing, draw_run
 
-    return draw_run(folder)
+    return draw_missing(folder) if only_missing else draw_run(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

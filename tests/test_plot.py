@@ -1,6 +1,7 @@
 """Pictures: what is on them, that their words are readable, and the command's errors."""
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +148,26 @@ def test_pictures_at_the_end_of_a_run_change_nothing_else(trained_run, tmp_path,
     assert all((tmp_path / "run" / name).read_bytes()[1:4] == b"PNG" for name in names)
     assert launching.weights_digest(tmp_path / "run") == launching.weights_digest(trained_run)
     assert launching.metrics(tmp_path / "run") == launching.metrics(trained_run)
+
+
+def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, nursery):
+    """Also of a period that ten cycles of are less than a step."""
+    settings = {**launching.SMALL, "train.epochs": 1, "output.dir": "run", "output.plots": "true"}
+    arguments = launching.flags({**settings, "data.period": 0.03})
+    picture = tmp_path / "run" / "forecast.png"
+
+    def says_drawn() -> bool:
+        ended = nursery.run(arguments, cwd=tmp_path)
+        assert ended.codes == [0], ended.stderr
+        assert picture.exists()
+        return "pictures there: " in ended.stdout
+
+    assert says_drawn()
+    assert not says_drawn()
+    picture.unlink()
+    assert says_drawn()
+    os.utime(picture, ns=(0, 0))  # of a run that was continued since
+    assert says_drawn()
 
 
 def test_pictures_that_cannot_be_drawn_are_refused_before_training(tmp_path, monkeypatch, capsys):

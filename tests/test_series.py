@@ -64,6 +64,9 @@ FILES = {
     "no names, one column": ("a.txt", "5\n7.5", ""),
     "semicolons, quotes and spaces": ("a.CSV", '"time" ; "load"\n1; 5\n2 ;7.5 \n\n', "load"),
     "tabs": ("a.tsv", "time\tload\n1\t5\n2\t7.5\n", "load"),
+    "a year for a name": ("a.csv", "date,2020\nmonday,5\ntuesday,7.5\n", "2020"),
+    "a year for the only name": ("a.csv", "2020\n5\n7.5\n", "2020"),
+    "a number that is no name": ("a.csv", "2,5\n3,7.5\n", "2"),
     "byte order mark and comment": ("a.csv", "\ufeff# theirs\n#\nload,b\n5,x\n7.5,\n", "load"),
 }
 
@@ -187,6 +190,27 @@ def test_too_short_and_constant_series_are_named(tmp_path):
         open_series(settings(tmp_path / "a.npy", window=6))
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_that_cannot_be_scaled_are_refused(train, tmp_path):
+    """0.1 has no exact mean, so that the deviation of equal values is not 0."""
+    cases = {
+        "102 values to train on are all 0.1": np.full(150, 0.1),
+        "1e+38 and 3e+39, of which float32 holds no mean": np.where(np.arange(150) % 2, 1e38, 3e39),
+        "-1e+308 and 1e+308, of which": np.where(np.arange(150) % 2, -1e308, 1e308),
+        "0 and 1e-60, of which": np.where(np.arange(150) % 2, 0, 1e-60),
+    }
+    for message, values in cases.items():
+        np.save(tmp_path / "a.npy", values)
+        keys = {"window": 12, "train_size": 90, "test_size": 31}
+        with pytest.raises(ConfigError) as caught:
+            open_series(settings(tmp_path / "a.npy", **keys)).fit()
+        assert message in str(caught.value)
+        assert f"data.source={tmp_path / 'a.npy'}" in str(caught.value)
+    ended = train({"data.source": "a.npy", "data.column": ""})
+    assert ended.codes == [2]
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_what_is_of_the_sine_alone_is_refused():
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"data.source": "a.csv", "data.noise": 0.1, "data.test_phase": 0})
@@ -264,6 +288,9 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     assert found.last_value.mean_error == pytest.approx(np.abs(np.diff(series)[-31:]).mean())
     ago = np.abs(series[-31:] - series[-51:-20]).mean()
     assert found.period_ago.mean_error == pytest.approx(ago, rel=1e-4)
+
+    sectors = (np.arange(12, 43) * 12 // 20) % 12  # of a target, counted from the test part on
+    assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
     windows_drawn = plot._windows(read_trained(Path("run")).config.data)
     for first, window, target in windows_drawn:
