@@ -145,7 +145,7 @@ class StepSampler(BatchSampler):
     """Yields the batches of an epoch: for each fetch, one a process: rank 0's, rank 1's, ...
 
     A fetch brings a process its shares of one or more steps, one behind the other, as many as
-    `steps_per_fetch` allows: fetching costs the same for a few samples as for a thousand. A batch
+    `FETCH_SAMPLES` allows: fetching costs the same for a few samples as for a thousand. A batch
     is a list of one array of indices, which the data set fetches at once.
 
     Accelerate deals batches out in turn, batch i to process i % world_size; so each process gets

@@ -14,6 +14,12 @@ LOCAL_RANK_VARIABLES = (
     "MV2_COMM_WORLD_LOCAL_RANK",
     "SLURM_LOCALID",
 )
+LOCAL_SIZE_VARIABLES = (
+    "LOCAL_WORLD_SIZE",
+    "MPI_LOCALNRANKS",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+)
 WORLD_SIZE_CHECK = "SINLSTM_DIST_WORLD_SIZE"  # a job script's own reckoning of the world
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 
@@ -42,7 +48,7 @@ def num_threads() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    local_world_size = _environment_int(("LOCAL_WORLD_SIZE",), default=1)
+    local_world_size = _environment_int(LOCAL_SIZE_VARIABLES, default=1)
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: one a nesting level
     return int(told) if told.isdigit() and int(told) else max(1, cores // local_world_size)
 

@@ -1,5 +1,6 @@
 """Ways to start: each trains as many processes as it says, or says which command does."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path
 def bare(monkeypatch):
     """An environment without a launcher's variables."""
     for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, launcher.WORLD_SIZE_CHECK,
+                 *launcher.LOCAL_SIZE_VARIABLES, "OMP_NUM_THREADS",
                  "MASTER_ADDR", "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -169,6 +171,24 @@ def test_a_world_that_the_job_script_did_not_reckon_with_is_refused(bare):
         launcher.check_launch()
     bare.setenv("WORLD_SIZE", "4")
     assert launcher.check_launch() == 4
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "LOCAL_WORLD_SIZE",
+        "MPI_LOCALNRANKS",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+    ],
+)
+def test_processes_of_a_node_share_its_cores(bare, variable):
+    bare.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
+    assert launcher.num_threads() == 12
+    bare.setenv(variable, "4")
+    assert launcher.num_threads() == 3
+    bare.setenv("OMP_NUM_THREADS", "5")
+    assert launcher.num_threads() == 5
 
 
 def test_no_launcher_means_one_process(bare):
