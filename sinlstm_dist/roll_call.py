@@ -42,6 +42,9 @@ class RunError(Exception):
     """The run cannot go on, for a reason that all processes know; exit code 1, no traceback."""
 
 
+TOLD_BY_RANK_0 = (f"{ConfigError.__name__}: ", f"{RunError.__name__}: ")
+
+
 class LostProcess(Exception):
     """Another process died, hangs, failed or cannot be reached.
 
@@ -142,7 +145,9 @@ class RollCall:
         alike = min((other for other, answer in answers.items() if answer == own), default=0)
         if isinstance(error, (ConfigError, RunError)) or (own and alike == self._rank):
             return error
-        return LostProcess(self._describe(answers, error), is_speaker=is_first)
+        # What is a sentence for people, the launcher's rank 0 has told by itself.
+        is_told = answers.get(0, "").startswith(TOLD_BY_RANK_0)
+        return LostProcess(self._describe(answers, error), is_speaker=is_first and not is_told)
 
     def _sign_in(self, timeout_s: float) -> tuple[dict[int, str], str]:
         """The hosts of those that are there, by rank, and `GO`, or why all stop before they go."""

@@ -12,7 +12,8 @@ A child can carry a fault, counted from its start:
 `of` is "file" (operations on files below the folder `below`) or what `_count_calls` knows; the
 fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half of what was
 not synced yet on disk), "full" (the disk), "limit BYTES" (no file may be larger), "signal NUMBER
-...", "hang", "raise", "stop_file" or "count" (nothing).
+...", "hang", "raise", "refuse" (a ConfigError),
+"stop_file" or "count" (nothing).
 """
 
 import contextlib
@@ -282,6 +283,10 @@ def _act(
         os.kill(os.getpid(), signal.SIGSTOP)
     if do == "raise":
         raise ValueError(fault.get("text", "a fault of the test"))
+    if do == "refuse":
+        from sinlstm_dist.config import ConfigError
+
+        raise ConfigError(fault.get("text", "a fault of the test"))
     if do == "stop_file":
         Path(fault["path"]).touch()
 

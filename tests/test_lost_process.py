@@ -121,6 +121,16 @@ def test_raises(nursery: Nursery, tmp_path: Path, failing: int) -> None:
     assert "it broke" in summary(tmp_path / "run")["reason"]
 
 
+@pytest.mark.parametrize(("failing", "codes"), [(0, [2, 1, 1]), (2, [1, 1, 2])])
+def test_one_refuses(nursery: Nursery, tmp_path: Path, failing: int, codes: list[int]) -> None:
+    """One line: its own, if it is the one that tells the user, or else one that names it."""
+    fault = {"rank": failing, "of": "step", "at": 5, "do": "refuse", "text": "bad input"}
+    launch = train(nursery, tmp_path, [fault])
+    assert launch.codes == codes
+    by_others = f"rank {failing} on {HOST} failed: ConfigError: "
+    assert launch.stderr == f"error: {by_others * (failing > 0)}bad input\n"
+
+
 def test_all_raise_alike(nursery: Nursery, tmp_path: Path) -> None:
     fault = {"of": "step", "at": 5, "do": "raise", "text": "it broke"}
     faults = [{"rank": rank, **fault} for rank in (0, 1, 2)]

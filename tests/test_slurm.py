@@ -106,6 +106,26 @@ def test_a_signal_before_the_first_step_is_kept_and_restarts_are_limited(cluster
     assert "MAX_RESTARTS=0 are used up" in log(tmp_path, job)
     assert launching.summary(tmp_path / "run")["step"] == 1
 
+    # The same signal to a start that fails: how the one before ended is not how this one did.
+    absent = {"HEAD_ADDRESS": "10.213.77.99", "START_TIMEOUT_S": "5", "MAX_RESTARTS": "0"}
+    job = cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path, **absent)
+    wait_for_log(tmp_path, job, "2 processes on 2 nodes")
+    cluster.command("scancel", "--signal=USR1", "--batch", job)
+    assert cluster.wait(job)["JobState"] == "FAILED"
+    assert "are used up" not in log(tmp_path, job)
+
+    # The STOP file that it left is the script's own, and stops no later start ...
+    stop = tmp_path / "run/STOP"
+    assert stop.exists()
+    taken = {"HEAD_PORT": str(slurm.SLURMD_PORT)}
+    cluster.wait(cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path, **taken))
+    assert not stop.exists()
+    # ... as a user's does, who made it while the job waited.
+    stop.touch()
+    job = cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path)
+    assert cluster.wait(job)["JobState"] == "FAILED"
+    assert "stopped: STOP file" in log(tmp_path, job)
+
 
 @pytest.mark.parametrize(
     ("variables", "message"),
