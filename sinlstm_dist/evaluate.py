@@ -220,9 +220,9 @@ def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
             "prediction": name,
             "loss": f"{quality.totals.loss:.4e}",
             "accuracy": f"{quality.totals.accuracy:.4f}",
-            "mean error": f"{quality.mean_error:.4f}",
+            "mean\nerror": f"{quality.mean_error:.4f}",
             "largest": f"{quality.largest.max():.4f}",
-            "model's / this": _ratio(evaluation.model.mean_error, quality.mean_error),
+            "model's\n/ this": _ratio(evaluation.model.mean_error, quality.mean_error),
         }
         for name, quality in named.items()
     ]
@@ -236,10 +236,10 @@ def by_position(evaluation: Evaluation) -> list[dict[str, str]]:
         {
             "target at": f"{i * width:>3}° to {(i + 1) * width:>3}°",
             "samples": f"{samples[i]:,.0f}",
-            "mean error": f"{model.errors[i] / samples[i]:.4f}",
+            "mean\nerror": f"{model.errors[i] / samples[i]:.4f}",
             "largest": f"{model.largest[i]:.4f}",
             "last value again": f"{last.errors[i] / samples[i]:.4f}",
-            "model's / this": _ratio(model.errors[i], last.errors[i]),
+            "model's\n/ this": _ratio(model.errors[i], last.errors[i]),
         }
         for i in range(SECTORS)
         if samples[i]

@@ -108,12 +108,12 @@ def growth(found: Forecast) -> list[dict[str, str]]:
         {
             "cycle": str(cycle.number or ""),
             "steps": f"{cycle.first:,} to {cycle.last:,}" if cycle.number else "1",
-            "mean error": f"{cycle.mean_error:.4f}",
+            "mean\nerror": f"{cycle.mean_error:.4f}",
             "largest": f"{cycle.largest:.4f}",
-            "last value held": f"{held[cycle.first - 1 : cycle.last].mean():.4f}",
+            "last\nheld": f"{held[cycle.first - 1 : cycle.last].mean():.4f}",
             "amplitude": _known(f"{cycle.amplitude:.3f}"),
-            "ahead by": _known(f"{cycle.phase:+.1f}°"),
-            "in steps": _known(f"{cycle.phase / 360 * found.period:+.2f}"),
+            "ahead\nby": _known(f"{cycle.phase:+.1f}°"),
+            "in\nsteps": _known(f"{cycle.phase / 360 * found.period:+.2f}"),
         }
         for cycle in found.cycles
         if cycle.number in listed

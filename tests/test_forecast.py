@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sinlstm_dist import forecast, pictures, rollout
+from sinlstm_dist import evaluate, forecast, pictures, rollout
 from sinlstm_dist.data import TEST_NOISE, SineDataset
 from sinlstm_dist.model import Predictor
 
@@ -35,6 +35,12 @@ def test_the_forecast_starts_from_the_first_test_window(trained_run, tmp_path, c
     assert float(listed[1][2]) == pytest.approx(errors[:60].mean(), abs=1e-4)
     assert "from the last 12 values alone" in printed
     assert printed.endswith(f"\nwritten: {file}\n")
+
+
+def test_tables_fit_80_columns(trained_run, capsys):
+    assert forecast.main([str(trained_run), "--steps", "600"]) == 0
+    assert evaluate.main([str(trained_run)]) == 0
+    assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 80
 
 
 def test_a_checkpoint_and_other_data_will_do(trained_run, capsys):
