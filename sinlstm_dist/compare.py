@@ -14,7 +14,7 @@ from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import KEYS, Parser
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.report import show_table
-from sinlstm_dist.run_folder import RunRecord, read_run
+from sinlstm_dist.run_folder import NoRun, RunRecord, read_run
 
 NUMBERS = (
     "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",
@@ -66,11 +66,28 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog="sinlstm_dist.compare", description="Show several runs in one table.")
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output.dir of a run")
     paths = parser.parse_args(arguments).runs
-    runs = [read_run(Path(path)) for path in paths]
-    differing = differing_keys(runs)
-    rows = [_row(path, run, differing=differing) for path, run in zip(paths, runs, strict=True)]
+    runs = [_read(Path(path)) for path in paths]
+    known = [run for run in runs if isinstance(run, RunRecord)]
+    if not known:
+        raise next(run for run in runs if isinstance(run, NoRun))
+    differing = differing_keys(known)
+    blank = dict.fromkeys(_row("", known[0], differing=()), "")
+    rows = [
+        _row(path, run, differing=differing)
+        if isinstance(run, RunRecord)
+        else {**blank, "run": path, "outcome": "no run"}
+        for path, run in zip(paths, runs, strict=True)
+    ]
     show_table(rows, numbers=NUMBERS)
     return 0
+
+
+def _read(path: Path) -> RunRecord | NoRun:
+    """A run, or why there is none: one folder of many should not cost the table."""
+    try:
+        return read_run(path)
+    except NoRun as none:
+        return none
 
 
 if __name__ == "__main__":

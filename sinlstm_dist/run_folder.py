@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,13 @@ METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     "STOP",
     ".lock",
 )
+
+
+FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+class NoRun(ConfigError):
+    """A folder that holds no run."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +92,58 @@ def read_run(path: Path) -> RunRecord:
     """Read a run folder, also that of a run that has not ended.
 
     Raises:
-        ConfigError: it holds no run, or a file of it cannot be read.
+        NoRun: it is a folder without a run.
+        ConfigError: it is no folder, or a file of it cannot be read.
     """
+    if not path.is_dir():
+        raise ConfigError(
+            f"{path} is not a run folder: it is no folder; name the output.dir of a run"
+        )
     if not (path / CONFIG).is_file():
-        what = f"has no {CONFIG}" if path.is_dir() else "is no folder"
-        raise ConfigError(f"{path} is not a run folder: it {what}; name the output.dir of a run")
+        raise NoRun(f"{path} is not a run folder: it has no {CONFIG}; name the output.dir of a run")
     config = load_config(path / CONFIG)
     try:
-        history = [json.loads(line) for line in _finished_epochs(path / METRICS)]
-        text = (path / SUMMARY).read_bytes() if (path / SUMMARY).exists() else None
-        summary = Summary(**json.loads(text)) if text is not None else None
+        with _written_by_us(path / METRICS):
+            history = [_figures(line) for line in _finished_epochs(path / METRICS)]
+        with _written_by_us(path / SUMMARY):
+            summary = _read_summary(path / SUMMARY)
+        resumed_after = _resumed_after(path / STARTS)
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path / SUMMARY} was not written by this program: {error}") from error
-    return RunRecord(config, history, summary, _resumed_after(path / STARTS))
+    return RunRecord(config, history, summary, resumed_after)
+
+
+@contextlib.contextmanager
+def _written_by_us(path: Path) -> Iterator[None]:
+    """Tell what is wrong with a file whose content is not as this program writes it."""
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{path} was not written by this program: {error}") from error
+
+
+def _figures(line: bytes) -> dict[str, Any]:
+    """A finished epoch's metrics."""
+    record = json.loads(line)
+    _check_numbers(record, FIGURES)
+    return dict(record)
+
+
+def _read_summary(path: Path) -> Summary | None:
+    if not path.exists():
+        return None
+    content = json.loads(path.read_bytes())
+    summary = Summary(**content)
+    _check_numbers(content, ("epochs", "step", "world_size", "wall_s"))
+    if not isinstance(summary.outcome, str):
+        raise TypeError("outcome is no text")
+    return summary
+
+
+def _check_numbers(record: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if not isinstance(record.get(key), int | float):
+            raise TypeError(f"{key} is no number")
 
 
 class RunFolder:
@@ -355,14 +399,16 @@ class RunFolder:
 def _resumed_after(path: Path) -> list[int]:
     """The steps in a starts.jsonl, but those of starts from the beginning and of torn lines."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    steps = [_number(line, "step") for line in lines]
+    with _written_by_us(path):
+        steps = [_number(line, "step") for line in lines]
     return sorted({step for step in steps if step > 0})
 
 
 def _finished_epochs(path: Path, *, epochs: float = math.inf) -> list[bytes]:
     """The lines of a metrics.jsonl up to and including epoch `epochs`; torn ones are left out."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if 1 <= _number(line, "epoch") <= epochs]
+    with _written_by_us(path):
+        return [line for line in lines if 1 <= _number(line, "epoch") <= epochs]
 
 
 def _number(line: bytes, key: str) -> int:

@@ -1,14 +1,20 @@
 """Several runs in one table, and a bad folder as one error."""
 
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import launching
 import pytest
 
 from sinlstm_dist import __main__, compare, train
+from sinlstm_dist.run_folder import Summary
 
+NO_TIME = json.dumps(
+    {**asdict(Summary("completed", "", 0, 0, {}, {}, 1, "cpu", "ordered", 0.0, {})), "wall_s": None}
+)
 QUICK = {**launching.SMALL, "train.epochs": 2}
 
 
@@ -54,10 +60,18 @@ def test_the_folder_is_no_difference(runs, capsys):
     ("content", "expected"),
     [
         (None, "is no folder"),
-        ({}, "has no config.toml"),
         ({"config.toml": "[train]\nepoch = 3\n"}, "did you mean train.epochs?"),
         ({"config.toml": "", "summary.json": "{}"}, "summary.json was not written by"),
         ({"config.toml": "", "summary.json": "{"}, "summary.json was not written by"),
+        ({"config.toml": "", "summary.json": "[]"}, "summary.json was not written by"),
+        ({"config.toml": "", "summary.json": NO_TIME}, "wall_s is no number"),
+        (
+            {"config.toml": "", "metrics.jsonl": '{"epoch": 1}\n'},
+            "metrics.jsonl was not written by",
+        ),
+        ({"config.toml": "", "metrics.jsonl": '{"epoch": Infinity}\n'}, "infinity to integer"),
+        ({"config.toml": "", "starts.jsonl": '{"step": Infinity}\n'}, "starts.jsonl was not"),
+        ({"config.toml": "", "starts.jsonl": None}, "starts.jsonl cannot be read: Is a directory"),
     ],
 )
 def test_a_bad_folder_is_one_error(runs, tmp_path, capsys, content, expected):
@@ -65,7 +79,7 @@ def test_a_bad_folder_is_one_error(runs, tmp_path, capsys, content, expected):
     if content is not None:
         bad.mkdir()
         for name, text in content.items():
-            (bad / name).write_text(text)
+            (bad / name).mkdir() if text is None else (bad / name).write_text(text)
     assert __main__.main(["compare", str(runs / "a"), str(bad)]) == 2
     streams = capsys.readouterr()
     assert streams.out == ""
@@ -73,6 +87,16 @@ def test_a_bad_folder_is_one_error(runs, tmp_path, capsys, content, expected):
     assert error.startswith("error: ")
     assert str(bad) in error
     assert expected in error
+
+
+def test_a_folder_without_a_run_is_a_row(runs, tmp_path, capsys):
+    """As `sweep/*/` may name one; nothing but such folders is an error."""
+    assert table(capsys, tmp_path, runs / "a")[0] == [str(tmp_path), "no", "run"]
+    assert compare.main([str(tmp_path), str(tmp_path)]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert len(streams.err.splitlines()) == 1
+    assert f"{tmp_path} is not a run folder: it has no config.toml" in streams.err
 
 
 def test_a_file_gets_plain_lines(runs):

@@ -288,6 +288,26 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(capsys):
 def test_a_json_file_that_cannot_be_is_refused_first(tmp_path, capsys):
     assert verify.main(["--json", str(tmp_path / "missing" / "v.json")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    assert verify.main(["--json", str(tmp_path)]) == 2
+    assert capsys.readouterr() == ("", f"error: --json {tmp_path} is a folder: name a file\n")
+
+
+def test_a_json_file_of_another_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    file = tmp_path / "v.json"
+    assert verify.main(["--json", str(file)]) == 2
+    assert capsys.readouterr() == (
+        "", f"error: --json {file} cannot be written: permission denied\n"
+    )  # fmt: skip
+
+
+def test_a_full_disk_does_not_cost_the_table(monkeypatch, capsys):
+    monkeypatch.setattr(command, "CLAIMS", CLAIMS[:1])
+    assert verify.main(["--json", "/dev/full"]) == 2
+    printed, errors = capsys.readouterr()
+    assert "World" in printed
+    assert "these processes train correctly" in printed
+    assert errors == "error: --json /dev/full cannot be written: No space left on device\n"
 
 
 def test_each_claim_but_those_of_no_fault_can_be_seen_red():

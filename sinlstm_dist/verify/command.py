@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -172,10 +173,22 @@ class Verification:
         for claim in CLAIMS[len(self.verdicts) :]:
             self.verdicts.append(Verdict(claim.name, "SKIP", f"not reached: {why}"))
 
-    def show(self, path: Path | None) -> None:
-        """Print the tables of collectives and of claims, and the verdict; to `path` as JSON."""
-        if path:
-            self._write(path)
+    def show(self, path: Path | None) -> bool:
+        """Print the tables of collectives and of claims, and the verdict; to `path` as JSON.
+
+        Returns:
+            Whether `path` could be written.
+        """
+        self._print()
+        try:
+            if path:
+                self._write(path)
+        except OSError as error:  # the disk has become full, for instance
+            show_error(f"--json {path} cannot be written: {error.strerror}")
+            return False
+        return True
+
+    def _print(self) -> None:
         figures = [for_people(row) for verdict in self.verdicts for row in verdict.figures]
         if figures:
             show_table(figures, numbers=figures[0])
@@ -249,8 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         fault = faults.find(options.inject) if options.inject else None
-        if options.json and not options.json.parent.is_dir():
-            raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
+        if options.json:
+            _check_writable(options.json)
     except ConfigError as error:
         if is_node_speaker():
             show_error(str(error))
@@ -271,9 +284,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if speaks:
             verification.show(options.json)
         raise
-    if speaks:
-        verification.show(options.json)
+    if speaks and not verification.show(options.json):
+        return BAD_ARGUMENTS
     return 0 if verification.passed else NOT_VERIFIED
+
+
+def _check_writable(path: Path) -> None:
+    """Raises ConfigError; changes nothing, as the process that writes may be another one."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ConfigError(f"--json {path} is a folder: name a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--json {path} cannot be written: permission denied")
 
 
 if __name__ == "__main__":
