@@ -14,7 +14,7 @@ from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import KEYS, Parser
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.report import show_table
-from sinlstm_dist.run_folder import NoRun, RunRecord, read_run
+from sinlstm_dist.run_record import NoRun, RunRecord, read_run
 
 NUMBERS = (
     "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",

@@ -31,7 +31,7 @@ from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 from sinlstm_dist.report import show_text
-from sinlstm_dist.run_folder import SUMMARY, RunRecord, read_run
+from sinlstm_dist.run_record import SUMMARY, RunRecord, read_run
 from sinlstm_dist.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.trained import read_trained
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from sinlstm_dist import sketch
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.run_folder import Summary
+from sinlstm_dist.run_record import Summary
 
 REFRESH_S = 0.1  # between updates of what is live, at least
 PATIENCE = 100  # times as long as an update took passes before the next: it takes 1 % at most

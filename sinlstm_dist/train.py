@@ -36,7 +36,8 @@ from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.report import Report, show_error, show_text
-from sinlstm_dist.run_folder import RunFolder, Summary
+from sinlstm_dist.run_folder import RunFolder
+from sinlstm_dist.run_record import Summary
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.trackers import Trackers

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sinlstm_dist import checkpoint
 from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.config import SINE, Config, ConfigError, override
-from sinlstm_dist.run_folder import read_run
+from sinlstm_dist.run_record import read_run
 from sinlstm_dist.runtime import World
 from sinlstm_dist.series import Scale
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from sinlstm_dist import report
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.report import HEAD, WIDTHS, Report, show_error
-from sinlstm_dist.run_folder import Summary
+from sinlstm_dist.run_record import Summary
 
 FACTS = {"processes": "2 on here", "run folder": "runs/x"}
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(\x07|\x1b\\))")
