@@ -42,12 +42,14 @@ class Parts:
         build: `job.build`.
         evaluate: `gradient.evaluate`.
         run_folder: `run_folder.RunFolder`.
+        world: what the processes say to each other through, made from the one they have joined.
     """
 
     settings: Callable[..., Config] = settings
     build: Callable[[Config, World], Job] = build
     evaluate: Callable[..., Totals] = evaluate
     run_folder: Callable[[Path], RunFolder] = RunFolder
+    world: Callable[[World], World] = lambda world: world
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ class Verification:
                 f"--inject needs {self._fault.least_processes} processes for this fault, and there "
                 f"is {world.size}: {self._fault.what}"
             )
-        bench = Bench(world, self._fault.parts() if self._fault else Parts())
+        parts = self._fault.parts() if self._fault else Parts()
+        bench = Bench(parts.world(world), parts)
         for claim in CLAIMS:
             self._claim_started = time.perf_counter()
             self.verdicts.append(self._verdict(claim, bench))

@@ -31,6 +31,8 @@ from sinlstm_dist.verify.claim import Parts, settings
 
 SLEEP_S = 0.01  # a step; longer than a step's arithmetic
 FLIPS_AT, DIES_AT = 10, 5  # calls of a gradient
+SLOWED = 1e-3  # the learning rate
+LARGE_BYTES = 1 << 20  # far above what training this model sends
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,30 @@ def _die(job: Job, call: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DamagingWorld(World):
+    """A world in which the last value of a large message arrives damaged at the last process."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.accelerator, hosts=world.hosts)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """See World."""
+        return self._damaged(super().sum(values))
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """See World."""
+        return self._damaged(super().gather(rows))
+
+    def broadcast(self, values: torch.Tensor) -> torch.Tensor:
+        """See World."""
+        return self._damaged(super().broadcast(values))
+
+    def _damaged(self, values: torch.Tensor) -> torch.Tensor:
+        if _is_last(self) and values.nbytes >= LARGE_BYTES:
+            values[-1] += 1
+        return values
+
+
 class TwiceLoader:
     """A loader whose first sample comes again in the second's place."""
 
@@ -161,6 +187,14 @@ def _draw_twice() -> Parts:
 def _other_seed() -> Parts:
     def settings_broken(world: World, **changed: object) -> Config:
         return settings(world, **{"train__seed": int(_is_last(world)), **changed})
+
+    return Parts(settings=settings_broken)
+
+
+def _slow_learning() -> Parts:
+    def settings_broken(world: World, **changed: object) -> Config:
+        config = settings(world, **changed)
+        return settings(world, **changed, optim__lr=config.optim.lr * SLOWED)
 
     return Parts(settings=settings_broken)
 
@@ -192,16 +226,20 @@ class StaleFolder(RunFolder):
 
 WEIGHTS = "Gradients and weights"
 FAULTS = {
+    "other-seed": Fault(
+        "a process has another train.seed", "World", _other_seed, least_processes=2
+    ),
+    "damaged-message": Fault(
+        "messages of a megabyte and more arrive with a wrong value", "Collectives",
+        lambda: Parts(world=DamagingWorld), least_processes=2,
+    ),
+    "sample-twice": Fault("a sample is drawn twice, and another never", "Data", _draw_twice),
     "dropped-gradient": Fault(
         "a process's gradient is lost on its way", WEIGHTS, _after_step(_drop_gradient)
     ),
     "scaled-gradient": Fault(
         "the gradient is multiplied by the number of processes",
         WEIGHTS, _after_step(_scale_gradient), least_processes=2,
-    ),
-    "sample-twice": Fault("a sample is drawn twice, and another never", "Data", _draw_twice),
-    "other-seed": Fault(
-        "a process has another train.seed", "World", _other_seed, least_processes=2
     ),
     "flipped-bit": Fault("a bit of one process's weights flips", WEIGHTS, _before_step(_flip_bit)),
     "averaged-metrics": Fault(
@@ -211,6 +249,10 @@ FAULTS = {
     "stale-checkpoint": Fault(
         "a run resumes with the weights of an older checkpoint", "Checkpoint",
         lambda: Parts(run_folder=StaleFolder),
+    ),
+    "slow-learning": Fault(
+        f"all processes have a learning rate of {SLOWED:g} times what was meant", "Learning",
+        _slow_learning,
     ),
     "sleeps": Fault(
         f"a process sleeps {SLEEP_S:g} s in each step", "Speed", _before_step(_sleep),
