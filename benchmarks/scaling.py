@@ -2,11 +2,13 @@
 
 python benchmarks/scaling.py --output scaling.png --json scaling.json
 
-Every point is a run of the ordinary command, one thread a process. The figure is the samples a
-second of its fastest epochs: whatever else the machine does only ever slows one down.
+Every point is a run of the ordinary command, one thread a process, and its figure the samples a
+second of the median epoch. The points of an axis are measured in turn, several rounds of them; the
+table has the median round, and the least and greatest.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -19,8 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SAMPLES = 400_000  # trained for a point, in at least two epochs
-FASTEST = 3  # epochs that count
+SAMPLES = 400_000  # trained for a point, in at least three epochs, of which the first is left out
 
 Point = tuple[float, int, dict[str, Any]]  # place on the axis, processes, settings
 
@@ -37,7 +38,8 @@ def axes() -> dict[str, list[Point]]:
         "processes, batch 100": [(n, n, {"train.global_batch_size": 100}) for n in (1, 2)],
         "processes, batch 10,000": [(n, n, large) for n in (1, 2)],
         "processes, 5,000 samples each": [
-            (n, n, {"train.global_batch_size": 5000 * n}) for n in (1, 2)
+            (n, n, {"train.global_batch_size": 5000 * n, "data.train_size": 50_000 * n})
+            for n in (1, 2)
         ],
     }
 
@@ -48,7 +50,7 @@ def samples_per_s(processes: int, settings: dict[str, Any]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             **settings,
-            "train.epochs": max(2, SAMPLES // size),
+            "train.epochs": max(3, SAMPLES // size),
             "output.dir": f"{folder}/run",
         }
         flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
@@ -60,11 +62,10 @@ def samples_per_s(processes: int, settings: dict[str, Any]) -> float:
         if ended.returncode:
             sys.exit(f"{' '.join(command)}\n{ended.stderr}")
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-    rates = sorted((json.loads(line)["samples_per_s"] for line in lines), reverse=True)
-    return statistics.mean(rates[:FASTEST])
+    return statistics.median(json.loads(line)["samples_per_s"] for line in lines[1:])
 
 
-def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
+def draw(found: dict[str, dict[float, list[float]]], path: Path) -> None:
     """One small picture an axis, both of its scales logarithmic."""
     import matplotlib
 
@@ -76,7 +77,8 @@ def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
         -(-len(found) // columns), columns, figsize=(12, 5.5), layout="constrained", sharey=True
     )
     for axes, (name, points) in zip(grid.flat, found.items(), strict=False):
-        places, rates = zip(*points, strict=True)
+        places = list(points)
+        rates = [statistics.median(rounds) for rounds in points.values()]
         axes.plot(places, rates, marker="o", color="#0072b2")
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.grid(which="major", alpha=0.3)
@@ -94,19 +96,24 @@ def main() -> None:
     parser.add_argument("--axes", nargs="*", choices=axes(), default=list(axes()))
     parser.add_argument("--output", type=Path, help="draw the picture here (needs matplotlib)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     console = Console()
-    table = Table("axis", "at", "samples a second", "against the first")
-    found: dict[str, list[tuple[float, float]]] = {}
+    table = Table("axis", "at", "samples a second (min-max)", "against the first")
+    found: dict[str, dict[float, list[float]]] = {}  # a rate each round, by axis and place
     with console.status("") as status:
-        for name in options.axes:
+        for name, number in itertools.product(options.axes, range(options.rounds)):
             for place, processes, settings in axes()[name]:
-                status.update(f"{name}: {place:,}")
-                rate = samples_per_s(processes, settings)
-                points = found.setdefault(name, [])
-                points.append((place, rate))
-                table.add_row(name, f"{place:,}", f"{rate:,.0f}", f"{rate / points[0][1]:.2f}")
-            table.add_section()
+                status.update(f"{name}: {place:,}, round {number + 1}")
+                rates = found.setdefault(name, {}).setdefault(place, [])
+                rates.append(samples_per_s(processes, settings))
+    for name, points in found.items():
+        first = next(iter(points.values()))
+        for place, rates in points.items():
+            ratios = [rate / other for rate, other in zip(rates, first, strict=True)]
+            spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
+            table.add_row(name, f"{place:,}", spread, f"{statistics.median(ratios):.2f}")
+        table.add_section()
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
