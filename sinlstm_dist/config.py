@@ -304,10 +304,11 @@ def add_config_flags(parser: Parser) -> None:
 def add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
     """Give `parser` a flag for each of these keys."""
     for section, model in SECTIONS.items():
+        wanted = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in keys}
+        if not wanted:
+            continue
         group = parser.add_argument_group(section, model.__doc__)
-        for key, field in model.model_fields.items():
-            if f"{section}.{key}" not in keys:
-                continue
+        for key, field in wanted.items():
             is_choice = get_origin(field.annotation) is Literal
             group.add_argument(
                 f"--{section}.{key}",

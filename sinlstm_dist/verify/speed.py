@@ -39,7 +39,7 @@ def check_speed(bench: Bench) -> Finding:
     measured = f"{sum(usual) / len(usual):,.0f} samples/s a process"
     if len(usual) > 1:
         measured += f", the slowest {usual[slowest]:,.0f} ({bench.name(slowest)})"
-    measured += f"; together {BATCH / median(whole_s):,.0f} samples/s"
+    measured += f"; together, waiting included, {BATCH / median(whole_s):,.0f} samples/s"
     return Finding(measured, problems)
 
 

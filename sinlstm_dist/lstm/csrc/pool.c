@@ -1,7 +1,7 @@
 /* A small pool of threads that share out the items of one call.
  *
- * Training calls every few hundred microseconds: a worker spins that long for its next call and
- * then sleeps, so an idle process uses no CPU. Publishing a call offers *seats*; a worker that
+ * Training calls every few hundred microseconds, with a test and some files between two epochs: a
+ * worker spins that long for its next call and then sleeps, so an idle process uses no CPU. Publishing a call offers *seats*; a worker that
  * wakes takes one, and the caller withdraws those left when its own items are done. So a caller
  * waits only for workers that began, never for one to wake up.
  */
@@ -16,7 +16,7 @@
 #include <time.h>
 
 #define MAX_WORKERS 255
-#define SPIN_NS 200000
+#define SPIN_NS 1000000
 #define SPINS_PER_CLOCK 32 /* reading the clock is not free */
 
 static struct {
