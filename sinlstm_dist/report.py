@@ -34,12 +34,6 @@ QUIET_S = 30.0  # a file never waits longer for a sign of life
 FILE_WIDTH = 100  # columns where there is no terminal to ask
 
 
-def flush() -> None:
-    """Bring out all that was printed, for a process that is about to end at once."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-
-
 def show_error(message: str) -> None:
     """Print one error on standard error, a problem a line."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -6,10 +6,12 @@ Everything that processes say to each other goes through a `World`, which is Acc
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import socket
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -24,6 +26,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast,
 )
+from torch import nn
 
 from sinlstm_dist import launcher
 from sinlstm_dist.config import ConfigError
@@ -44,6 +47,27 @@ class World:
         self.device: torch.device = accelerator.device
         self.hosts = hosts  # by rank
         self.num_threads = launcher.num_threads()
+        self._prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def prepare_model(self, model: nn.Module, *, data_parallel: bool) -> nn.Module:
+        """The model on this process's device, and in Accelerate's data-parallel wrapper if asked.
+
+        Collective: yes.
+        """
+        # Left to decide whether it should go there, Accelerate imports DTensor for an answer: 0.6 s
+        prepared: nn.Module = self.accelerator.prepare_model(
+            model, device_placement=True, evaluation_mode=not data_parallel
+        )
+        self._prepared.add(prepared)
+        return prepared
+
+    def let_go(self) -> None:
+        """Take from data-parallel wrappers what keeps this process's connections open: they may
+        live longer than the world, and others would wait for a process that has left it.
+        """
+        for model in self._prepared:
+            for part in ("reducer", "logger", "process_group"):
+                vars(model).pop(part, None)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """All processes' rows, in order of rank.
@@ -183,8 +207,9 @@ def join_world(
     )
     try:
         with _accelerator(timeout_s=timeout_s, one_thread=one_thread, meant=meant) as accelerator:
+            world = World(accelerator, hosts=roll_call.hosts)
             try:
-                yield World(accelerator, hosts=roll_call.hosts)
+                yield world
                 accelerator.wait_for_everyone()  # leaving a group that others use aborts them
             except Exception as error:
                 roll_call.report(error)
@@ -192,6 +217,8 @@ def join_world(
                 # so keep those in the dark who wait for this process and not for the lost one.
                 traceback.clear_frames(error.__traceback__)
                 raise
+            finally:
+                world.let_go()
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:
@@ -208,6 +235,10 @@ def _accelerator(*, timeout_s: float, one_thread: bool, meant: int) -> Iterator[
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         _make_cuda_deterministic()
+    if meant > 1:
+        # Its functions have the group of all processes as default values: imported after joining,
+        # as by torch's data-parallel wrapper, they would keep its threads and connections forever.
+        importlib.import_module("torch.distributed.nn.functional")
     accelerator = Accelerator(
         cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
         mixed_precision="no",  # and not what an environment variable says: float32 throughout,

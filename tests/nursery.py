@@ -335,7 +335,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     from sinlstm_dist import checkpoint, gradient, roll_call, train
 
     watched = {
-        "step": [(gradient.OrderedGradient, "__call__")],
+        "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],
         "evaluate": [(train, "evaluate")],
         "save": [(checkpoint, "_files")],
         "build": [(train, "build")],

@@ -83,12 +83,10 @@ def test_one_of_five_is_named_alone(nursery: Nursery, tmp_path: Path) -> None:
     assert launch.stderr == f"error: rank 3 on {HOST} died, hangs or cannot be reached\n"
 
 
-def test_all_learn_of_it_at_once(nursery: Nursery, tmp_path: Path) -> None:
-    """Those who leave close their connections, so that those who wait for them leave too.
-
-    With "ddp" they do not: torch's reducer keeps the connections until the process has ended.
-    """
-    settings = {**SETTINGS, "train.timeout_s": 600}
+@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
+def test_all_learn_of_it_at_once(nursery: Nursery, tmp_path: Path, reduction: str) -> None:
+    """Those who leave close their connections, so that those who wait for them leave too."""
+    settings = {**SETTINGS, "train.timeout_s": 600, "train.reduction": reduction}
     survivors = (0, 1, 2, 4)
     faults = [{"rank": 3, "of": "step", "at": 5, "do": "kill"}]
     faults += [{"rank": rank, "of": "leave", "at": 0, "do": "count"} for rank in survivors]
