@@ -4,7 +4,7 @@ python benchmarks/scaling.py --output scaling.png --json scaling.json
 
 Every point is a run of the ordinary command, one thread a process, and its figure the samples a
 second of the median epoch. The points of an axis are measured in turn, several rounds of them; the
-table has the median round, and the least and greatest.
+table has the median round, the least and greatest, and the ratio to the axis's first point.
 """
 
 import argparse
@@ -71,6 +71,7 @@ def draw(found: dict[str, dict[float, list[float]]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     columns = 4
     figure, grid = pyplot.subplots(
@@ -80,10 +81,11 @@ def draw(found: dict[str, dict[float, list[float]]], path: Path) -> None:
         places = list(points)
         rates = [statistics.median(rounds) for rounds in points.values()]
         axes.plot(places, rates, marker="o", color="#0072b2")
-        axes.set(xscale="log", yscale="log", xlabel=name)
+        scale = "linear" if name.startswith("processes") else "log"
+        axes.set(xscale=scale, yscale="log", xticks=places, xlabel=name)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.minorticks_off()
         axes.grid(which="major", alpha=0.3)
-        if name.startswith("processes"):
-            axes.set(xscale="linear", xticks=places)
     for axes in list(grid.flat)[len(found) :]:
         axes.remove()
     figure.supylabel("samples a second")
@@ -99,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     console = Console()
-    table = Table("axis", "at", "samples a second (min-max)", "against the first")
+    table = Table("axis", "at", "1000 samples/s (min-max)", "ratio")
     found: dict[str, dict[float, list[float]]] = {}  # a rate each round, by axis and place
     with console.status("") as status:
         for name, number in itertools.product(options.axes, range(options.rounds)):
@@ -111,7 +113,8 @@ def main() -> None:
         first = next(iter(points.values()))
         for place, rates in points.items():
             ratios = [rate / other for rate, other in zip(rates, first, strict=True)]
-            spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
+            least, usual, most = (f(rates) / 1000 for f in (min, statistics.median, max))
+            spread = f"{usual:,.0f} ({least:,.0f}-{most:,.0f})"
             table.add_row(name, f"{place:,}", spread, f"{statistics.median(ratios):.2f}")
         table.add_section()
     console.print(table)

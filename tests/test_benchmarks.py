@@ -28,9 +28,19 @@ def test_a_peer_beside_this_package(tmp_path: Path) -> None:
 
 def test_a_picture_of_how_cost_grows(tmp_path: Path) -> None:
     picture = tmp_path / "scaling.png"
-    printed = run("scaling.py", "--axes", "processes, 5,000 samples each", "--output", picture)
+    axis = "processes, 5,000 samples each"
+    printed = run("scaling.py", "--rounds", 1, "--axes", axis, "--output", picture)
     assert printed.count("5,000 samples each") >= 1
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_a_step_should_cost_beside_what_it_costs(tmp_path: Path) -> None:
+    found = tmp_path / "model.json"
+    printed = run("cost_model.py", "--processes", 2, "--json", found)
+    assert "foretold" in printed
+    rows = json.loads(found.read_text())
+    assert {row["reduction"] for row in rows} == {"ordered", "ddp"}
+    assert all(0 < row["exchange_ms"] < row["foretold_ms"] for row in rows)
 
 
 def test_measuring_a_gpu_says_that_there_is_none() -> None:

@@ -1,0 +1,170 @@
+"""Does a step cost what the README's formula says? Milliseconds, foretold and measured.
+
+python benchmarks/cost_model.py
+python benchmarks/cost_model.py --processes 1 2 --json model.json
+
+A step is foretold as `own(B/P) + exchange`: what a process needs for its share of the batch, which
+one process that does only that share needs too, and its collectives, which cost the same when the
+processes do nothing else. More processes than cores take turns: there the first is multiplied by
+P / cores.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REDUCTIONS = ("ordered", "ddp")
+HIDDEN_SIZES = (5, 64)  # 166 and 17,217 parameters
+BATCHES = (100, 1000)
+STEPS = 40
+PIECES = 8  # of a batch, whatever shares them out
+
+
+def median_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of a call."""
+    times = []
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)
+
+
+def measure_here(path: Path, *, share_of: int) -> None:
+    """In each process of a world: what steps and bare collectives cost; rank 0 writes them.
+
+    Args:
+        share_of: the step is that of one process of so many, with a share of batch and pieces.
+    """
+    import torch
+
+    from sinlstm_dist import metrics
+    from sinlstm_dist.config import load_config
+    from sinlstm_dist.data import step_batches
+    from sinlstm_dist.job import build
+    from sinlstm_dist.runtime import World, join_world
+
+    def exchange_ms(world: World, *, reduction: str, parameters: int) -> float:
+        if world.size == 1:
+            return 0.0
+        if reduction == "ordered":
+            rows = torch.zeros(-(-PIECES // world.size), parameters + metrics.NUM_TOTALS + 1)
+            return median_ms(lambda: world.gather(rows))
+        gradient, totals = torch.zeros(parameters), torch.zeros(4).double()
+        return median_ms(lambda: (world.sum(gradient), world.sum(totals)))
+
+    def step_ms(world: World, *, reduction: str, hidden_size: int, batch: int) -> tuple[float, int]:
+        settings = {
+            "train.reduction": reduction,
+            "train.global_batch_size": batch // share_of,
+            "train.virtual_shards": PIECES // share_of,
+            "model.hidden_size": hidden_size,
+            "data.train_size": batch,
+        }
+        job = build(load_config(overrides=settings), world)
+        step, share = next(iter(step_batches(job.train_loader, job.train_plan)))
+
+        def one_step() -> None:
+            job.gradient(share, step=step, stop=False)
+            job.optimizer.step()
+
+        one_step()
+        return median_ms(one_step), sum(p.numel() for p in job.model.parameters())
+
+    rows = []
+    with join_world(timeout_s=120, one_thread=True) as world:
+        for reduction, hidden_size, batch in itertools.product(REDUCTIONS, HIDDEN_SIZES, BATCHES):
+            step, parameters = step_ms(
+                world, reduction=reduction, hidden_size=hidden_size, batch=batch
+            )
+            row = {
+                "reduction": reduction,
+                "parameters": parameters,
+                "batch": batch,
+                "step_ms": step,
+            }
+            row["exchange_ms"] = exchange_ms(world, reduction=reduction, parameters=parameters)
+            rows.append(row)
+        if world.is_main:
+            path.write_text(json.dumps(rows))
+
+
+def measure(processes: int, *, share_of: int = 1) -> list[dict[str, Any]]:
+    """Start a world of so many processes, one thread each, and wait for what it measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "found.json")
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        launcher = [*torchrun, str(processes)] if processes > 1 else []
+        command = [sys.executable, *launcher, __file__, "--here", str(found)]
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ended = subprocess.run(
+            [*command, "--share-of", str(share_of)], env=one_thread, capture_output=True, text=True
+        )
+        if ended.returncode:
+            sys.exit(f"{' '.join(command)}\n{ended.stderr}")
+        rows: list[dict[str, Any]] = json.loads(found.read_text())
+    return rows
+
+
+def compare(processes: int, *, cores: int) -> list[dict[str, Any]]:
+    """What steps of so many processes cost, and what was foretold, a row each."""
+    turns = max(1.0, processes / cores)
+    return [
+        {
+            **row,
+            "processes": processes,
+            "own_ms": turns * alone["step_ms"],
+            "foretold_ms": turns * alone["step_ms"] + row["exchange_ms"],
+        }
+        for row, alone in zip(measure(processes), measure(1, share_of=processes), strict=True)
+    ]
+
+
+def main() -> None:
+    """Measure world by world, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--share-of", type=int, default=1, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        with contextlib.redirect_stdout(io.StringIO()):
+            measure_here(options.here, share_of=options.share_of)
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    rows = []
+    with console.status("") as status:
+        for processes in options.processes:
+            status.update(f"{processes} processes")
+            rows += compare(processes, cores=len(os.sched_getaffinity(0)))
+    table = Table("reduction", title="ms a step")
+    for heading in ("weights", "batch", "P", "own", "exchange", "foretold", "measured"):
+        table.add_column(heading, justify="right")
+    rows.sort(key=lambda row: (-len(row["reduction"]), row["parameters"], row["batch"]))
+    for row in rows:
+        counts = (f"{row[name]:,}" for name in ("parameters", "batch", "processes"))
+        times = (f"{row[f'{name}_ms']:.2f}" for name in ("own", "exchange", "foretold", "step"))
+        table.add_row(row["reduction"], *counts, *times)
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
