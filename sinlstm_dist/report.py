@@ -176,7 +176,7 @@ class Report:
         epoch, now = record["epoch"], time.monotonic()
         if self._live is not None:
             self._figures = (
-                f"test loss {record['test_loss']:.2e}  accuracy {record['test_accuracy']:.3f}  "
+                f"test loss {record['test_loss']:.2e}  acc {record['test_accuracy']:.3f}  "
                 f"{_rate(record['samples_per_s'])}"
             )
             if now - self._last_shown >= self._wait_s or epoch == self._epochs:

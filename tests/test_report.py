@@ -249,7 +249,7 @@ def on_terminal(arguments: list[str], *, cwd: Path, columns: int, code: int = 0)
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_on_a_terminal(columns, tmp_path, nursery):
-    settings = {**launching.SMALL, "train.epochs": 150, "output.dir": "run"}
+    settings = {**launching.SMALL, "train.epochs": 1000, "output.dir": "run"}
     written = on_terminal(launching.flags(settings), cwd=tmp_path, columns=columns)
     assert ESCAPE.search(written)
     frames = [part for part in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if part.strip()]
@@ -263,9 +263,9 @@ def test_on_a_terminal(columns, tmp_path, nursery):
 
     live = [frame for frame in frames if frame.startswith("epoch")]
     assert len(live) > 2
-    assert re.search(r"^epoch +0/150 ", live[0])
-    assert re.search(r"^epoch 150/150 ", live[-1])
-    for figures in ("test loss ", "accuracy ", "k samples/s"):
+    assert re.search(r"^epoch +0/1000 ", live[0])
+    assert re.search(r"^epoch 1000/1000 ", live[-1])
+    for figures in ("test loss ", "acc ", "k samples/s"):
         assert figures in live[-1], live[-1]
     assert re.search(r"\d\d:\d\d *$", live[-1])  # remaining time, and at the end the time it took
     assert "\x1b[?25h" in written  # the cursor is back
@@ -285,5 +285,5 @@ def test_on_a_terminal(columns, tmp_path, nursery):
     end = shown[shown.index("┏") :]
     assert "│ test, best epoch " in end
     assert "│ test, last value again │" in end
-    assert end.count("completed: 150 epochs") == 1
+    assert end.count("completed: 1000 epochs") == 1
     assert end.endswith("results in run")
