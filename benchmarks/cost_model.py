@@ -1,4 +1,4 @@
-"""Does a step cost what the README's formula says? Milliseconds, foretold and measured.
+"""Do the parts of a step's cost add up? Milliseconds, apart and together, on some processes.
 
 python benchmarks/cost_model.py
 python benchmarks/cost_model.py --processes 1 2 --json model.json
@@ -134,7 +134,8 @@ def compare(processes: int, *, cores: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure world by world, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4, 8])
+    counts = (1, 2, 4, 8)  # which share the pieces out evenly
+    parser.add_argument("--processes", type=int, nargs="*", choices=counts, default=counts)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share-of", type=int, default=1, help=argparse.SUPPRESS)

@@ -7,6 +7,7 @@ Everything that processes say to each other goes through a `World`, which is Acc
 import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import socket
@@ -27,6 +28,8 @@ from accelerate.utils import (
     broadcast,
 )
 from torch import nn
+from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist import launcher
 from sinlstm_dist.config import ConfigError
@@ -47,7 +50,7 @@ class World:
         self.device: torch.device = accelerator.device
         self.hosts = hosts  # by rank
         self.num_threads = launcher.num_threads()
-        self._prepared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
     def prepare_model(self, model: nn.Module, *, data_parallel: bool) -> nn.Module:
         """The model on this process's device, and in Accelerate's data-parallel wrapper if asked.
@@ -58,16 +61,17 @@ class World:
         prepared: nn.Module = self.accelerator.prepare_model(
             model, device_placement=True, evaluation_mode=not data_parallel
         )
-        self._prepared.add(prepared)
+        if isinstance(prepared, DistributedDataParallel):
+            self._wrappers.add(prepared)
         return prepared
 
     def let_go(self) -> None:
         """Take from data-parallel wrappers what keeps this process's connections open: they may
         live longer than the world, and others would wait for a process that has left it.
         """
-        for model in self._prepared:
+        for wrapper in self._wrappers:
             for part in ("reducer", "logger", "process_group"):
-                vars(model).pop(part, None)
+                vars(wrapper).pop(part, None)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """All processes' rows, in order of rank.
@@ -180,6 +184,9 @@ class World:
         return json.loads(bytes(self.broadcast(payload).cpu().numpy()))
 
 
+_joined = itertools.count()  # worlds of this process
+
+
 @contextlib.contextmanager
 def join_world(
     *, timeout_s: float, one_thread: bool, stop_reason: Callable[[], str] = lambda: ""
@@ -199,26 +206,25 @@ def join_world(
     """
     meant = launcher.check_launch()
     if meant == 1:
-        with _accelerator(timeout_s=timeout_s, one_thread=one_thread, meant=1) as accelerator:
-            yield World(accelerator, hosts=[socket.gethostname()])
+        hosts = [socket.gethostname()]
+        with _world(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+            yield world
         return
     roll_call = RollCall(
         rank=launcher.rank(), size=meant, timeout_s=timeout_s, stop_reason=stop_reason
     )
     try:
-        with _accelerator(timeout_s=timeout_s, one_thread=one_thread, meant=meant) as accelerator:
-            world = World(accelerator, hosts=roll_call.hosts)
+        hosts = roll_call.hosts
+        with _world(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
             try:
                 yield world
-                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
+                world.accelerator.wait_for_everyone()  # leaving a group that others use aborts them
             except Exception as error:
                 roll_call.report(error)
                 # The stack's variables keep the group's connections open after it is left, and
                 # so keep those in the dark who wait for this process and not for the lost one.
                 traceback.clear_frames(error.__traceback__)
                 raise
-            finally:
-                world.let_go()
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:
@@ -227,7 +233,7 @@ def join_world(
 
 
 @contextlib.contextmanager
-def _accelerator(*, timeout_s: float, one_thread: bool, meant: int) -> Iterator[Accelerator]:
+def _world(*, timeout_s: float, one_thread: bool, hosts: Sequence[str]) -> Iterator[World]:
     """Accelerate's view of the processes, set up for exact work and undone at the end."""
     threads = torch.get_num_threads()
     if one_thread:
@@ -235,10 +241,12 @@ def _accelerator(*, timeout_s: float, one_thread: bool, meant: int) -> Iterator[
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         _make_cuda_deterministic()
-    if meant > 1:
-        # Its functions have the group of all processes as default values: imported after joining,
-        # as by torch's data-parallel wrapper, they would keep its threads and connections forever.
-        importlib.import_module("torch.distributed.nn.functional")
+    # Its functions have the group of all processes as default values: imported after joining, as
+    # by torch's data-parallel wrapper, they would keep its threads and connections forever.
+    importlib.import_module("torch.distributed.nn.functional")
+    # By this number processes find each other in the launcher's store; torch would begin anew with
+    # every group, and find the addresses of the one before.
+    distributed_c10d._world.group_count = next(_joined)
     accelerator = Accelerator(
         cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
         mixed_precision="no",  # and not what an environment variable says: float32 throughout,
@@ -250,10 +258,12 @@ def _accelerator(*, timeout_s: float, one_thread: bool, meant: int) -> Iterator[
     )
     if one_thread:
         torch.set_num_threads(1)  # Accelerate sets it from the number of cores
+    world = World(accelerator, hosts=hosts)
     try:
-        _check_world(accelerator, meant=meant)
-        yield accelerator
+        _check_world(accelerator, meant=len(hosts))
+        yield world
     finally:
+        world.let_go()
         accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
         torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """The benchmarks run and say what they measured; what they measure decides no test."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -39,8 +40,11 @@ def test_what_a_step_should_cost_beside_what_it_costs(tmp_path: Path) -> None:
     printed = run("cost_model.py", "--processes", 2, "--json", found)
     assert "foretold" in printed
     rows = json.loads(found.read_text())
-    assert {row["reduction"] for row in rows} == {"ordered", "ddp"}
-    assert all(0 < row["exchange_ms"] < row["foretold_ms"] for row in rows)
+    kinds = {(row["reduction"], row["parameters"], row["batch"]) for row in rows}
+    assert kinds == set(itertools.product(("ordered", "ddp"), (166, 17_217), (100, 1000)))
+    for row in rows:
+        assert row["foretold_ms"] == row["own_ms"] + row["exchange_ms"]
+        assert min(row["step_ms"], row["own_ms"], row["exchange_ms"]) > 0
 
 
 def test_measuring_a_gpu_says_that_there_is_none() -> None:

@@ -128,14 +128,17 @@ class Verification:
         bench = Bench(parts.world(world), parts)
         for claim in CLAIMS:
             self._claim_started = time.perf_counter()
-            self.verdicts.append(self._verdict(claim, bench))
+            self.verdicts.append(self._verdict(claim, bench, world))
             reasons = [reason for reason in world.gather_json(request.reason) if reason]
             if reasons:
                 return self._skip_rest(f"stopped by {reasons[0]}")
         return None
 
-    def _verdict(self, claim: Claim, bench: Bench) -> Verdict:
-        """What all processes find. Collective: yes."""
+    def _verdict(self, claim: Claim, bench: Bench, world: World) -> Verdict:
+        """What all processes find; they say so in the sound world, whatever is injected.
+
+        Collective: yes.
+        """
         broken = [v.claim for v in self.verdicts if v.claim in claim.needs and v.result != "PASS"]
         if broken:
             return Verdict(claim.name, "SKIP", f"says nothing before {broken[0]} is mended")
@@ -144,7 +147,7 @@ class Verification:
                 finding = claim.check(bench)
             except (ConfigError, RunError) as error:  # which all processes raise alike
                 finding = Finding("", [str(error)])
-            everyones = bench.world.gather_json(list(finding.problems))
+            everyones = world.gather_json(list(finding.problems))
         shared = [problem for problem in everyones[0] if all(problem in o for o in everyones)]
         problems = shared + [
             f"{bench.name(rank)}: {problem}"

@@ -29,10 +29,10 @@ from sinlstm_dist.run_folder import RunFolder
 from sinlstm_dist.runtime import World
 from sinlstm_dist.verify.claim import Parts, settings
 
-SLEEP_S = 0.01  # a step; longer than a step's arithmetic
+SLEEP_S = 0.03  # a step; several times its arithmetic, through nn.LSTM too
 FLIPS_AT, DIES_AT = 10, 5  # calls of a gradient
 SLOWED = 1e-3  # the learning rate
-LARGE_BYTES = 1 << 20  # far above what training this model sends
+LARGE_BYTES = 4 << 20  # far above what training this model sends
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ class DamagingWorld(World):
 
     def __init__(self, world: World) -> None:
         super().__init__(world.accelerator, hosts=world.hosts)
+        self._wrappers = world._wrappers
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """See World."""
@@ -194,7 +195,7 @@ def _other_seed() -> Parts:
 def _slow_learning() -> Parts:
     def settings_broken(world: World, **changed: object) -> Config:
         config = settings(world, **changed)
-        return settings(world, **changed, optim__lr=config.optim.lr * SLOWED)
+        return settings(world, **{**changed, "optim__lr": config.optim.lr * SLOWED})
 
     return Parts(settings=settings_broken)
 
@@ -230,7 +231,7 @@ FAULTS = {
         "a process has another train.seed", "World", _other_seed, least_processes=2
     ),
     "damaged-message": Fault(
-        "messages of a megabyte and more arrive with a wrong value", "Collectives",
+        "messages of 4 MiB and more arrive with a wrong value", "Collectives",
         lambda: Parts(world=DamagingWorld), least_processes=2,
     ),
     "sample-twice": Fault("a sample is drawn twice, and another never", "Data", _draw_twice),

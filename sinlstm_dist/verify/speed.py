@@ -9,7 +9,7 @@ import torch
 from sinlstm_dist.runtime import World
 from sinlstm_dist.verify.claim import Bench, Finding
 
-BATCH, STEPS = 2400, 30
+BATCH, STEPS = 1200, 30
 # A node of another kind may be half as fast. The best step counts: what else the machine does
 # disturbs some steps, a process that lags is late in all.
 LAGS = 3.0

@@ -1,7 +1,8 @@
 /* A small pool of threads that share out the items of one call.
  *
- * Training calls every few hundred microseconds, with a test and some files between two epochs: a
- * worker spins that long for its next call and then sleeps, so an idle process uses no CPU. Publishing a call offers *seats*; a worker that
+ * Training calls every few hundred microseconds, and between two epochs there are a test and some
+ * files: a worker spins for a while, soon yielding to whoever else wants its core, and then sleeps,
+ * so an idle process uses no CPU. Publishing a call offers *seats*; a worker that
  * wakes takes one, and the caller withdraws those left when its own items are done. So a caller
  * waits only for workers that began, never for one to wake up.
  */
@@ -17,6 +18,7 @@
 
 #define MAX_WORKERS 255
 #define SPIN_NS 1000000
+#define YIELD_NS 200000 /* after so much of it */
 #define SPINS_PER_CLOCK 32 /* reading the clock is not free */
 
 static struct {
@@ -69,13 +71,16 @@ static bool take_seat(void) {
 }
 
 static bool spin_for_call(unsigned seen) {
-    const int64_t deadline = now_ns() + SPIN_NS;
+    const int64_t began = now_ns();
+    int64_t spun = 0;
     do {
+        if (spun > YIELD_NS) sched_yield();
         for (int i = 0; i < SPINS_PER_CLOCK; i++) {
             if (atomic_load_explicit(&pool.calls, memory_order_acquire) != seen) return true;
             relax();
         }
-    } while (now_ns() < deadline);
+        spun = now_ns() - began;
+    } while (spun < SPIN_NS);
     return false;
 }
 
