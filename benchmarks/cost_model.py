@@ -10,19 +10,26 @@ P / cores.
 """
 
 import argparse
-import contextlib
-import io
 import itertools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import starting
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sinlstm_dist import metrics
+from sinlstm_dist.config import load_config
+from sinlstm_dist.data import step_batches
+from sinlstm_dist.job import Job, build
+from sinlstm_dist.runtime import World, join_world
 
 REDUCTIONS = ("ordered", "ddp")
 HIDDEN_SIZES = (5, 64)  # 166 and 17,217 parameters
@@ -41,59 +48,49 @@ def median_ms(call: Callable[[], object]) -> float:
     return 1000 * statistics.median(times)
 
 
+def step_ms(job: Job) -> float:
+    """A whole step, apart from fetching its batch. Collective: yes."""
+    step, share = next(iter(step_batches(job.train_loader, job.train_plan)))
+
+    def one_step() -> None:
+        job.gradient(share, step=step, stop=False)
+        job.optimizer.step()
+
+    one_step()
+    return median_ms(one_step)
+
+
+def exchange_ms(world: World, *, reduction: str, parameters: int) -> float:
+    """What such a step's collectives cost when nothing else is done. Collective: yes."""
+    if world.size == 1:
+        return 0.0
+    if reduction == "ordered":
+        rows = torch.zeros(-(-PIECES // world.size), parameters + metrics.NUM_TOTALS + 1)
+        return median_ms(lambda: world.gather(rows))
+    gradient, totals = torch.zeros(parameters), torch.zeros(4).double()
+    return median_ms(lambda: (world.sum(gradient), world.sum(totals)))
+
+
 def measure_here(path: Path, *, share_of: int) -> None:
     """In each process of a world: what steps and bare collectives cost; rank 0 writes them.
 
     Args:
         share_of: the step is that of one process of so many, with a share of batch and pieces.
     """
-    import torch
-
-    from sinlstm_dist import metrics
-    from sinlstm_dist.config import load_config
-    from sinlstm_dist.data import step_batches
-    from sinlstm_dist.job import build
-    from sinlstm_dist.runtime import World, join_world
-
-    def exchange_ms(world: World, *, reduction: str, parameters: int) -> float:
-        if world.size == 1:
-            return 0.0
-        if reduction == "ordered":
-            rows = torch.zeros(-(-PIECES // world.size), parameters + metrics.NUM_TOTALS + 1)
-            return median_ms(lambda: world.gather(rows))
-        gradient, totals = torch.zeros(parameters), torch.zeros(4).double()
-        return median_ms(lambda: (world.sum(gradient), world.sum(totals)))
-
-    def step_ms(world: World, *, reduction: str, hidden_size: int, batch: int) -> tuple[float, int]:
-        settings = {
-            "train.reduction": reduction,
-            "train.global_batch_size": batch // share_of,
-            "train.virtual_shards": PIECES // share_of,
-            "model.hidden_size": hidden_size,
-            "data.train_size": batch,
-        }
-        job = build(load_config(overrides=settings), world)
-        step, share = next(iter(step_batches(job.train_loader, job.train_plan)))
-
-        def one_step() -> None:
-            job.gradient(share, step=step, stop=False)
-            job.optimizer.step()
-
-        one_step()
-        return median_ms(one_step), sum(p.numel() for p in job.model.parameters())
-
     rows = []
     with join_world(timeout_s=120, one_thread=True) as world:
         for reduction, hidden_size, batch in itertools.product(REDUCTIONS, HIDDEN_SIZES, BATCHES):
-            step, parameters = step_ms(
-                world, reduction=reduction, hidden_size=hidden_size, batch=batch
-            )
-            row = {
-                "reduction": reduction,
-                "parameters": parameters,
-                "batch": batch,
-                "step_ms": step,
+            settings = {
+                "train.reduction": reduction,
+                "train.global_batch_size": batch // share_of,
+                "train.virtual_shards": PIECES // share_of,
+                "model.hidden_size": hidden_size,
+                "data.train_size": batch,
             }
+            job = build(load_config(overrides=settings), world)
+            parameters = sum(p.numel() for p in job.model.parameters())
+            row: dict[str, Any] = {"reduction": reduction, "parameters": parameters, "batch": batch}
+            row["step_ms"] = step_ms(job)
             row["exchange_ms"] = exchange_ms(world, reduction=reduction, parameters=parameters)
             rows.append(row)
         if world.is_main:
@@ -101,18 +98,11 @@ def measure_here(path: Path, *, share_of: int) -> None:
 
 
 def measure(processes: int, *, share_of: int = 1) -> list[dict[str, Any]]:
-    """Start a world of so many processes, one thread each, and wait for what it measured."""
+    """What so many processes measure."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "found.json")
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        launcher = [*torchrun, str(processes)] if processes > 1 else []
-        command = [sys.executable, *launcher, __file__, "--here", str(found)]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(
-            [*command, "--share-of", str(share_of)], env=one_thread, capture_output=True, text=True
-        )
-        if ended.returncode:
-            sys.exit(f"{' '.join(command)}\n{ended.stderr}")
+        arguments = [__file__, "--here", str(found), "--share-of", str(share_of)]
+        starting.run(arguments, processes=processes)
         rows: list[dict[str, Any]] = json.loads(found.read_text())
     return rows
 
@@ -134,20 +124,15 @@ def compare(processes: int, *, cores: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure world by world, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    counts = (1, 2, 4, 8)  # which share the pieces out evenly
-    parser.add_argument("--processes", type=int, nargs="*", choices=counts, default=counts)
+    even = (1, 2, 4, 8)  # which share the pieces out evenly
+    parser.add_argument("--processes", type=int, nargs="*", choices=even, default=even)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--share-of", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
-        with contextlib.redirect_stdout(io.StringIO()):
-            measure_here(options.here, share_of=options.share_of)
+        measure_here(options.here, share_of=options.share_of)
         return
-
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
     rows = []
     with console.status("") as status:

@@ -6,42 +6,25 @@ python benchmarks/reduction.py --processes 1 2 --rounds 5
 
 import argparse
 import itertools
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+
+from starting import train
 
 EPOCHS = 8
 FASTEST = 4  # epochs that count in a round: the machine's other work only ever slows one down
 
 
-def step_ms(run: Path) -> float:
-    """Milliseconds a training step, over the fastest epochs of a finished run."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def measure(*, processes: int, batch: int, lstm: str, reduction: str) -> float:
+    """Train a little; returns milliseconds a step, over the fastest epochs."""
+    settings = {
+        "train.epochs": EPOCHS,
+        "train.global_batch_size": batch,
+        "train.reduction": reduction,
+        "model.lstm": lstm,
+    }
+    records = train(settings, processes=processes)
     seconds = sorted(record["train_samples"] / record["samples_per_s"] for record in records)
     return 1000 * statistics.mean(seconds[:FASTEST]) / records[0]["step"]
-
-
-def measure(*, processes: int, batch: int, lstm: str, reduction: str) -> float:
-    """Train a little through the ordinary command; returns milliseconds a step."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "train.epochs": EPOCHS,
-            "train.global_batch_size": batch,
-            "train.reduction": reduction,
-            "model.lstm": lstm,
-            "output.dir": f"{folder}/run",
-        }
-        flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        launcher = [*torchrun, str(processes)] if processes > 1 else []
-        command = [sys.executable, *launcher, "-m", "sinlstm_dist.train", *flags]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=one_thread, capture_output=True, timeout=300)
-        return step_ms(Path(folder) / "run")
 
 
 def main() -> None:

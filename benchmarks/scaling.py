@@ -10,16 +10,13 @@ table has the median round, the least and greatest, and the ratio to the axis's 
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from starting import train
 
 SAMPLES = 400_000  # trained for a point, in at least three epochs, of which the first is left out
 
@@ -45,24 +42,10 @@ def axes() -> dict[str, list[Point]]:
 
 
 def samples_per_s(processes: int, settings: dict[str, Any]) -> float:
-    """Train a little through the ordinary command."""
-    size = settings.get("data.train_size", 10_000)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            **settings,
-            "train.epochs": max(3, SAMPLES // size),
-            "output.dir": f"{folder}/run",
-        }
-        flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        launcher = [*torchrun, str(processes)] if processes > 1 else []
-        command = [sys.executable, *launcher, "-m", "sinlstm_dist.train", *flags]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, env=one_thread, capture_output=True, text=True)
-        if ended.returncode:
-            sys.exit(f"{' '.join(command)}\n{ended.stderr}")
-        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-    return statistics.median(json.loads(line)["samples_per_s"] for line in lines[1:])
+    """Train a little, and look at the median epoch."""
+    epochs = max(3, SAMPLES // settings.get("data.train_size", 10_000))
+    records = train({**settings, "train.epochs": epochs}, processes=processes)
+    return statistics.median(record["samples_per_s"] for record in records[1:])
 
 
 def draw(found: dict[str, dict[float, list[float]]], path: Path) -> None:

@@ -1,11 +1,10 @@
 """The console script: `sinlstm-dist X ...` is `python -m sinlstm_dist.X ...`."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from sinlstm_dist.config import ConfigError, Parser
+from sinlstm_dist.config import ConfigError, Parser, did_you_mean
 from sinlstm_dist.report import show_error
 
 COMMANDS = ("train", "verify", "evaluate", "forecast", "plot", "compare", "export")
@@ -21,17 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = parser.parse_args(arguments[:1]).command
         if command not in COMMANDS:
-            raise ConfigError(f"there is no command {command}{_nearest(command)}")
+            known = f"; they are {', '.join(COMMANDS)}"
+            raise ConfigError(
+                f"there is no command {command}{did_you_mean(command, COMMANDS) or known}"
+            )
     except ConfigError as error:
         show_error(str(error))
         return 2
     module = import_module(f"sinlstm_dist.{command}")
     return int(module.main(arguments[1:]))
-
-
-def _nearest(command: str) -> str:
-    nearest = difflib.get_close_matches(command, COMMANDS, n=1)
-    return f": did you mean {nearest[0]}?" if nearest else f"; they are {', '.join(COMMANDS)}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -216,8 +216,13 @@ def suggestion(name: str) -> str:
         return f": did you mean {' or '.join(homes)}?"
     if not section and (nearest := difflib.get_close_matches(key, SECTIONS, n=1)):
         return f": did you mean [{nearest[0]}]?"
-    nearest = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.5)
-    return f": did you mean {nearest[0]}?" if nearest else f"; sections are {', '.join(SECTIONS)}"
+    return did_you_mean(name, KEYS, cutoff=0.5) or f"; sections are {', '.join(SECTIONS)}"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """`": did you mean train?"` for a name that is near a known one, else `""`."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f": did you mean {nearest[0]}?" if nearest else ""
 
 
 def _unsupported(config: Config) -> list[str]:

@@ -6,7 +6,6 @@ Everything that processes say to each other goes through a `World`, which is Acc
 
 import contextlib
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -18,6 +17,10 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+
+# Its functions have the group of all processes as default values: imported after joining, as by
+# torch's data-parallel wrapper, they would keep its threads and connections forever.
+import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
@@ -184,7 +187,7 @@ class World:
         return json.loads(bytes(self.broadcast(payload).cpu().numpy()))
 
 
-_joined = itertools.count()  # worlds of this process
+_joins = itertools.count()  # worlds of this process
 
 
 @contextlib.contextmanager
@@ -207,7 +210,7 @@ def join_world(
     meant = launcher.check_launch()
     if meant == 1:
         hosts = [socket.gethostname()]
-        with _world(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with _joined(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
             yield world
         return
     roll_call = RollCall(
@@ -215,7 +218,7 @@ def join_world(
     )
     try:
         hosts = roll_call.hosts
-        with _world(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with _joined(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
             try:
                 yield world
                 world.accelerator.wait_for_everyone()  # leaving a group that others use aborts them
@@ -233,7 +236,7 @@ def join_world(
 
 
 @contextlib.contextmanager
-def _world(*, timeout_s: float, one_thread: bool, hosts: Sequence[str]) -> Iterator[World]:
+def _joined(*, timeout_s: float, one_thread: bool, hosts: Sequence[str]) -> Iterator[World]:
     """Accelerate's view of the processes, set up for exact work and undone at the end."""
     threads = torch.get_num_threads()
     if one_thread:
@@ -241,12 +244,9 @@ def _world(*, timeout_s: float, one_thread: bool, hosts: Sequence[str]) -> Itera
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         _make_cuda_deterministic()
-    # Its functions have the group of all processes as default values: imported after joining, as
-    # by torch's data-parallel wrapper, they would keep its threads and connections forever.
-    importlib.import_module("torch.distributed.nn.functional")
     # By this number processes find each other in the launcher's store; torch would begin anew with
     # every group, and find the addresses of the one before.
-    distributed_c10d._world.group_count = next(_joined)
+    distributed_c10d._world.group_count = next(_joins)
     accelerator = Accelerator(
         cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
         mixed_precision="no",  # and not what an environment variable says: float32 throughout,

@@ -278,6 +278,8 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(capsys):
     assert __main__.main(["verify", "--inject", "gremlins"]) == 2
     [error] = capsys.readouterr().err.splitlines()
     assert all(fault in error for fault in FAULTS)
+    assert __main__.main(["verify", "--inject", "flipedbit"]) == 2
+    assert capsys.readouterr().err == "error: --inject flipedbit: did you mean flipped-bit?\n"
 
 
 def test_a_json_file_that_cannot_be_is_refused_first(tmp_path, capsys):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from sinlstm_dist import checkpoint, metrics
 from sinlstm_dist.checkpoint import Tensors
-from sinlstm_dist.config import Config, ConfigError
+from sinlstm_dist.config import Config, ConfigError, did_you_mean
 from sinlstm_dist.data import Batch
 from sinlstm_dist.gradient import Gradient, StepResult
 from sinlstm_dist.job import Job, build
@@ -56,10 +56,11 @@ def find(name: str) -> Fault:
     """The fault of that name.
 
     Raises:
-        ConfigError: there is none; names those that there are.
+        ConfigError: there is none; names the nearest, or those that there are.
     """
     if name not in FAULTS:
-        raise ConfigError(f"--inject {name}: the known faults are {', '.join(FAULTS)}")
+        known = f": the known faults are {', '.join(FAULTS)}"
+        raise ConfigError(f"--inject {name}{did_you_mean(name, FAULTS) or known}")
     return FAULTS[name]
 
 

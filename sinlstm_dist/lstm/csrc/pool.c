@@ -2,9 +2,9 @@
  *
  * Training calls every few hundred microseconds, and between two epochs there are a test and some
  * files: a worker spins for a while, soon yielding to whoever else wants its core, and then sleeps,
- * so an idle process uses no CPU. Publishing a call offers *seats*; a worker that
- * wakes takes one, and the caller withdraws those left when its own items are done. So a caller
- * waits only for workers that began, never for one to wake up.
+ * so an idle process uses no CPU. Publishing a call offers *seats*; a worker that wakes takes one,
+ * and the caller withdraws those left when its own items are done. So a caller waits only for
+ * workers that began, never for one to wake up.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "pool.h"
