@@ -12,10 +12,12 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 
 class ConfigError(Exception):
@@ -27,6 +29,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+
+def _check_text(value: str) -> str:
+    """Refuse what neither TOML nor a file name can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8
+        raise PydanticCustomError("text", "Input should be UTF-8") from error
+    if "\0" in value:
+        raise PydanticCustomError("text", "Input should have no NUL character")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
 
 SINE = "sine"  # data.source's value for the series that needs no file
 
@@ -41,8 +56,8 @@ class Data(Section):
     noise: float = Field(
         0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
     )
-    source: str = Field(SINE, description='"sine" or a file with a series: .csv or .npy')
-    column: str = Field("", description="which column of that file")
+    source: Text = Field(SINE, description='"sine" or a file with a series: .csv or .npy')
+    column: Text = Field("", description="which column of that file")
     test_phase: float = Field(
         0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"
     )
@@ -86,7 +101,7 @@ class Train(Section):
     virtual_shards: int = Field(
         8, ge=1, le=1024, description="pieces of each global batch in ordered reduction"
     )
-    init_from: str = Field("", description="a .safetensors file with starting weights")
+    init_from: Text = Field("", description="a .safetensors file with starting weights")
     target_accuracy: float = Field(
         0.0, ge=0, le=1, description="a run whose test accuracy ends below it has failed"
     )
@@ -101,15 +116,15 @@ class Checkpoint(Section):
     every_epochs: int = Field(10, ge=0, description="epochs between checkpoints; 0 = the last only")
     every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 = by epochs only")
     keep: int = Field(2, ge=2, description="newest checkpoints that are kept")
-    resume: str = Field("auto", description='"auto", "never" or a checkpoint folder')
+    resume: Text = Field("auto", description='"auto", "never" or a checkpoint folder')
 
 
 class Output(Section):
     """Where results go."""
 
-    dir: str = Field("", description='run folder; "" = runs/<name of the config file, or default>')
+    dir: Text = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="write pictures at the end of a run")
-    trackers: list[str] = Field([], description='of Accelerate\'s, such as "tensorboard"')
+    trackers: list[Text] = Field([], description='of Accelerate\'s, such as "tensorboard"')
 
 
 class Config(Section):
@@ -242,11 +257,7 @@ def _unsupported(config: Config) -> list[str]:
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML that `load_config` reads back to an equal one."""
-    tables = []
-    for name in SECTIONS:
-        values = getattr(config, name).model_dump()
-        tables.append("\n".join([f"[{name}]", *(f"{k} = {_show(v)}" for k, v in values.items())]))
-    return "\n\n".join(tables) + "\n"
+    return tomli_w.dumps(config.model_dump())
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -255,13 +266,13 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    """A value as TOML writes it (the core has a TOML reader but no writer)."""
+    """A value on one line of a message, as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
         return "[" + ", ".join(_show(item) for item in value) + "]"
     return str(value)

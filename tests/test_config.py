@@ -1,11 +1,14 @@
 """What a user may set: precedence, every kind of bad input, and the way back to TOML."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import launching
 import pytest
 import tomli
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sinlstm_dist import config, train
 from sinlstm_dist.config import ConfigError, load_config, to_toml
@@ -204,6 +207,26 @@ def test_printed_config_is_read_back_as_it_is(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == printed
     assert load_config("again.toml") == load_config(None, odd)
     assert [path.name for path in tmp_path.iterdir()] == ["again.toml"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
+@given(text=TEXT, texts=st.lists(TEXT), number=st.floats(0, 1e300))
+def test_toml_holds_any_text_and_number(text, texts, number):
+    odd = {"output.dir": text or "run", "data.source": text, "checkpoint.resume": text}
+    config = load_config(None, {**odd, "output.trackers": texts, "train.tolerance": number or 1})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "written.toml"
+        path.write_bytes(to_toml(config).encode())
+        assert load_config(path) == config
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\0b"])
+@pytest.mark.parametrize("key", ["output.dir", "output.trackers"])
+def test_text_that_no_file_name_can_be_is_refused(text, key):
+    with pytest.raises(ConfigError, match=f"^{key}.*: should "):
+        load_config(None, {key: [text] if key == "output.trackers" else text})
 
 
 def test_run_folder_is_named_after_the_file(tmp_path):
