@@ -3,24 +3,25 @@
 A checkpoint is a folder `step-NNNNNNNN` of safetensors and JSON, and a manifest with the size and
 SHA-256 of each file. It is written under another name, synced, and renamed; so what has the name
 is whole. It holds nothing that depends on the number of processes.
-
-Source: Pillai et al.: All file systems are not created equal (OSDI 14), for the order of syncs.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
+
+from sinlstm_dist import files, state
+from sinlstm_dist.files import NotAFile
+from sinlstm_dist.state import NewerVersion
 
 Tensors = dict[str, torch.Tensor]
 
@@ -30,6 +31,8 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
+FILES = (WEIGHTS, OPTIMIZER, STATE, MANIFEST)
+REMOVED = ".removed-"
 
 
 class DamagedCheckpoint(Exception):
@@ -52,6 +55,31 @@ class Checkpoint:
     optimizer: Tensors
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the checkpoints of a run hold; see `check_layout`.
+
+    Args:
+        weights: dtype and shape by name, as `shapes` tells them.
+        optimizer: the same after a step; before the first the optimizer has no tensors.
+        num_steps: in an epoch.
+        samples: in a step that is not the last of its epoch.
+    """
+
+    weights: Mapping[str, str]
+    optimizer: Mapping[str, str]
+    num_steps: int
+    samples: int
+
+
+def shapes(tensors: Tensors) -> dict[str, str]:
+    """{"w": "float32 [5, 3]"}"""
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        for name, value in tensors.items()
+    }
+
+
 def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Publish `checkpoint` below `root`, then remove all but the `keep` newest.
 
@@ -63,35 +91,36 @@ def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         OSError: it could not be written; what was published before is untouched.
     """
     folder = root / f"step-{checkpoint.state['step']:08d}"
+    if files.kind_of(root) == "a link":
+        raise NotAFile(errno.ELOOP, "is a link", str(root))
     if folder.exists():
         return folder
     if not root.exists():
         root.mkdir()
-        sync_folder(root.parent)
-    unfinished = root / f".unfinished-{folder.name}"
+        files.sync(root.parent)
+    unfinished = root / f"{files.UNFINISHED}{folder.name}"
     unfinished.mkdir()
-    files = _files(checkpoint)
     try:
-        for name, content in files.items():
-            write_synced(unfinished / name, content)
-        sync_folder(unfinished)
+        for name, content in _files(checkpoint).items():
+            files.write_synced(unfinished / name, content)
+        files.sync(unfinished)
         unfinished.rename(folder)
     except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk gets its space back
+        with contextlib.suppress(OSError):
+            _remove(unfinished)  # a full disk gets its space back
         raise
-    sync_folder(root)
+    files.sync(root)
     _prune(root, keep=keep)
     return folder
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    files = {
+    contents = {
         WEIGHTS: save(checkpoint.weights),
         OPTIMIZER: save(checkpoint.optimizer),
-        STATE: _json_bytes(checkpoint.state),
+        STATE: _json_bytes(state.complete(checkpoint.state)),
     }
-    files[MANIFEST] = _manifest(files)
-    return files
+    return {**contents, MANIFEST: _manifest(contents)}
 
 
 def read(folder: Path) -> Checkpoint:
@@ -99,30 +128,85 @@ def read(folder: Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpoint: anything is missing or altered; nothing of it is used.
+        NewerVersion: it is whole, and of a newer version of this program.
+        OSError: it cannot be read now, which is no damage.
     """
-    files = {}
-    for name in (WEIGHTS, OPTIMIZER, STATE, MANIFEST):
+    contents = {}
+    for name in FILES:
         try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
+            contents[name] = files.read(folder / name)
+        except (FileNotFoundError, NotADirectoryError, NotAFile) as error:
             raise DamagedCheckpoint(f"{folder / name}: {error.strerror}") from error
-    manifest = files.pop(MANIFEST)
-    if manifest != _manifest(files):  # every byte of the manifest follows from the other files
-        differing = folder / _differing_file(manifest, files)
+    manifest = contents.pop(MANIFEST)
+    if manifest != _manifest(contents):  # every byte of the manifest follows from the other files
+        differing = folder / _differing_file(manifest, contents)
         raise DamagedCheckpoint(f"{differing}: is damaged (it does not match {MANIFEST})")
-    for path in folder.iterdir():
-        if path.name not in (*files, MANIFEST) and not path.name.startswith("."):
-            raise DamagedCheckpoint(f"{path}: does not belong there")
-    try:
-        return Checkpoint(json.loads(files[STATE]), load(files[WEIGHTS]), load(files[OPTIMIZER]))
-    except (ValueError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"{folder}: was not written by this program: {error}") from error
+    for name in files.names_in(folder):
+        if name not in FILES and not name.startswith("."):
+            raise DamagedCheckpoint(f"{folder / name}: does not belong there")
+    return _parse(folder, contents)
+
+
+def _parse(folder: Path, contents: Mapping[str, bytes]) -> Checkpoint:
+    found = {}
+    for name, parse in ((STATE, state.parse), (WEIGHTS, load), (OPTIMIZER, load)):
+        try:
+            found[name] = parse(contents[name])
+        except NewerVersion as error:
+            raise NewerVersion(f"{folder / name} {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever safetensors finds in bytes that it did not write
+            raise DamagedCheckpoint(
+                f"{folder / name}: was not written by this program: {error}"
+            ) from error
+    return Checkpoint(found[STATE], found[WEIGHTS], found[OPTIMIZER])
+
+
+def check_layout(found: Checkpoint, layout: Layout, folder: Path) -> None:
+    """See that a checkpoint holds what this very run would write.
+
+    torch trusts its optimizer's state: a tensor of another shape makes it write beyond it.
+
+    Raises:
+        DamagedCheckpoint: it does not.
+    """
+    step, in_epoch = found.state["step"], found.state["step_in_epoch"]
+    samples = found.state["totals"]["samples"]
+    if in_epoch >= layout.num_steps or step != found.state["epoch"] * layout.num_steps + in_epoch:
+        raise DamagedCheckpoint(f"{folder / STATE}: step, epoch and step_in_epoch do not agree")
+    if samples != in_epoch * layout.samples:
+        raise DamagedCheckpoint(f"{folder / STATE}: totals are of another number of samples")
+    if is_name(folder.name) and step != step_of(folder):
+        raise DamagedCheckpoint(f"{folder / STATE}: is of step {step}")
+    _check_tensors(found.weights, layout.weights, folder / WEIGHTS)
+    _check_tensors(found.optimizer, layout.optimizer if step else {}, folder / OPTIMIZER)
+
+
+def _check_tensors(tensors: Tensors, wanted: Mapping[str, str], path: Path) -> None:
+    present = shapes(tensors)
+    for name in sorted({*present, *wanted}):
+        is_, needed = present.get(name, "missing"), wanted.get(name, "not")
+        if is_ != needed:
+            raise DamagedCheckpoint(f"{path}: {name!r:.80} is {is_}, needed {needed}")
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise DamagedCheckpoint(f"{path}: {name} has values that are not finite")
 
 
 def find(root: Path) -> list[Path]:
-    """The published checkpoints below `root`, newest first."""
-    folders = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    """The published checkpoints below `root`, newest first.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    folders = [root / name for name in files.names_in(root) if is_name(name)]
     return sorted(folders, key=step_of, reverse=True)
+
+
+def is_name(name: str) -> bool:
+    """Whether a published checkpoint's folder is called so."""
+    return re.fullmatch(r"step-[0-9]{8,15}", name) is not None
 
 
 def step_of(folder: Path) -> int:
@@ -132,66 +216,29 @@ def step_of(folder: Path) -> int:
 
 def set_aside(folder: Path, why: str) -> Path:
     """Rename a checkpoint so that it is neither used nor counted nor lost. `why` is one word."""
-    aside = folder.with_name(f"{why}-{folder.name}")
-    if aside.exists():
-        shutil.rmtree(aside)
+    names = (f"{why}-{folder.name}", *(f"{why}-{folder.name}-{n}" for n in range(2, 10_000)))
+    aside = next(a for name in names if not os.path.lexists(a := folder.with_name(name)))
     return folder.rename(aside)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with naming(path), path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in an OSError from below: a full disk's does not say what was written."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def replace_synced(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that at any instant the old file or the new one is there."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    write_synced(unfinished, content)
-    unfinished.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with naming(folder):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _manifest(files: Mapping[str, bytes]) -> bytes:
+def _manifest(contents: Mapping[str, bytes]) -> bytes:
     return _json_bytes(
         {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
+            for name, content in contents.items()
         }
     )
 
 
-def _differing_file(manifest: bytes, files: Mapping[str, bytes]) -> str:
+def _differing_file(manifest: bytes, contents: Mapping[str, bytes]) -> str:
     """The first file that is not what the manifest says; the manifest if it says nothing."""
     try:
-        stored, actual = json.loads(manifest), json.loads(_manifest(files))
-        return next((name for name in files if stored.get(name) != actual[name]), MANIFEST)
+        stored, actual = files.parse_json(manifest), json.loads(_manifest(contents))
+        return next((name for name in contents if stored.get(name) != actual[name]), MANIFEST)
     except (ValueError, AttributeError):
         return MANIFEST
 
@@ -199,11 +246,24 @@ def _differing_file(manifest: bytes, files: Mapping[str, bytes]) -> str:
 def _prune(root: Path, *, keep: int) -> None:
     for folder in find(root)[keep:]:
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint.
-        shutil.rmtree(folder.rename(root / f".removed-{folder.name}"))
+        _remove(folder.rename(root / f"{REMOVED}{folder.name}"))
 
 
 def remove_leftovers(root: Path) -> None:
     """Remove what an earlier process was writing or removing when it was killed."""
-    for pattern in (".unfinished-*", ".removed-*"):
-        for folder in root.glob(pattern):
-            shutil.rmtree(folder)
+    for name in files.names_in(root):
+        is_ours = name.startswith((f"{files.UNFINISHED}step-", f"{REMOVED}step-"))
+        if is_ours and files.kind_of(root / name) == "a folder":
+            _remove(root / name)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint's files; a folder that holds more, which is not ours, is kept."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        set_aside(folder, "kept")

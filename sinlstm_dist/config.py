@@ -188,7 +188,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomli.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the latter of deep nesting
         raise ConfigError(f"{path}: is not valid TOML: {error}") from error
 
 
@@ -287,14 +287,28 @@ MAY_CHANGE = {
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What makes `after` another run than `before`: `key was X and is Y`, one for each key."""
+    """What makes `after` another run than `before`: `key was X and is Y`, one for each key.
+
+    What `before` does not hold has its default: an older version wrote it.
+    """
     changes = []
     for name in KEYS:
         section, key = name.split(".")
-        old, new = before.get(section, {}).get(key), after[section][key]
+        default = SECTIONS[section].model_fields[key].default
+        old, new = before.get(section, {}).get(key, default), after[section][key]
         if name not in MAY_CHANGE and old != new:
             changes.append(f"{name} was {_show(old)} and is {_show(new)}")
     return changes
+
+
+def unknown_keys(values: Mapping[str, Any]) -> list[str]:
+    """The keys of a resolved configuration that this version does not have."""
+    unknown = [section for section in values if section not in SECTIONS]
+    for section in SECTIONS:
+        table = values.get(section)
+        keys = table if isinstance(table, Mapping) else {}
+        unknown += [name for key in keys if (name := f"{section}.{key}") not in KEYS]
+    return unknown
 
 
 class Parser(argparse.ArgumentParser):

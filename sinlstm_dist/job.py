@@ -1,5 +1,6 @@
 """Everything that a run needs, built from its configuration and prepared by Accelerate."""
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from sinlstm_dist import data, lstm, plan
-from sinlstm_dist.checkpoint import Tensors
+from sinlstm_dist.checkpoint import Layout, Tensors, shapes
 from sinlstm_dist.config import SINE, Config, ConfigError, Data, to_toml
 from sinlstm_dist.data import Batch, SineDataset, StepSampler
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
@@ -45,6 +46,7 @@ class Job:
     test_loader: DataLoader[Batch]
     recurrence: lstm.Choice
     fingerprint: str  # of the data
+    layout: Layout  # of its checkpoints
     preview: Callable[[], tuple[list[float], list[float]]]  # one cycle's targets and predictions
 
 
@@ -114,6 +116,7 @@ def build(config: Config, world: World) -> Job:
         test_loader=test_loader,
         recurrence=recurrence,
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
+        layout=_layout(model, config, train_plan),
         preview=functools.partial(
             _preview, model, test_data, period=config.data.period, device=world.device
         ),
@@ -151,10 +154,29 @@ def versions() -> dict[str, str]:
 
 def optimizer_tensors(job: Job) -> Tensors:
     """The optimizer's state, as `parameter.key`."""
-    names = [name for name, _ in job.model.named_parameters()]
+    return _optimizer_tensors(job.model, job.optimizer)
+
+
+def _layout(model: Predictor, config: Config, train_plan: Plan) -> Layout:
+    """What this run's checkpoints hold, as a step on a copy shows it."""
+    trial = copy.deepcopy(model)
+    optimizer = new_optimizer(trial, config)
+    for parameter in trial.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return Layout(
+        weights=shapes(trial.state_dict()),
+        optimizer=shapes(_optimizer_tensors(trial, optimizer)),
+        num_steps=train_plan.num_steps,
+        samples=train_plan.num_samples(0),
+    )
+
+
+def _optimizer_tensors(model: Predictor, optimizer: torch.optim.Optimizer) -> Tensors:
+    names = [name for name, _ in model.named_parameters()]
     return {
         f"{names[index]}.{key}": value
-        for index, state in job.optimizer.state_dict()["state"].items()
+        for index, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
         if value is not None
     }

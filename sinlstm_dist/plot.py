@@ -31,11 +31,10 @@ from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 from sinlstm_dist.report import show_text
-from sinlstm_dist.run_record import SUMMARY, RunRecord, read_run
+from sinlstm_dist.run_record import CURVES, FORECAST, SUMMARY, WINDOWS, RunRecord, read_run
 from sinlstm_dist.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.trained import read_trained
 
-CURVES, WINDOWS, FORECAST = "curves.png", "windows.png", "forecast.png"
 BASELINE_SAMPLES = 100_000  # at most, of test windows: more would not move a line in a picture
 SETTABLE = [key for key in KEYS if key.startswith("data.")]
 EXAMPLE_NOISE = 0.05  # of the picture with noise, where the data have none

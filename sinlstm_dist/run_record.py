@@ -1,14 +1,18 @@
 """What a run's folder tells about the run: its configuration, its metrics, and how it ended."""
 
-import contextlib
-import json
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sinlstm_dist import files
 from sinlstm_dist.config import Config, ConfigError, load_config
+from sinlstm_dist.hub import WEIGHTS
 
 METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     "metrics.jsonl",
@@ -18,9 +22,32 @@ METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     "STOP",
     ".lock",
 )
+CURVES, WINDOWS, FORECAST = "curves.png", "windows.png", "forecast.png"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
+WRITTEN = {
+    METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK, WEIGHTS, CURVES, WINDOWS, FORECAST,
+}  # fmt: skip
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-FIGURES = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+class Epoch(BaseModel):
+    """A line of metrics.jsonl, to check what is read."""
+
+    model_config = ConfigDict(strict=True)
+
+    epoch: Annotated[Count, Field(ge=1)]
+    step: Annotated[Count, Field(ge=1)]
+    train_loss: Amount
+    train_accuracy: Share
+    test_loss: Amount
+    test_accuracy: Share
+    train_samples: Count
+    test_samples: Count
+    epoch_s: Amount
+    samples_per_s: Amount
 
 
 class NoRun(ConfigError):
@@ -48,14 +75,14 @@ class Summary:
 
     outcome: str
     reason: str
-    epochs: int
-    step: int
+    epochs: Count
+    step: Count
     metrics: Mapping[str, Any]
     best: Mapping[str, Any]
-    world_size: int
+    world_size: Count
     device: str
     reduction: str
-    wall_s: float
+    wall_s: Amount
     versions: Mapping[str, str]
     below_target: bool = False
 
@@ -84,75 +111,91 @@ def read_run(path: Path) -> RunRecord:
         NoRun: it is a folder without a run.
         ConfigError: it is no folder, or a file of it cannot be read.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(
             f"{path} is not a run folder: it is no folder; name the output.dir of a run"
         )
-    if not (path / CONFIG).is_file():
+    if not os.path.isfile(path / CONFIG):
         raise NoRun(f"{path} is not a run folder: it has no {CONFIG}; name the output.dir of a run")
     config = load_config(path / CONFIG)
     try:
-        with _written_by_us(path / METRICS):
-            history = [_figures(line) for line in finished_epochs(path / METRICS)]
-        with _written_by_us(path / SUMMARY):
-            summary = _read_summary(path / SUMMARY)
+        file = path / METRICS
+        history = [read_epoch(line) for line in finished_epochs(file)]
+        file = path / SUMMARY
+        summary = read_summary(file)
         resumed_after = _resumed_after(path / STARTS)
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} was not written by this program: {_first(error)}") from error
     return RunRecord(config, history, summary, resumed_after)
 
 
-@contextlib.contextmanager
-def _written_by_us(path: Path) -> Iterator[None]:
-    """Tell what is wrong with a file whose content is not as this program writes it."""
-    try:
-        yield
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"{path} was not written by this program: {error}") from error
+def _first(error: ValueError) -> str:
+    """What is wrong, in a line: pydantic has a paragraph for each problem."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}".removeprefix(": ")
 
 
-def _figures(line: bytes) -> dict[str, Any]:
-    """A finished epoch's metrics."""
-    record = json.loads(line)
-    _check_numbers(record, FIGURES)
+def read_epoch(line: bytes) -> dict[str, Any]:
+    """A finished epoch's metrics.
+
+    Raises:
+        ValueError: it is not a line that this program writes.
+    """
+    record = files.parse_json(line)
+    Epoch.model_validate(record)
     return dict(record)
 
 
-def _read_summary(path: Path) -> Summary | None:
-    if not path.exists():
+def read_summary(path: Path) -> Summary | None:
+    """A summary.json; None if there is no such file.
+
+    Raises:
+        ValueError: it is not what this program writes.
+        OSError: it cannot be read.
+    """
+    try:
+        content = files.read(path)
+    except FileNotFoundError:
         return None
-    content = json.loads(path.read_bytes())
-    summary = Summary(**content)
-    _check_numbers(content, ("epochs", "step", "world_size", "wall_s"))
-    if not isinstance(summary.outcome, str):
-        raise TypeError("outcome is no text")
+    files.parse_json(content)
+    summary = _summaries().validate_json(content, strict=True)
+    for record in (summary.metrics, summary.best):
+        if record or summary.outcome == "completed":
+            Epoch.model_validate(record)
     return summary
 
 
-def _check_numbers(record: Mapping[str, Any], keys: Sequence[str]) -> None:
-    for key in keys:
-        if not isinstance(record.get(key), int | float):
-            raise TypeError(f"{key} is no number")
+@functools.cache
+def _summaries() -> TypeAdapter[Summary]:
+    return TypeAdapter(Summary)
 
 
 def _resumed_after(path: Path) -> list[int]:
     """The steps in a starts.jsonl, but those of starts from the beginning and of torn lines."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    with _written_by_us(path):
-        steps = [_number(line, "step") for line in lines]
-    return sorted({step for step in steps if step > 0})
+    return sorted({step for line in _lines(path) if (step := _number(line, "step")) > 0})
 
 
 def finished_epochs(path: Path, *, epochs: float = math.inf) -> list[bytes]:
     """The lines of a metrics.jsonl up to and including epoch `epochs`; torn ones are left out."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    with _written_by_us(path):
-        return [line for line in lines if 1 <= _number(line, "epoch") <= epochs]
+    return [line for line in _lines(path) if 1 <= _number(line, "epoch") <= epochs]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return files.read(path).splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
 
 
 def _number(line: bytes, key: str) -> int:
     """The number under `key` in a line of JSON; 0 of a line that a crash left torn."""
     try:
-        return int(json.loads(line)[key]) if line.endswith(b"\n") else 0
+        number = files.parse_json(line)[key] if line.endswith(b"\n") else 0
     except (ValueError, KeyError, TypeError):
         return 0
+    return number if type(number) is int else 0

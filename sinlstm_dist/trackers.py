@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.config import ConfigError
+from sinlstm_dist.run_record import TENSORBOARD
 
 FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
-PROJECT, TENSORBOARD = "sinlstm-dist", "tensorboard"
+PROJECT = "sinlstm-dist"
 
 # How a service is told to continue a run. What is not named here starts a new run at each start.
 _CONTINUES: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -75,9 +76,10 @@ class Trackers:
         """
         identity = identity or uuid.uuid4().hex
         values = {key: _plain(value) for key, value in hyperparameters.items()}
-        for name in self._names:
-            tracker = self._make(name, identity)
+        # What keeps files comes last: where another does not start, they are as they were.
+        for name in sorted(self._names, key=TENSORBOARD.__eq__):
             try:
+                tracker = self._make(name, identity)
                 tracker.start()
                 if name == TENSORBOARD:
                     _show_hyperparameters(tracker.tracker, values)
@@ -86,6 +88,7 @@ class Trackers:
                 else:
                     tracker.store_init_configuration(values)
             except Exception as error:
+                self._take_back()
                 raise ConfigError(f"output.trackers={name} does not start: {error}") from error
             self._trackers[name] = tracker
         return identity
@@ -113,10 +116,21 @@ class Trackers:
         make = _class_of(name)
         place = [str(self._folder)] if make.requires_logging_directory else []
         if name == TENSORBOARD:
-            for file in (self._folder / name).glob("events.out.tfevents.*"):
-                file.unlink()
+            self._remove_files()
             return make(name, *place, purge_step=0)  # a viewer forgets what it read of them
         return make(PROJECT, *place, **_CONTINUES.get(name, lambda _: {})(identity))
+
+    def _take_back(self) -> None:
+        """Leave no folder of a start that failed."""
+        self.close()
+        if TENSORBOARD in self._names:
+            with contextlib.suppress(OSError):
+                self._remove_files()
+                (self._folder / TENSORBOARD).rmdir()
+
+    def _remove_files(self) -> None:
+        for file in (self._folder / TENSORBOARD).glob("events.out.tfevents.*"):
+            file.unlink()
 
     @contextlib.contextmanager
     def _surviving(self, name: str) -> Iterator[None]:

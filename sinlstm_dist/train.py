@@ -115,12 +115,12 @@ class Training:
     def start(self) -> None:
         """Claim the run folder and continue from the checkpoint that it holds, if any."""
         on_main = self.world.on_main
-        on_main(self.run.claim)
         on_main(self.trackers.check)
+        on_main(self.run.claim)
         found = on_main(
-            self.run.begin,
+            self.run.find,
             config=self.config.model_dump(mode="json"),
-            toml=to_toml(self.config),
+            layout=self.job.layout,
             fingerprint=self.job.fingerprint,
         )
         if found["summary"]:
@@ -133,8 +133,13 @@ class Training:
             self.report.note(note)
         self.history = found["history"]
         if found["state"]:
+            self.tracker_id = found["state"]["tracker_id"]
+        self._start_trackers()  # which may refuse: so before the folder becomes a run's
+        on_main(self.run.begin, toml=to_toml(self.config))
+        if found["state"]:
             self._restore(found["state"])
-        self._start_trackers(has_checkpoint=bool(found["state"]))
+        elif self.config.output.trackers:
+            self._save()  # a run that is killed before its first checkpoint continues its curve too
         self.report.begin_training(finished_epochs=self.epoch, preview=self.job.preview)
 
     def train_epoch(self) -> bool:
@@ -234,17 +239,14 @@ class Training:
         if drawn:
             self.report.note(f"pictures there: {', '.join(drawn)}")
 
-    def _start_trackers(self, *, has_checkpoint: bool) -> None:
-        if not self.config.output.trackers:
-            return
-        self.tracker_id = self.world.on_main(
-            self.trackers.start,
-            identity=self.tracker_id,
-            hyperparameters=flat(self.config),
-            history=self.history,
-        )
-        if not has_checkpoint:
-            self._save()  # a run that is killed before its first checkpoint continues its curve too
+    def _start_trackers(self) -> None:
+        if self.config.output.trackers:
+            self.tracker_id = self.world.on_main(
+                self.trackers.start,
+                identity=self.tracker_id,
+                hyperparameters=flat(self.config),
+                history=self.history,
+            )
 
     def _end_trackers(self, summary: Summary) -> None:
         if self.outcome != "stopped" and summary.metrics:
@@ -328,7 +330,7 @@ class Training:
             weights=self.world.broadcast_tensors(weights),
             optimizer=self.world.broadcast_tensors(optimizer),
         )
-        self.step, self.epoch, self.tracker_id = state["step"], state["epoch"], state["tracker_id"]
+        self.step, self.epoch = state["step"], state["epoch"]
         self.step_in_epoch, self.totals = state["step_in_epoch"], Totals(**state["totals"])
         self.report.note(f"continues in epoch {self.epoch + 1}, after step {self.step} of the run")
 

@@ -3,18 +3,19 @@
 A run is named by its folder, which holds the final weights, or by one of its checkpoints.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
-from sinlstm_dist import checkpoint
+from sinlstm_dist import checkpoint, files
 from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.config import SINE, Config, ConfigError, override
-from sinlstm_dist.run_record import read_run
+from sinlstm_dist.run_record import CHECKPOINTS, read_run
 from sinlstm_dist.runtime import World
 from sinlstm_dist.series import Scale
 
@@ -50,7 +51,7 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
     Raises:
         ConfigError: there is no such run, it has not finished, or a file is damaged.
     """
-    if (path / checkpoint.STATE).exists() or (path / checkpoint.MANIFEST).exists():
+    if any(os.path.lexists(path / name) for name in (checkpoint.STATE, checkpoint.MANIFEST)):
         config, weights = _read_checkpoint(path)
     else:
         config, weights = read_run(path).config, _read_final_weights(path)
@@ -88,16 +89,20 @@ def _read_checkpoint(path: Path) -> tuple[Config, Tensors]:
         found = checkpoint.read(path)
     except DamagedCheckpoint as damage:
         raise ConfigError(str(damage)) from damage
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     return Config.model_validate(found.state["config"]), found.weights
 
 
 def _read_final_weights(path: Path) -> Tensors:
     file = path / checkpoint.WEIGHTS
-    if not file.exists():
-        newest = next(iter(checkpoint.find(path / "checkpoints")), None)
+    if not os.path.exists(file):
+        newest = next(iter(checkpoint.find(path / CHECKPOINTS)), None)
         instead = f", or name its newest checkpoint, {newest}" if newest else ""
         raise ConfigError(f"{path} holds a run that has not finished: train it on{instead}")
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
+        return load(files.read(file))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(f"{file}: is damaged: {error}") from error

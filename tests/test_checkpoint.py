@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinlstm_dist import checkpoint
-from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint
+from sinlstm_dist import checkpoint, files
+from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Layout, shapes
+from sinlstm_dist.config import load_config
 from sinlstm_dist.run_folder import RunFolder
+from sinlstm_dist.state import complete
 
+CONFIG = load_config(overrides={"optim.momentum": 0.9}).model_dump(mode="json")
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
@@ -20,10 +23,12 @@ def example(step: int = 3) -> Checkpoint:
     weights = {"w": torch.randn(5, 3, generator=generator), "b": torch.tensor([0.0, -0.0, 1e-45])}
     state = {
         "step": step,
-        "epoch": 1,
+        "epoch": step // 3,
         "step_in_epoch": 0,
-        "config": {"optim": {"lr": 0.1}},
-        "data": "abc",
+        "totals": {"squared_error": 0.0, "correct": 0, "samples": 0},
+        "config": CONFIG,
+        "data": "ab" * 32,
+        "tracker_id": "",
     }
     return Checkpoint(state, weights, {"w.momentum_buffer": torch.randn(5, 3, generator=generator)})
 
@@ -38,7 +43,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     folder = checkpoint.write(tmp_path / "checkpoints", example(), keep=2)
     found = checkpoint.read(folder)
     assert folder.name == "step-00000003"
-    assert found.state == example().state
+    assert found.state == complete(example().state)
     assert same_bits(found.weights, example().weights)
     assert same_bits(found.optimizer, example().optimizer)
 
@@ -154,9 +159,9 @@ def test_nothing_is_removed_before_the_new_one_is_published(
 ) -> None:
     for step in (1, 2):
         checkpoint.write(tmp_path, example(step), keep=2)
-    for fails in ("write_synced", "sync_folder"):
+    for fails in ("write_synced", "sync"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, fails, fail)
+            patch.setattr(files, fails, fail)
             with pytest.raises(OSError, match="full"):
                 checkpoint.write(tmp_path, example(3), keep=2)
         for folder in checkpoint.find(tmp_path):
@@ -199,28 +204,20 @@ def test_the_order_of_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def begin(path: Path, *, resume: str = "auto") -> dict[str, object]:
-    config = {section: {} for section in ("data", "model", "optim", "output")} | {
-        "checkpoint": {"resume": resume},
-        "train": {"epochs": 9},
-    }
+def begin(path: Path) -> dict[str, object]:
+    """What a start of a run whose checkpoints are like `example` continues from."""
+    layout = Layout(
+        weights=shapes(example().weights), optimizer=shapes(example().optimizer),
+        num_steps=3, samples=100,
+    )  # fmt: skip
     folder = RunFolder(path)
     folder.claim()
     try:
-        return begin_same(folder, config)
+        found = folder.find(config=CONFIG, layout=layout, fingerprint="ab" * 32)
+        folder.begin(toml="")
+        return found
     finally:
         folder.close()
-
-
-def begin_same(folder: RunFolder, config: dict[str, object]) -> dict[str, object]:
-    """`begin`, with a configuration that contradicts nothing."""
-    from sinlstm_dist import run_folder
-
-    changed, run_folder.changed_keys = run_folder.changed_keys, lambda before, after: []
-    try:
-        return folder.begin(config=config, toml="", fingerprint="abc")
-    finally:
-        run_folder.changed_keys = changed
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -240,7 +237,7 @@ def test_the_newest_good_one_is_used(tmp_path: Path, name: str, damage: str) -> 
     if damage == "missing":
         path.unlink()
     found = begin(run)
-    assert found["state"] == example(3).state
+    assert found["state"] == complete(example(3).state)
     (note,) = (note for note in found["notes"] if "set aside" in note)
     assert name in note
     assert "damaged-step-00000006" in note

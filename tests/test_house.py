@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 ORDER = [
     "__init__", "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics",
     "roll_call", "series",
-    "stop", "runtime", "gradient", "checkpoint", "run_record", "run_folder",
+    "stop", "runtime", "gradient", "files", "state", "checkpoint", "run_record", "claim", "resume",
+    "run_folder",
     "trained", "sketch", "report",
     "command", "rollout", "pictures", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",

@@ -88,18 +88,27 @@ def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
 
 
 def test_momentum_is_part_of_the_state(train, tmp_path: Path) -> None:
-    """Negative control: a resumed run that forgot its momentum ends elsewhere."""
+    """Negative control: a resumed run with another momentum ends elsewhere; without, it is damaged."""
     from sinlstm_dist import checkpoint
 
     assert train({"output.dir": "straight"}).codes == [0]
     assert train({"train.epochs": 2}).codes == [0]
     folder = checkpoint.find(tmp_path / "run" / "checkpoints")[0]
     found = checkpoint.read(folder)
-    assert any("momentum" in name for name in found.optimizer)
-    checkpoint.set_aside(folder, "true")
-    checkpoint.write(folder.parent, checkpoint.Checkpoint(found.state, found.weights, {}), keep=2)
-    assert train().codes == [0]
-    assert weights_digest(tmp_path / "run") != weights_digest(tmp_path / "straight")
+    zeros = {name: 0 * value for name, value in found.optimizer.items()}
+    assert any("momentum" in name for name in zeros)
+    for optimizer in (zeros, {}):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy", dirs_exist_ok=True)
+        checkpoint.set_aside(tmp_path / "copy" / "checkpoints" / folder.name, "true")
+        altered = checkpoint.Checkpoint(found.state, found.weights, optimizer)
+        checkpoint.write(tmp_path / "copy" / "checkpoints", altered, keep=2)
+        again = train({"output.dir": "copy"})
+        assert again.codes == [0]
+        is_same = weights_digest(tmp_path / "copy") == weights_digest(tmp_path / "straight")
+        is_damaged = "output_layer.bias.momentum_buffer' is missing, needed float32 [1]"
+        assert is_same == (not optimizer)
+        assert (is_damaged in again.stdout) == (not optimizer)
+        shutil.rmtree(tmp_path / "copy")
 
 
 def test_a_contradicting_configuration_is_refused(train, tmp_path: Path) -> None:

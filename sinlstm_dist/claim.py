@@ -1,0 +1,181 @@
+"""Whose a run folder is: one run's at a time, and still the folder that it was."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import uuid
+from pathlib import Path
+
+from sinlstm_dist import files
+from sinlstm_dist.config import ConfigError
+from sinlstm_dist.run_record import (
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    METRICS,
+    STOP,
+    TENSORBOARD,
+    WRITTEN,
+)
+
+MARK = b"sinlstm-dist "  # begins the lock's content while a run has the folder
+ATTEMPTS = 20  # at a lock that other starts make and remove at the same time
+
+
+class Claim:
+    """One run's hold on its folder, until `release` or the end of the process.
+
+    Args:
+        path: the folder; made by `take` if need be. It may be a link, what is in it may not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, path / LOCK
+        self._descriptor: int | None = None
+        self._token = b""
+        self._made: list[Path] = []  # folders
+        self._made_lock = False
+
+    def take(self) -> None:
+        """Make the folder and keep other runs out of it.
+
+        Raises:
+            ConfigError: it cannot be written, is in use, or holds other things than a run.
+        """
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            what = "a file" if os.path.exists(self.path) else "a link that leads nowhere"
+            raise ConfigError(f"output.dir={self.path} is {what}: choose a folder")
+        try:
+            if not any(self._try() for _ in range(ATTEMPTS)):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"output.dir={self.path} is in use by a run that has not ended: "
+                "wait for it, or choose another folder"
+            ) from error
+        except files.NotAFile as error:
+            raise ConfigError(_refusal(error.filename, error.strerror)) from error
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename != str(self.path) else ""
+            raise ConfigError(
+                f"output.dir={self.path} cannot be written: {error.strerror}{where}"
+            ) from error
+
+    def _try(self) -> bool:
+        """Whether the folder is claimed; False if another start removed what it had made."""
+        try:
+            self._make(self.path)
+            self._check_content()
+            return self._take_lock()
+        except FileNotFoundError:
+            return False
+
+    def check(self) -> None:
+        """See that `path` is still the folder that was claimed; cheap, before every write.
+
+        Raises:
+            OSError: it was moved away, replaced or removed.
+        """
+        try:
+            found = files.read(self._lock)
+        except (FileNotFoundError, NotADirectoryError, files.NotAFile):
+            found = b""
+        if found == self._token:
+            return
+        what = (
+            f"the run folder was moved away or replaced, or its {LOCK} removed; nothing was "
+            "written into what is there now"
+        )
+        if not os.path.lexists(self.path):
+            what = "the run folder was removed or moved away"
+        raise OSError(errno.ESTALE, what, str(self.path))
+
+    def release(self, *, keep: bool) -> None:
+        """Let other runs have the folder.
+
+        Args:
+            keep: leave what `take` made; without, its lock and its empty folders go.
+        """
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                if self._made_lock and not keep:
+                    self._remove_lock()
+                os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+        if not keep:
+            with contextlib.suppress(OSError):  # of the first that is not empty
+                while self._made:
+                    self._made.pop().rmdir()
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder and those above it, and note which."""
+        try:
+            folder.mkdir()
+        except FileNotFoundError:
+            if folder.parent == folder:
+                raise
+            self._make(folder.parent)
+            folder.mkdir()
+        except FileExistsError:
+            return
+        self._made.append(folder)
+
+    def _take_lock(self) -> bool:
+        """Whether the lock that lies in the folder is now this process's."""
+        try:
+            descriptor = files.open_own(self._lock, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            made = True
+        except FileExistsError:
+            descriptor = files.open_own(self._lock, os.O_RDWR)
+            made = False
+        try:
+            with files.naming(self._lock):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not re.fullmatch(b"(" + MARK + b".*)?", os.pread(descriptor, 1000, 0), re.S):
+                    raise ConfigError(
+                        f"{self._lock} was not written by this program: choose another output.dir"
+                    )
+                token = MARK + uuid.uuid4().hex.encode()
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, token, 0)
+            # One that ends may have removed the lock between our opening and locking it.
+            is_ours = files.read(self._lock) == token
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if not is_ours:
+            os.close(descriptor)
+            return False
+        self._descriptor, self._token, self._made_lock = descriptor, token, made
+        return True
+
+    def _remove_lock(self) -> None:
+        """Remove the lock, unless something else than a request to stop came into the folder."""
+        self.check()
+        if not set(files.names_in(self.path)) - {LOCK, STOP}:
+            self._lock.unlink()
+
+    def _check_content(self) -> None:
+        """Refuse a folder that holds no run, or in which a link could lead a run elsewhere."""
+        names = files.names_in(self.path)
+        is_run = LOCK in names or (CONFIG in names and {METRICS, CHECKPOINTS} & set(names))
+        if set(names) - {STOP} and not is_run:
+            raise ConfigError(
+                f"output.dir={self.path} is not empty and holds no run: choose another folder"
+            )
+        for name in names:
+            wanted = "a folder" if name in (CHECKPOINTS, TENSORBOARD) else "a file"
+            is_own = name.removeprefix(files.UNFINISHED) in WRITTEN or wanted == "a folder"
+            if is_own and (kind := files.kind_of(self.path / name)) not in (wanted, ""):
+                raise ConfigError(_refusal(self.path / name, f"is {kind}"))
+        for name in files.names_in(self.path / CHECKPOINTS):
+            folder = self.path / CHECKPOINTS / name
+            if "step-" in name and files.kind_of(folder) == "a link":
+                raise ConfigError(_refusal(folder, "is a link"))
+
+
+def _refusal(path: Path | str, what: str | None) -> str:
+    return f"{path} {what}, where the run keeps its own: remove it, or choose another output.dir"

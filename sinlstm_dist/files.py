@@ -1,0 +1,164 @@
+"""Files that a run writes: links are not followed, and a crash leaves the old content or the new.
+
+Source: Pillai et al.: All file systems are not created equal (OSDI 14), for the order of syncs.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+UNFINISHED = ".unfinished-"  # begins the name of what is still being written
+
+
+class NotAFile(OSError):
+    """A link, a folder or a device is where a regular file is needed."""
+
+
+def read(path: Path) -> bytes:
+    """The content of a regular file; links are followed.
+
+    Raises:
+        NotAFile: it is something else.
+        OSError: it cannot be read; the error names it.
+    """
+    with naming(path):
+        descriptor = _open(path, os.O_RDONLY)
+        try:
+            parts = []
+            while part := os.read(descriptor, 2**24):
+                parts.append(part)
+        finally:
+            os.close(descriptor)
+    return b"".join(parts)
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a file that only this program writes: no link, and under no other name.
+
+    Raises:
+        NotAFile: it is something else.
+        OSError: it cannot be opened; the error names it.
+    """
+    with naming(path):
+        descriptor = _open(path, flags | os.O_NOFOLLOW)
+        if os.fstat(descriptor).st_nlink > 1:
+            os.close(descriptor)
+            raise NotAFile(errno.EMLINK, "is also another file's name (a hard link)", str(path))
+    return descriptor
+
+
+def _open(path: Path, flags: int) -> int:
+    """`os.open` of a regular file; does not wait for the other end of a named pipe."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise NotAFile(error.errno, f"is {kind_of(path)}", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFile(errno.EINVAL, f"is {kind_of(path)}", str(path))
+    return descriptor
+
+
+def kind_of(path: Path) -> str:
+    """What is at `path`, in a word or two; "" if there is nothing."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder; no names if there is no such folder.
+
+    Raises:
+        OSError: it cannot be read. (`Path.glob` would see an empty folder.)
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, which is made if need be."""
+    _write(path, content, os.O_APPEND)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    _write(path, content, 0, is_new=True)
+
+
+def _write(path: Path, content: bytes, flags: int, *, is_new: bool = False) -> None:
+    with naming(path):
+        descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | flags)
+        try:
+            if is_new:
+                os.ftruncate(descriptor, 0)
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if is_new:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace_synced(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that at any instant the old file or the new one is there."""
+    unfinished = path.with_name(UNFINISHED + path.name)
+    write_synced(unfinished, content)
+    with naming(path):
+        unfinished.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or the names in a folder."""
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError from below: a full disk's does not say what was written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def parse_json(content: bytes) -> Any:
+    """The value in a JSON file or line.
+
+    Raises:
+        ValueError: it is not JSON as this program writes it: UTF-8, finite numbers, proper text.
+    """
+    try:
+        value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        if b"\\u" in content:
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half a character
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value

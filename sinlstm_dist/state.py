@@ -1,0 +1,96 @@
+"""What a checkpoint's state.json says, checked before it is used.
+
+A file without a format number is of the first format, which lacks what has a default below.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sinlstm_dist import files
+from sinlstm_dist.config import Config, ConfigError, unknown_keys
+
+FORMAT = 2
+LARGEST = 2**53  # counts are exact up to here, in any reader of JSON
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Totals(_Part):
+    """Of the samples of the running epoch that were trained."""
+
+    squared_error: float = Field(ge=0)
+    correct: int = Field(ge=0)
+    samples: int = Field(ge=0, le=LARGEST)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "_Totals":
+        if self.correct > self.samples:
+            raise ValueError("more samples are correct than there are")
+        if not self.samples and self.squared_error:
+            raise ValueError("there is an error without samples")
+        return self
+
+
+class _State(_Part):
+    """The fields of state.json, and what must hold between them."""
+
+    step: int = Field(ge=0, le=LARGEST)
+    epoch: int = Field(ge=0, le=LARGEST)
+    step_in_epoch: int = Field(ge=0, le=LARGEST)
+    totals: _Totals
+    config: Config
+    data: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tracker_id: str = Field(pattern=r"^([0-9a-f]{32})?$")
+    arithmetic: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "_State":
+        if bool(self.totals.samples) != bool(self.step_in_epoch):
+            raise ValueError("totals are not those of the steps in the epoch")
+        if self.epoch + bool(self.step_in_epoch) > self.config.train.epochs:
+            raise ValueError("more epochs were begun than the configuration has")
+        return self
+
+
+class NewerVersion(ConfigError):
+    """A newer version of this program wrote it: not damaged, but not to be continued here."""
+
+
+def complete(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` as a checkpoint of this version holds it."""
+    return {"arithmetic": {}, **state, "format": FORMAT}
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """The state in a state.json of this format or an older one, as `complete` has it.
+
+    Settings that it does not know yet have their defaults.
+
+    Raises:
+        NewerVersion: its format, or a key of its configuration, is of a newer version.
+        ValueError: it is not what any version writes.
+    """
+    fields = files.parse_json(content)
+    if not isinstance(fields, dict):
+        raise ValueError("is no JSON object")
+    number = fields.pop("format", 1)
+    if type(number) is not int or number < 1:
+        raise ValueError(f"format: {number!r:.40} is no format's number")
+    if number > FORMAT:
+        raise NewerVersion(
+            f"is of format {number}, written by a newer version; this version knows up to {FORMAT}"
+        )
+    if isinstance(fields.get("config"), dict) and (unknown := unknown_keys(fields["config"])):
+        raise NewerVersion(f"has settings of a newer version: {', '.join(unknown)}")
+    if number == 1 and "arithmetic" in fields:
+        raise ValueError("arithmetic: is not of the first format")
+    try:
+        return complete(_State.model_validate(fields).model_dump(mode="json"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(f"{where}: {problem['msg']}".removeprefix(": ")) from error
