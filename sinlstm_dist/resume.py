@@ -18,9 +18,9 @@ from sinlstm_dist.run_record import (
     METRICS,
     SUMMARY,
     Summary,
-    finished_epochs,
     read_epoch,
     read_summary,
+    whole_lines,
 )
 
 
@@ -131,10 +131,10 @@ class Search:
     def _records(self, path: Path, *, epochs: int) -> list[dict[str, Any]]:
         """The finished epochs' metrics, without lines that this program did not write."""
         records: list[dict[str, Any]] = []
-        for line in finished_epochs(path, epochs=epochs):
+        for line in whole_lines(path):
             with contextlib.suppress(ValueError):
                 record = read_epoch(line)
-                if not records or record["epoch"] > records[-1]["epoch"]:
+                if (records[-1]["epoch"] if records else 0) < record["epoch"] <= epochs:
                     records.append(record)
         if len(records) < epochs:
             self._notes.append(f"{path} lacks epochs of its run: they stay missing")
@@ -143,7 +143,7 @@ class Search:
     def _check_restarts(self) -> None:
         """Refuse to start over in the folder of another run that has something to lose."""
         has_weights = files.kind_of(self._path / checkpoint.WEIGHTS)
-        if not has_weights and not finished_epochs(self._path / METRICS):
+        if not has_weights and not whole_lines(self._path / METRICS):
             return
         before = _config_in(self._path)
         if before is None:

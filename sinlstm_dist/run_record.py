@@ -1,7 +1,6 @@
 """What a run's folder tells about the run: its configuration, its metrics, and how it ended."""
 
 import functools
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +51,14 @@ class Epoch(BaseModel):
 
 class NoRun(ConfigError):
     """A folder that holds no run."""
+
+
+class _Start(BaseModel):
+    """A line of starts.jsonl."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: Count
 
 
 @dataclass(frozen=True)
@@ -120,15 +127,16 @@ def read_run(path: Path) -> RunRecord:
     config = load_config(path / CONFIG)
     try:
         file = path / METRICS
-        history = [read_epoch(line) for line in finished_epochs(file)]
+        history = [read_epoch(line) for line in whole_lines(file)]
         file = path / SUMMARY
         summary = read_summary(file)
-        resumed_after = _resumed_after(path / STARTS)
+        file = path / STARTS
+        steps = {_read_start(line) for line in whole_lines(file)}
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{file} was not written by this program: {_first(error)}") from error
-    return RunRecord(config, history, summary, resumed_after)
+    return RunRecord(config, history, summary, sorted(steps - {0}))
 
 
 def _first(error: ValueError) -> str:
@@ -175,27 +183,15 @@ def _summaries() -> TypeAdapter[Summary]:
     return TypeAdapter(Summary)
 
 
-def _resumed_after(path: Path) -> list[int]:
-    """The steps in a starts.jsonl, but those of starts from the beginning and of torn lines."""
-    return sorted({step for line in _lines(path) if (step := _number(line, "step")) > 0})
+def _read_start(line: bytes) -> int:
+    """The step in a line of starts.jsonl."""
+    return _Start.model_validate(files.parse_json(line)).step
 
 
-def finished_epochs(path: Path, *, epochs: float = math.inf) -> list[bytes]:
-    """The lines of a metrics.jsonl up to and including epoch `epochs`; torn ones are left out."""
-    return [line for line in _lines(path) if 1 <= _number(line, "epoch") <= epochs]
-
-
-def _lines(path: Path) -> list[bytes]:
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a .jsonl file, without what a crash left torn; no lines without the file."""
     try:
-        return files.read(path).splitlines(keepends=True)
+        lines = files.read(path).splitlines(keepends=True)
     except FileNotFoundError:
         return []
-
-
-def _number(line: bytes, key: str) -> int:
-    """The number under `key` in a line of JSON; 0 of a line that a crash left torn."""
-    try:
-        number = files.parse_json(line)[key] if line.endswith(b"\n") else 0
-    except (ValueError, KeyError, TypeError):
-        return 0
-    return number if type(number) is int else 0
+    return [line for line in lines if line.endswith(b"\n") and not line.startswith(b"\0")]

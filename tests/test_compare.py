@@ -64,12 +64,15 @@ def test_the_folder_is_no_difference(runs, capsys):
         ({"config.toml": "", "summary.json": "{}"}, "summary.json was not written by"),
         ({"config.toml": "", "summary.json": "{"}, "summary.json was not written by"),
         ({"config.toml": "", "summary.json": "[]"}, "summary.json was not written by"),
-        ({"config.toml": "", "summary.json": NO_TIME}, "wall_s is no number"),
+        ({"config.toml": "", "summary.json": NO_TIME}, "wall_s: Input should be a valid number"),
         (
             {"config.toml": "", "metrics.jsonl": '{"epoch": 1}\n'},
             "metrics.jsonl was not written by",
         ),
-        ({"config.toml": "", "metrics.jsonl": '{"epoch": Infinity}\n'}, "infinity to integer"),
+        (
+            {"config.toml": "", "metrics.jsonl": '{"epoch": Infinity}\n'},
+            "Infinity is not",
+        ),
         ({"config.toml": "", "starts.jsonl": '{"step": Infinity}\n'}, "starts.jsonl was not"),
         ({"config.toml": "", "starts.jsonl": None}, "starts.jsonl cannot be read: Is a directory"),
     ],
