@@ -143,7 +143,8 @@ def read(folder: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"{differing}: is damaged (it does not match {MANIFEST})")
     for name in files.names_in(folder):
         if name not in FILES and not name.startswith("."):
-            raise DamagedCheckpoint(f"{folder / name}: does not belong there")
+            shown = folder / (name if name.isprintable() else ascii(name))
+            raise DamagedCheckpoint(f"{shown}: does not belong there")
     return _parse(folder, contents)
 
 

@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="in test_kill_matrix.py, kill at every file operation, not at some (minutes)",
     )
     parser.addoption(
+        "--alterations",
+        type=int,
+        default=60,
+        help="in test_altered_checkpoints.py, how many random alterations of a checkpoint",
+    )
+    parser.addoption(
         "--exits",
         type=int,
         default=10,

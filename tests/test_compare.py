@@ -74,7 +74,7 @@ def test_the_folder_is_no_difference(runs, capsys):
             "Infinity is not",
         ),
         ({"config.toml": "", "starts.jsonl": '{"step": Infinity}\n'}, "starts.jsonl was not"),
-        ({"config.toml": "", "starts.jsonl": None}, "starts.jsonl cannot be read: Is a directory"),
+        ({"config.toml": "", "starts.jsonl": None}, "starts.jsonl cannot be read: is a folder"),
     ],
 )
 def test_a_bad_folder_is_one_error(runs, tmp_path, capsys, content, expected):
