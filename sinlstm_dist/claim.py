@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import uuid
 from pathlib import Path
 
@@ -44,10 +45,8 @@ class Claim:
         Raises:
             ConfigError: it cannot be written, is in use, or holds other things than a run.
         """
-        if os.path.lexists(self.path) and not os.path.isdir(self.path):
-            what = "a file" if os.path.exists(self.path) else "a link that leads nowhere"
-            raise ConfigError(f"output.dir={self.path} is {what}: choose a folder")
         try:
+            self._check_kind()
             if not any(self._try() for _ in range(ATTEMPTS)):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         except BlockingIOError as error:
@@ -62,6 +61,18 @@ class Claim:
             raise ConfigError(
                 f"output.dir={self.path} cannot be written: {error.strerror}{where}"
             ) from error
+
+    def _check_kind(self) -> None:
+        """Refuse what is there and cannot be a folder; it may be a link to one."""
+        if files.kind_of(self.path) in ("", "a folder"):
+            return
+        try:
+            if stat.S_ISDIR(os.stat(self.path).st_mode):
+                return
+            what = "a file"
+        except FileNotFoundError:
+            what = "a link that leads nowhere"
+        raise ConfigError(f"output.dir={self.path} is {what}: choose a folder")
 
     def _try(self) -> bool:
         """Whether the folder is claimed; False if another start removed what it had made."""

@@ -126,7 +126,7 @@ class Predictor(nn.Module):
             weights = load_file(path)
             model = cls(**_sizes(weights))
             model.load_state_dict(weights)
-        except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
+        except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: holds no weights of a Predictor: {error}") from error
         model.card = hub.find_card(path)
         return model.eval()

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sinlstm_dist import checkpoint, files
-from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
+from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors, shapes
 from sinlstm_dist.config import SINE, Config, ConfigError, override
+from sinlstm_dist.model import Predictor
 from sinlstm_dist.run_record import CHECKPOINTS, read_run
 from sinlstm_dist.runtime import World
 from sinlstm_dist.series import Scale
@@ -55,6 +57,7 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
         config, weights = _read_checkpoint(path)
     else:
         config, weights = read_run(path).config, _read_final_weights(path)
+    _check(weights, config, origin=path)
     trained = Trained(override(config, overrides or {}), weights)
     source = trained.config.data.source
     if (source == SINE) != (trained.scale is None):
@@ -92,6 +95,26 @@ def _read_checkpoint(path: Path) -> tuple[Config, Tensors]:
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     return Config.model_validate(found.state["config"]), found.weights
+
+
+def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
+    """Refuse weights that are not those of the run's model."""
+    with torch.device("meta"):
+        model = Predictor(
+            hidden_size=config.model.hidden_size,
+            num_layers=config.model.num_layers,
+            scaled=config.data.source != SINE,
+        )
+    wanted, found = shapes(model.state_dict()), shapes(weights)
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            raise ConfigError(
+                f"{origin}: holds weights of another model than its configuration's: "
+                f"{name!r:.80} is {found.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
+            )
+    odd = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if odd:
+        raise ConfigError(f"{origin}: {odd[0]} has values that are not finite")
 
 
 def _read_final_weights(path: Path) -> Tensors:

@@ -9,11 +9,11 @@ A child can carry a fault, counted from its start:
 
     {"rank": 0, "at": 7, "of": "file", "do": "kill"}
 
-`of` is "file" (operations on files below the folder `below`) or what `_count_calls` knows; the
-fault strikes before the one with number `at`. `do` is "kill", "tear" (kill, with half of what was
-not synced yet on disk), "full" (the disk), "limit BYTES" (no file may be larger), "signal NUMBER
-...", "hang", "raise", "refuse" (a ConfigError),
-"stop_file" or "count" (nothing).
+`of` is "file" (operations on files below the folder `below`; with `reads`, those that only look
+too) or what `_count_calls` knows; the fault strikes before the one with number `at`. `do` is
+"kill", "tear" (kill, with half of what was not synced yet on disk), "error NAME" (the operation
+fails so once), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang", "raise",
+"refuse" (a ConfigError), "stop_file" or "count" (nothing).
 """
 
 import contextlib
@@ -42,6 +42,7 @@ COLLECTIVES = (
     "reduce", "reduce_scatter_tensor", "scatter", "send",
 )  # fmt: skip
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+READ_EVENTS = ("os.listdir", "os.scandir")
 
 
 @dataclass
@@ -272,8 +273,9 @@ def _act(
             os.ftruncate(descriptor, (synced + os.fstat(descriptor).st_size) // 2)
     if do in ("kill", "tear"):
         os.kill(os.getpid(), signal.SIGKILL)
-    if do == "full":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    if do.startswith("error "):
+        number = getattr(errno, do.split()[1])
+        raise OSError(number, os.strerror(number), path)
     if do.startswith("limit "):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(do.split()[1]), resource.RLIM_INFINITY))
     if do.startswith("signal "):
@@ -293,6 +295,7 @@ def _act(
 
 def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
     root, fsync, state = fault["below"], os.fsync, {"count": 0, "quiet": False}
+    watched = (*FILE_EVENTS, *READ_EVENTS) if fault.get("reads") else FILE_EVENTS
     synced: dict[int, int] = {}  # bytes by inode: a file is synced under one name, then renamed
     events = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -309,7 +312,7 @@ def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
             state["quiet"] = False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in FILE_EVENTS or not isinstance(arguments[0], str | os.PathLike):
+        if event not in watched or not isinstance(arguments[0], str | os.PathLike):
             return
         path = os.fspath(arguments[0])
         is_below = os.path.abspath(path).startswith(root)
@@ -324,6 +327,21 @@ def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
         fsync(descriptor)
         synced[inode] = os.fstat(descriptor).st_size
 
+    def counted(name: str) -> Callable[..., Any]:
+        function = getattr(os, name)
+
+        def call(where: int | str | os.PathLike, *arguments: Any, **keywords: Any) -> Any:
+            if not state["quiet"] and keywords.get("dir_fd") is None:
+                is_open = isinstance(where, int)
+                path = os.readlink(f"/proc/self/fd/{where}") if is_open else os.fspath(where)
+                if os.path.abspath(path).startswith(root):
+                    happened(f"{name} {path}", path=None if is_open else path)
+            return function(where, *arguments, **keywords)
+
+        return call
+
+    for name in ("write", "read", "stat", "lstat") if fault.get("reads") else ("write",):
+        setattr(os, name, counted(name))
     os.fsync = counted_fsync
     sys.addaudithook(hook)
 
