@@ -37,7 +37,6 @@ class Claim:
         self._descriptor: int | None = None
         self._token = b""
         self._made: list[Path] = []  # folders
-        self._made_lock = False
 
     def take(self) -> None:
         """Make the folder and keep other runs out of it.
@@ -107,11 +106,12 @@ class Claim:
         """Let other runs have the folder.
 
         Args:
-            keep: leave what `take` made; without, its lock and its empty folders go.
+            keep: it is a run's folder now; without, a lock that is alone in it goes, and the
+                folders that `take` made, if they are empty.
         """
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
-                if self._made_lock and not keep:
+                if not keep:
                     self._remove_lock()
                 os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
@@ -123,25 +123,15 @@ class Claim:
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, and note which."""
-        try:
-            folder.mkdir()
-        except FileNotFoundError:
-            if folder.parent == folder:
-                raise
+        if folder != folder.parent and not os.path.lexists(folder.parent):
             self._make(folder.parent)
+        with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        except FileExistsError:
-            return
-        self._made.append(folder)
+            self._made.append(folder)
 
     def _take_lock(self) -> bool:
         """Whether the lock that lies in the folder is now this process's."""
-        try:
-            descriptor = files.open_own(self._lock, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            made = True
-        except FileExistsError:
-            descriptor = files.open_own(self._lock, os.O_RDWR)
-            made = False
+        descriptor = files.open_own(self._lock, os.O_RDWR | os.O_CREAT)
         try:
             with files.naming(self._lock):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,11 +150,11 @@ class Claim:
         if not is_ours:
             os.close(descriptor)
             return False
-        self._descriptor, self._token, self._made_lock = descriptor, token, made
+        self._descriptor, self._token = descriptor, token
         return True
 
     def _remove_lock(self) -> None:
-        """Remove the lock, unless something else than a request to stop came into the folder."""
+        """Remove the lock, unless there is more in the folder than it and a request to stop."""
         self.check()
         if not set(files.names_in(self.path)) - {LOCK, STOP}:
             self._lock.unlink()

@@ -126,7 +126,7 @@ def replace_synced(path: Path, content: bytes) -> None:
 def sync(path: Path) -> None:
     """Wait until the disk has a file's content, or the names in a folder."""
     with naming(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -1,0 +1,279 @@
+"""A run's folder: nobody else's files are written, renamed or removed, whatever lies there."""
+
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launching import SMALL, flags, metrics, summary, weights_digest
+from nursery import Launch, Nursery
+
+from sinlstm_dist.claim import Claim
+from sinlstm_dist.config import ConfigError
+
+SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
+
+
+@pytest.fixture(scope="module")
+def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    root = tmp_path_factory.mktemp("straight")
+    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
+    return root / "run"
+
+
+@pytest.fixture
+def train(nursery: Nursery, tmp_path: Path):
+    """Train with SETTINGS and changes to them."""
+
+    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
+        return nursery.run(flags({**SETTINGS, **(changes or {})}), cwd=tmp_path, **keywords)
+
+    return run
+
+
+@pytest.fixture
+def in_mid_run(nursery: Nursery, tmp_path: Path):
+    """Start a run, do something before its step `at`, and let it end."""
+
+    def run(act: Callable[[], object], *, at: int = 5, processes: int = 1) -> Launch:
+        faults = [{"rank": rank, "of": "step", "at": at, "do": "hang"} for rank in range(processes)]
+        launch = nursery.start(flags(SETTINGS), cwd=tmp_path, processes=processes, faults=faults)
+        while any(len(launch.events(rank)) < at for rank in range(processes)):
+            assert nursery.running(launch)
+        act()
+        nursery.kill(launch, signal.SIGCONT)
+        return nursery.wait(launch)
+
+    return run
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, links and folders too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        if path.is_file() and not path.is_symlink()
+        else b""
+        for path in folder.rglob("*")
+    }
+
+
+def check_same(run: Path, straight: Path) -> None:
+    assert weights_digest(run) == weights_digest(straight)
+    assert metrics(run) == metrics(straight)
+
+
+def check_refused(launch: Launch, what: str) -> None:
+    assert set(launch.codes) == {2}, launch.stderr
+    assert launch.stderr.count("error: ") == 1
+    assert len(launch.stderr.splitlines()) == 1, launch.stderr
+    assert what in launch.stderr
+
+
+def test_a_lost_configuration_costs_nothing(train, in_mid_run, straight, tmp_path: Path) -> None:
+    ended = in_mid_run((tmp_path / "run" / "config.toml").unlink)
+    assert ended.codes == [0]
+    check_same(tmp_path / "run", straight)
+    assert train().codes == [0]
+    check_same(tmp_path / "run", straight)
+    assert "nothing was left to do" in train().stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("at", [5, 9])
+def test_a_folder_moved_away_and_another_in_its_place(
+    train, in_mid_run, straight, tmp_path: Path, processes: int, at: int
+) -> None:
+    def act() -> None:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "thesis.txt").write_text("not the run's")
+
+    ended = in_mid_run(act, at=at, processes=processes)
+    assert ended.codes == [1] * processes
+    assert ended.stderr.count("error: ") == 1
+    assert "run: the run folder was moved away or replaced" in ended.stderr
+    assert "nothing was written into what is there now" in ended.stderr
+    assert content(tmp_path / "run") == {"checkpoints": b"", "thesis.txt": b"not the run's"}
+    check_refused(train(), "is not empty and holds no run")
+    (tmp_path / "run").rename(tmp_path / "another")
+    (tmp_path / "moved").rename(tmp_path / "run")
+    assert train().codes == [0]
+    check_same(tmp_path / "run", straight)
+
+
+def test_another_run_in_the_folder_s_place(in_mid_run, straight, tmp_path: Path) -> None:
+    def act() -> None:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        shutil.copytree(straight, tmp_path / "run")
+
+    before = content(straight)
+    assert in_mid_run(act).codes == [1]
+    assert content(tmp_path / "run") == before
+    assert not (tmp_path / "moved" / "summary.json").exists()
+
+
+NAMES = (
+    ".lock", "config.toml", "metrics.jsonl", "starts.jsonl", "summary.json", "model.safetensors",
+    "STOP", "curves.png", ".unfinished-config.toml", ".unfinished-summary.json", "checkpoints",
+    "tensorboard", "checkpoints/step-00000003", "checkpoints/.unfinished-step-00000003",
+    "checkpoints/.removed-step-00000003",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_link_is_refused_by_name(train, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    if "." in name.removeprefix("checkpoints/.") or name == "STOP":
+        victim.write_text("precious")
+    else:
+        (victim / "step-00000001").mkdir(parents=True)
+        (victim / "step-00000001" / "precious").touch()
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    before = content(tmp_path)
+    check_refused(train(), f"run/{name} is a link")
+    assert content(tmp_path) == before
+
+
+def test_a_lock_that_is_no_file_of_its_own(train, tmp_path: Path) -> None:
+    lock, victim = tmp_path / "run" / ".lock", tmp_path / "victim"
+    lock.parent.mkdir()
+    os.mkfifo(lock)
+    check_refused(train(timeout=20), "run/.lock is no regular file")
+    lock.unlink()
+    victim.touch()
+    lock.hardlink_to(victim)
+    check_refused(train(), "run/.lock is also another file's name (a hard link)")
+    lock.unlink()
+    lock.write_text("of another program")
+    check_refused(train(), "run/.lock was not written by this program")
+    assert lock.read_text() == "of another program"
+
+
+def test_the_folder_itself_may_be_a_link(train, straight, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    assert train().codes == [0]
+    check_same(tmp_path / "disk", straight)
+
+
+def test_only_a_file_asks_to_stop(train, in_mid_run, straight, tmp_path: Path) -> None:
+    stop = tmp_path / "run" / "STOP"
+    assert in_mid_run(stop.mkdir).codes == [0]
+    check_same(tmp_path / "run", straight)
+    assert stop.is_dir()
+    check_refused(train(), "run/STOP is a folder")
+    stop.rmdir()
+    assert "nothing was left to do" in train().stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("x" * 300, "File name too long"),
+        ("file/run", "Not a directory"),
+        ("file", "is a file"),
+        ("nowhere", "is a link that leads nowhere"),
+        ("loop", "Too many levels of symbolic links"),
+        ("/proc/run", "No such file or directory"),
+    ],
+)
+def test_odd_folders_are_one_error(train, tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("missing")
+    (tmp_path / "loop").symlink_to("loop")
+    before = content(tmp_path)
+    check_refused(train({"output.dir": name}), told)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["config.toml", "thesis.txt"])
+def test_a_folder_without_a_run_is_left_alone(train, tmp_path: Path, name: str) -> None:
+    """Also one with a configuration of the user's and weights that no run wrote there."""
+    (tmp_path / "run").mkdir()
+    for mine in (name, "model.safetensors"):
+        (tmp_path / "run" / mine).write_text("mine")
+    before = content(tmp_path)
+    check_refused(train(), "is not empty and holds no run")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_refused_start_leaves_no_folder(train, tmp_path: Path, processes: int) -> None:
+    refused = train({"output.dir": "a/b/c", "output.trackers": "wondb"}, processes=processes)
+    check_refused(refused, "output.trackers=wondb is unknown")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    named = {"output.dir": "a/b/c", "checkpoint.resume": "nowhere"}
+    check_refused(train(named, processes=processes), "checkpoint.resume=nowhere")
+    assert content(tmp_path) == {"a": b"", "a/b": b""}
+
+
+def test_starts_at_the_same_time(tmp_path: Path) -> None:
+    """Claims that are taken back at once: at any time one process at most has the folder."""
+    folder, busy = tmp_path / "a" / "run", tmp_path / "busy"
+
+    def claim_often() -> int:
+        taken = 0
+        for _ in range(300):
+            claim = Claim(folder)
+            refusal = ""
+            try:
+                claim.take()
+            except ConfigError as error:
+                refusal = str(error)
+            else:
+                os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
+                claim.check()
+                busy.unlink()
+                taken += 1
+            finally:
+                claim.release(keep=False)
+            assert not refusal or "is in use by a run" in refusal, refusal
+        return taken
+
+    children = []
+    for _ in range(4):
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                code = 0 if claim_often() else 2
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert 0 in codes
+    assert set(codes) <= {0, 2}  # 2: in use whenever it came
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_what_others_put_into_a_checkpoint_is_kept(train, in_mid_run, tmp_path: Path) -> None:
+    """Pruned checkpoints go, and what is in them of somebody else's does not."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert in_mid_run((checkpoints / "step-00000003" / "notes.txt").touch).codes == [0]
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["kept-.removed-step-00000003", "step-00000006", "step-00000009"]
+    kept = checkpoints / "kept-.removed-step-00000003"
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"]
+
+
+def test_what_is_set_aside_again_is_kept_too(train, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert train().codes == [0]
+    for number in range(3):
+        (checkpoints / "step-00000009" / "state.json").write_text(str(number))
+        (tmp_path / "run" / "summary.json").unlink()
+        assert train().codes == [0]
+    for number, name in enumerate(("", "-2", "-3")):
+        aside = checkpoints / f"damaged-step-00000009{name}"
+        assert (aside / "state.json").read_text() == str(number)
+    assert summary(tmp_path / "run")["outcome"] == "completed"
