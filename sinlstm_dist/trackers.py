@@ -88,7 +88,9 @@ class Trackers:
                 else:
                     tracker.store_init_configuration(values)
             except Exception as error:
-                self._take_back()
+                self.close()
+                if name == TENSORBOARD:
+                    self._remove_folder()
                 raise ConfigError(f"output.trackers={name} does not start: {error}") from error
             self._trackers[name] = tracker
         return identity
@@ -120,13 +122,11 @@ class Trackers:
             return make(name, *place, purge_step=0)  # a viewer forgets what it read of them
         return make(PROJECT, *place, **_CONTINUES.get(name, lambda _: {})(identity))
 
-    def _take_back(self) -> None:
+    def _remove_folder(self) -> None:
         """Leave no folder of a start that failed."""
-        self.close()
-        if TENSORBOARD in self._names:
-            with contextlib.suppress(OSError):
-                self._remove_files()
-                (self._folder / TENSORBOARD).rmdir()
+        with contextlib.suppress(OSError):
+            self._remove_files()
+            (self._folder / TENSORBOARD).rmdir()
 
     def _remove_files(self) -> None:
         for file in (self._folder / TENSORBOARD).glob("events.out.tfevents.*"):

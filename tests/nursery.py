@@ -43,6 +43,7 @@ COLLECTIVES = (
 )  # fmt: skip
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 READ_EVENTS = ("os.listdir", "os.scandir")
+WRITES, READS = ("write", "pwrite", "ftruncate"), ("read", "pread", "stat", "lstat")
 
 
 @dataclass
@@ -340,7 +341,7 @@ def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
 
         return call
 
-    for name in ("write", "read", "stat", "lstat") if fault.get("reads") else ("write",):
+    for name in (*WRITES, *READS) if fault.get("reads") else WRITES:
         setattr(os, name, counted(name))
     os.fsync = counted_fsync
     sys.addaudithook(hook)

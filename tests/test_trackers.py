@@ -14,8 +14,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sinlstm_dist import trackers
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.config import ConfigError, load_config
 from sinlstm_dist.trackers import Trackers
+from sinlstm_dist.train import train
 
 SETTINGS = {
     **SMALL,
@@ -146,3 +147,24 @@ def test_a_tracker_that_does_not_start_is_named(tmp_path, fragile, monkeypatch):
     monkeypatch.setitem(trackers._CONTINUES, "fragile", lambda _: {"breaks_at": "start"})
     with pytest.raises(ConfigError, match="fragile does not start: no network"):
         start(tmp_path, [])
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_tracker_that_does_not_start_leaves_the_folder_as_it_was(
+    tmp_path, fragile, monkeypatch, was_there: bool
+):
+    """A run folder that was not there is not there afterwards; what was tracked stays."""
+    folder = tmp_path / "runs" / "run"
+    settings = {**SETTINGS, "train.epochs": 1, "output.dir": str(folder)}
+    settings["output.trackers"] = ["tensorboard"]
+    if was_there:
+        assert train(load_config(overrides=settings)).outcome == "completed"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setitem(trackers._CONTINUES, "fragile", lambda _: {"breaks_at": "start"})
+    names = ["tensorboard", "fragile"]
+    with pytest.raises(ConfigError, match="fragile does not start: no network"):
+        train(load_config(overrides={**settings, "train.epochs": 2, "output.trackers": names}))
+    if was_there:
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    else:
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,160 @@
+"""Runs of other versions: older ones go on, newer ones are refused, and both stay as they are."""
+
+import hashlib
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+import tomli_w
+from launching import SMALL, flags, metrics, weights_digest
+from nursery import Launch, Nursery
+
+SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
+LATER_KEYS = ("model.lstm", "train.timeout_s", "data.test_phase")  # as if they were new, defaults
+
+
+@pytest.fixture(scope="module")
+def runs(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is complete, and one that was killed in its last epoch."""
+    root = tmp_path_factory.mktemp("runs")
+    complete = {**SETTINGS, "output.dir": "complete"}
+    del complete["train.timeout_s"]
+    assert nursery.run(flags(complete), cwd=root).codes == [0]
+    faults = [{"rank": 0, "of": "step", "at": 8, "do": "kill"}]
+    killed = {**SETTINGS, "output.dir": "killed"}
+    assert nursery.run(flags(killed), cwd=root, faults=faults).codes == [-signal.SIGKILL]
+    return root
+
+
+@pytest.fixture
+def train(nursery: Nursery, tmp_path: Path):
+    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
+        return nursery.run(flags({**SETTINGS, **(changes or {})}), cwd=tmp_path, **keywords)
+
+    return run
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change a checkpoint's state.json, and its manifest with it."""
+    state = json.loads((folder / "state.json").read_bytes())
+    change(state)
+    (folder / "state.json").write_text(as_json(state))
+    manifest = {}
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        content = (folder / name).read_bytes()
+        manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(as_json(manifest))
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def to_first_format(state: dict[str, Any], *, without: tuple[str, ...] = ()) -> None:
+    """As the version wrote it that had no number of a format yet."""
+    del state["format"], state["arithmetic"]
+    for name in without:
+        section, key = name.split(".")
+        del state["config"][section][key]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files but the lock, whose token a killed run leaves and the next one removes."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("without", [(), LATER_KEYS])
+def test_an_older_run_goes_on(train, runs: Path, tmp_path: Path, without) -> None:
+    shutil.copytree(runs / "killed", tmp_path / "run")
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        rewrite(folder, lambda state: to_first_format(state, without=without))
+        fields = json.loads((folder / "state.json").read_bytes())
+        assert list(fields) == [
+            "config", "data", "epoch", "step", "step_in_epoch", "totals", "tracker_id"
+        ]  # fmt: skip
+    again = train({"train.timeout_s": 60.0})
+    assert again.codes == [0], again.stderr
+    assert "continues in epoch 3, after step 6" in again.stdout
+    assert "set aside" not in again.stdout
+    assert weights_digest(tmp_path / "run") == weights_digest(runs / "complete")
+    assert metrics(tmp_path / "run") == metrics(runs / "complete")
+
+
+def test_an_older_checkpoint_of_another_run_is_another_run(train, runs, tmp_path: Path) -> None:
+    """Negative control: a key that it does not know means the default, not whatever is set."""
+    shutil.copytree(runs / "killed", tmp_path / "run")
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        rewrite(folder, lambda state: to_first_format(state, without=("data.noise",)))
+    refused = train()
+    assert refused.codes == [2]
+    assert "data.noise was 0.0 and is 0.02" in refused.stderr
+
+
+def newer_format(state: dict[str, Any]) -> None:
+    state["format"] = 3
+
+
+def newer_key(state: dict[str, Any]) -> None:
+    state["config"]["data"]["difference"] = 0
+
+
+def newer_section(state: dict[str, Any]) -> None:
+    state["config"]["task"] = {"build": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (newer_format, "is of format 3, written by a newer version"),
+        (newer_key, "has settings of a newer version: data.difference"),
+        (newer_section, "has settings of a newer version: task"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_newer_checkpoint_is_refused(
+    nursery, train, runs, tmp_path: Path, change, told: str, command: str
+) -> None:
+    shutil.copytree(runs / "killed", tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "step-00000006"
+    rewrite(folder, change)
+    before = content(tmp_path)
+    if command == "train":
+        refused = train()
+    else:
+        refused = nursery.run([str(folder)], cwd=tmp_path, module="evaluate")
+    assert refused.codes == [2]
+    assert refused.stderr.count("error: ") == 1
+    assert f"step-00000006/state.json {told}" in refused.stderr
+    assert content(tmp_path) == before
+
+
+def test_an_older_complete_run_is_left_byte_for_byte(train, runs, tmp_path: Path) -> None:
+    shutil.copytree(runs / "complete", tmp_path / "run")
+    file = tmp_path / "run" / "config.toml"
+    config = tomli.loads(file.read_text())
+    config["output"]["dir"] = "run"
+    for name in LATER_KEYS:
+        section, key = name.split(".")
+        del config[section][key]
+    file.write_text(tomli_w.dumps(config))
+    before = content(tmp_path)
+    again = train({"train.timeout_s": 60.0})
+    assert again.codes == [0], again.stderr
+    assert "nothing was left to do" in again.stdout
+    assert content(tmp_path) == before
+
+
+def test_a_newer_complete_run_is_refused(train, runs, tmp_path: Path) -> None:
+    shutil.copytree(runs / "complete", tmp_path / "run")
+    with (tmp_path / "run" / "config.toml").open("a") as file:
+        file.write('\n[task]\nbuild = ""\n')
+    before = content(tmp_path)
+    refused = train()
+    assert refused.codes == [2]
+    assert "run/config.toml was written by a newer version" in refused.stderr
+    assert content(tmp_path) == before
