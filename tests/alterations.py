@@ -126,14 +126,15 @@ def _state_bytes(folder: Path, draw: random.Random, _: Path) -> tuple[str, bool]
             ("twice", content * 2),
             ("in one line", json.dumps(json.loads(content)).encode()),
             ("a megabyte longer", content + b" " * 2**20),
-            _some_bytes(content, draw),
+            some_bytes(content, draw),
         ]
     )
     (folder / STATE).write_bytes(altered)
     return f"state.json: {do}", False
 
 
-def _some_bytes(content: bytes, draw: random.Random) -> tuple[str, bytes]:
+def some_bytes(content: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """What is wrong with the altered content, and that."""
     do = draw.choice(["cut", "flip", "random"])
     at = draw.randrange(len(content)) if content else 0
     if do == "cut":
@@ -190,7 +191,7 @@ def _tensor_bytes(folder: Path, draw: random.Random, _: Path) -> tuple[str, bool
         ["bytes", "length", "offsets", "metadata", "dtype", "shape", "empty", "pickle"]
     )
     if do == "bytes":
-        what, altered = _some_bytes(content, draw)
+        what, altered = some_bytes(content, draw)
         path.write_bytes(altered)
         return f"{path.name}: {what}", what.startswith("a bit")
     if do in ("length", "empty", "pickle"):
