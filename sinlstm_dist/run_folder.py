@@ -84,13 +84,21 @@ class RunFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
-    def begin(self, *, config: dict[str, Any], toml: str, fingerprint: str) -> dict[str, Any]:
+    def begin(
+        self,
+        *,
+        config: dict[str, Any],
+        toml: str,
+        fingerprint: str,
+        arithmetic: Mapping[str, str],
+    ) -> dict[str, Any]:
         """Find what this start of the run continues from, and set the files to that point.
 
         Args:
             config: the resolved configuration.
             toml: the same as it is kept in the folder.
             fingerprint: of the data set.
+            arithmetic: what decides the last bits of this start's results; recorded.
 
         Returns:
             "state": the checkpoint's, or None for a fresh start; "notes": lines for the user;
@@ -127,7 +135,7 @@ class RunFolder:
         checkpoint.sync_folder(self.path)
         checkpoint.replace_synced(self.path / CONFIG, toml.encode())
         checkpoint.replace_synced(self.path / METRICS, b"".join(lines))
-        self._note_start(step=state["step"] if state else 0)
+        self._note_start(step=state["step"] if state else 0, arithmetic=arithmetic)
         records = [json.loads(line) for line in lines]
         return {"state": state, "notes": notes, "history": records, "summary": None}
 
@@ -165,9 +173,10 @@ class RunFolder:
         if self._is_open:
             self._write_summary(summary)
 
-    def _note_start(self, *, step: int) -> None:
+    def _note_start(self, *, step: int, arithmetic: Mapping[str, str]) -> None:
+        start = {"step": step, "arithmetic": dict(arithmetic)}
         with checkpoint.naming(self.path / STARTS), (self.path / STARTS).open("ab") as file:
-            file.write(json.dumps({"step": step}).encode() + b"\n")
+            file.write(json.dumps(start).encode() + b"\n")
 
     def _ended_summary(self, toml: str) -> dict[str, Any] | None:
         """The summary of a run that has done all that `toml` asks for; None if there is none."""

@@ -17,7 +17,7 @@ ORDER = [
     "roll_call", "series",
     "stop", "runtime", "gradient", "checkpoint", "run_record", "run_folder",
     "trained", "sketch", "report",
-    "command", "rollout", "pictures", "job", "evaluate", "forecast", "plot",
+    "command", "rollout", "pictures", "agreement", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",
 ]  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py")}
