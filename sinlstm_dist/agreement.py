@@ -81,16 +81,16 @@ def check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, st
         if there.get(key, UNSET) != here.get(key, UNSET)
     ]
     raise ConfigError(
-        f"{found.fact} differ: {_who(found, world)}"
+        f"{_who_has_what(found, world)}"
         f"{' (' + ', '.join(clues) + ')' if clues else ''}: make the CPUs, the versions and "
         "variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, MKL_CBWR and "
         "SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
     )
 
 
-def _who(found: Difference, world: World) -> str:
+def _who_has_what(found: Difference, world: World) -> str:
     verb = "has" if len(found.ranks) == 1 else "have"
-    return f"{world.names(found.ranks)} {verb} other bits than the others"
+    return f"{world.names(found.ranks)} {verb} other {found.fact} than the others"
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,8 @@ class Agreement:
         found = self._world.difference(facts)
         if found:
             raise RunError(
-                f"{found.fact} differ after step {step}: "
-                f"{_who(found, self._world)}, as with failing memory or a faulty "
-                f"processor: no checkpoint was written; {lost}"
+                f"{_who_has_what(found, self._world)} after step {step}, as with failing memory or "
+                f"a faulty processor: no checkpoint was written; {lost}"
             )
 
     def what_changed(self, before: Arithmetic | None) -> str:

@@ -74,7 +74,10 @@ def build(config: Config, world: World) -> Job:
     world.check_same(data=fingerprint)
     # Before anything is broadcast, which would hide that processes begin differently.
     own_arithmetic = arithmetic(recurrence, world)
-    facts = {"recurrences": recurrence.reason, "initial weights": digest(model.state_dict())}
+    facts = {
+        "code of the recurrence": recurrence.reason,
+        "initial weights": digest(model.state_dict()),
+    }
     check_same_bits(world, own_arithmetic, facts)
     if config.train.init_from:
         weights: Tensors = {}
