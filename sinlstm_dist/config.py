@@ -265,6 +265,12 @@ def flat(config: Config) -> dict[str, Any]:
     return {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in KEYS}
 
 
+def is_set(config: Config, name: str) -> bool:
+    """Whether a file or a command line has set a key, be it to its default."""
+    section, _, key = name.partition(".")
+    return key in getattr(config, section).model_fields_set
+
+
 def _show(value: Any) -> str:
     """A value on one line of a message, as TOML writes it."""
     if isinstance(value, bool):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from sinlstm_dist import data, lstm, plan
+from sinlstm_dist.agreement import Agreement, Samples, check_same_bits, digest
 from sinlstm_dist.checkpoint import Layout, Tensors, shapes
 from sinlstm_dist.config import SINE, Config, ConfigError, Data, to_toml
 from sinlstm_dist.data import Batch, SineDataset, StepSampler
@@ -26,7 +27,7 @@ from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.runtime import World
+from sinlstm_dist.runtime import World, arithmetic_variables
 from sinlstm_dist.series import Scale, SeriesDataset, open_series
 
 Windows = SineDataset | SeriesDataset
@@ -45,6 +46,7 @@ class Job:
     test_plan: Plan
     test_loader: DataLoader[Batch]
     recurrence: lstm.Choice
+    agreement: Agreement
     fingerprint: str  # of the data
     layout: Layout  # of its checkpoints
     preview: Callable[[], tuple[list[float], list[float]]]  # one cycle's targets and predictions
@@ -69,13 +71,22 @@ def build(config: Config, world: World) -> Job:
             f"set train.virtual_shards={world.size} or more (which makes it another run)"
         )
     model, recurrence = new_model(config, world)
+    train_data, test_data = datasets(config.data)
+    fingerprint = train_data.fingerprint() + test_data.fingerprint()
+    world.check_same(data=fingerprint)
+    # Before anything is broadcast, which would hide that processes begin differently.
+    own_arithmetic = arithmetic(recurrence, world)
+    facts = {
+        "code of the recurrence": recurrence.reason,
+        "initial weights": digest(model.state_dict()),
+    }
+    check_same_bits(world, own_arithmetic, facts)
     if config.train.init_from:
         weights: Tensors = {}
         world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)
         model.load_state_dict(model.state_dict() | world.broadcast_tensors(weights))
     optimizer = new_optimizer(model, config)
     num_pieces = config.train.virtual_shards if ordered else world.size
-    train_data, test_data = datasets(config.data)
     if model.scaling and isinstance(train_data, SeriesDataset):
         model.scaling.set(train_data.scale.mean, train_data.scale.std)
     batch_size = config.train.global_batch_size
@@ -101,8 +112,6 @@ def build(config: Config, world: World) -> Job:
     # Accelerate's own step searches the disk twice for a package of other optimizers: 0.2 ms.
     optimizer = prepared_optimizer.optimizer
     make_gradient = OrderedGradient if ordered else DdpGradient
-    fingerprint = train_data.fingerprint() + test_data.fingerprint()
-    world.check_same(data=fingerprint, recurrence=recurrence.reason)
     return Job(
         model=model,
         optimizer=optimizer,
@@ -115,6 +124,16 @@ def build(config: Config, world: World) -> Job:
         test_plan=test_plan,
         test_loader=test_loader,
         recurrence=recurrence,
+        agreement=Agreement(
+            model,
+            optimizer,
+            train=Samples(train_data, train_plan),
+            test=Samples(test_data, test_plan),
+            world=world,
+            is_exact=ordered,
+            tolerance=config.train.tolerance,
+            arithmetic=own_arithmetic,
+        ),
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
         layout=_layout(model, config, train_plan),
         preview=functools.partial(
@@ -150,6 +169,18 @@ def versions() -> dict[str, str]:
     """Versions of what decides the bits of a result."""
     packages = ("sinlstm-dist", "torch", "numpy", "accelerate")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
+    """What decides the last bits of a result on this process, in words."""
+    is_fused = recurrence.name == "fused"
+    return {
+        "device": world.device.type,
+        "recurrence": recurrence.reason if is_fused else "nn.LSTM",
+        "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
+        **versions(),
+        **arithmetic_variables(),
+    }
 
 
 def optimizer_tensors(job: Job) -> Tensors:

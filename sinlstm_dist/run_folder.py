@@ -79,11 +79,12 @@ class RunFolder:
             "summary": None,
         }
 
-    def begin(self, *, toml: str) -> None:
+    def begin(self, *, toml: str, arithmetic: Mapping[str, str]) -> None:
         """Set the files to the point that `find` found.
 
         Args:
             toml: the configuration as it is kept in the folder.
+            arithmetic: what decides the last bits of this start's results; recorded.
         """
         self._claim.check()
         self._has_begun = self._is_open = True
@@ -99,7 +100,8 @@ class RunFolder:
         lines = b"".join(json.dumps(record).encode() + b"\n" for record in begins_at.history)
         files.replace_synced(self.path / METRICS, lines)
         step = begins_at.found.state["step"] if begins_at.found else 0
-        files.append(self.path / STARTS, json.dumps({"step": step}).encode() + b"\n")
+        start = {"step": step, "arithmetic": dict(arithmetic)}
+        files.append(self.path / STARTS, json.dumps(start).encode() + b"\n")
 
     def loaded_tensors(self) -> tuple[Tensors, Tensors]:
         """Weights and optimizer tensors of the checkpoint that `find` found."""

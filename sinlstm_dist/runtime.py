@@ -12,7 +12,8 @@ import os
 import socket
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +38,22 @@ from torch.nn.parallel import DistributedDataParallel
 from sinlstm_dist import launcher
 from sinlstm_dist.config import ConfigError
 from sinlstm_dist.roll_call import RollCall, RunError
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact on which processes do not agree.
+
+    Args:
+        fact: its name.
+        ranks: the processes that differ from most others; in two halves, those that differ from
+            rank 0.
+        reference: one of the others.
+    """
+
+    fact: str
+    ranks: Sequence[int]
+    reference: int
 
 
 class World:
@@ -163,18 +180,37 @@ class World:
         """Refuse a world whose processes do not agree on `facts`.
 
         Raises:
-            ConfigError: names the first fact that differs, and the ranks that differ from rank 0.
+            ConfigError: names the first fact that differs, and the ranks whose is another one.
 
-        Collective: yes.
+        Collective: yes, one.
         """
-        for name, fact in facts.items():
-            digest = hashlib.sha256(fact.encode()).digest()
-            mine = torch.tensor(list(digest), dtype=torch.uint8, device=self.device)[None]
-            everyones = self.gather(mine)
-            differing = [r for r, row in enumerate(everyones) if not torch.equal(row, everyones[0])]
-            if differing:
-                where = ", ".join(f"{rank} on {self.hosts[rank]}" for rank in differing)
-                raise ConfigError(f"{name} differs from rank 0's on rank {where}: make it the same")
+        if found := self.difference(facts):
+            raise ConfigError(
+                f"{found.fact} differs from rank {found.reference}'s on {self.names(found.ranks)}: "
+                "make it the same"
+            )
+
+    def difference(self, facts: Mapping[str, str]) -> Difference | None:
+        """The first of some facts on which not all processes agree, if there is one.
+
+        Collective: yes, one.
+        """
+        digests = [hashlib.sha256(fact.encode()).digest() for fact in facts.values()]
+        mine = torch.tensor([list(row) for row in digests], dtype=torch.uint8, device=self.device)
+        everyones = self.gather(mine[None]).cpu()  # (world_size, facts, 32)
+        for number, name in enumerate(facts):
+            groups: dict[bytes, list[int]] = {}
+            for rank, rows in enumerate(everyones):
+                groups.setdefault(rows[number].numpy().tobytes(), []).append(rank)
+            most = max(groups.values(), key=len)  # of equal ones the first: rank 0's
+            others = [rank for rank in range(self.size) if rank not in most]
+            if others:
+                return Difference(name, ranks=others, reference=most[0])
+        return None
+
+    def names(self, ranks: Sequence[int]) -> str:
+        """Processes as a person finds them: `rank 1 on node2, 3 on node4`."""
+        return "rank " + ", ".join(f"{rank} on {self.hosts[rank]}" for rank in ranks)
 
     def _broadcast_json(self, value: Any) -> Any:
         if self.size == 1:
@@ -185,6 +221,20 @@ class World:
         if self.is_main:
             payload.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(self.broadcast(payload).cpu().numpy()))
+
+
+# What makes libraries choose other code, and so may change the last bits of a result.
+ARITHMETIC_VARIABLES = (
+    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE",
+    "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "NVIDIA_TF32_OVERRIDE",
+    "SINLSTM_DIST_INSTRUCTION_SET",
+)  # fmt: skip
+
+
+def arithmetic_variables() -> dict[str, str]:
+    """Those that are set in this process's environment, with their values."""
+    return {name: os.environ[name] for name in ARITHMETIC_VARIABLES if os.environ.get(name)}
 
 
 _joins = itertools.count()  # worlds of this process

@@ -99,6 +99,7 @@ class Training:
         self.epoch = 0  # finished epochs
         self.step_in_epoch = 0
         self.step = 0
+        self.saved_step: int | None = None  # of the last checkpoint
         self.totals = Totals()  # of the running epoch
         self.history: list[dict[str, Any]] = []
         self.trackers = Trackers(config.output.trackers, folder=run.path, note=self.report.note)
@@ -114,6 +115,7 @@ class Training:
 
     def start(self) -> None:
         """Claim the run folder and continue from the checkpoint that it holds, if any."""
+        self.job.agreement.check_start()
         on_main = self.world.on_main
         on_main(self.trackers.check)
         on_main(self.run.claim)
@@ -135,7 +137,7 @@ class Training:
         if found["state"]:
             self.tracker_id = found["state"]["tracker_id"]
         self._start_trackers()  # which may refuse: so before the folder becomes a run's
-        on_main(self.run.begin, toml=to_toml(self.config))
+        on_main(self.run.begin, toml=to_toml(self.config), arithmetic=self.job.agreement.arithmetic)
         if found["state"]:
             self._restore(found["state"])
         elif self.config.output.trackers:
@@ -291,10 +293,8 @@ class Training:
         folder = self._save()
         by_file = self.world.on_main(self.run.stop_requested)
         asked = self.request.reason or ("STOP file" if by_file else "asked by another process")
-        is_never = self.config.checkpoint.resume == "never"
-        how = " with checkpoint.resume=auto" if is_never else ""
         self.outcome = "stopped"
-        self.reason = f"{asked}; the same command{how} continues from {folder}"
+        self.reason = f"{asked}; {self._same_command()} continues from {folder}"
 
     def _stop_requested(self) -> bool:
         return bool(self.request.reason) or (self.world.is_main and self.run.stop_requested())
@@ -309,7 +309,12 @@ class Training:
         )
 
     def _save(self) -> str:
-        """Publish a checkpoint of this instant. Returns its folder."""
+        """Publish a checkpoint of this instant, if all processes agree on it. Returns its folder.
+
+        Raises:
+            RunError: they do not; nothing is written.
+        """
+        self.job.agreement.check_now(step=self.step, lost=self._continues())
         state = {
             "step": self.step,
             "epoch": self.epoch,
@@ -318,10 +323,23 @@ class Training:
             "config": self.config.model_dump(mode="json"),
             "data": self.job.fingerprint,
             "tracker_id": self.tracker_id,
+            "arithmetic": self.job.agreement.arithmetic,
         }
         checkpoint = Checkpoint(state, self.job.model.state_dict(), optimizer_tensors(self.job))
         keep = self.config.checkpoint.keep
-        return self.world.on_main(self.run.save_checkpoint, checkpoint, keep=keep)
+        folder: str = self.world.on_main(self.run.save_checkpoint, checkpoint, keep=keep)
+        self.saved_step = self.step
+        return folder
+
+    def _continues(self) -> str:
+        """From where a run goes on that loses this instant."""
+        if self.saved_step is None:
+            return f"{self._same_command()} starts from the beginning"
+        return f"{self._same_command()} continues after step {self.saved_step}"
+
+    def _same_command(self) -> str:
+        is_never = self.config.checkpoint.resume == "never"
+        return f"the same command{' with checkpoint.resume=auto' if is_never else ''}"
 
     def _restore(self, state: dict[str, Any]) -> None:
         weights, optimizer = self.run.loaded_tensors() if self.world.is_main else ({}, {})
@@ -331,8 +349,11 @@ class Training:
             optimizer=self.world.broadcast_tensors(optimizer),
         )
         self.step, self.epoch = state["step"], state["epoch"]
+        self.saved_step = self.step
         self.step_in_epoch, self.totals = state["step_in_epoch"], Totals(**state["totals"])
         self.report.note(f"continues in epoch {self.epoch + 1}, after step {self.step} of the run")
+        if change := self.job.agreement.what_changed(state.get("arithmetic")):
+            self.report.note(change)
 
 
 def _is_due(count: int, *, every: int) -> bool:

@@ -18,7 +18,7 @@ ORDER = [
     "stop", "runtime", "gradient", "files", "state", "checkpoint", "run_record", "claim", "resume",
     "run_folder",
     "trained", "sketch", "report",
-    "command", "rollout", "pictures", "job", "evaluate", "forecast", "plot",
+    "command", "rollout", "pictures", "agreement", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",
 ]  # fmt: skip
 SOURCES = {path.stem: path.read_text() for path in PACKAGE.glob("*.py")}

@@ -1,10 +1,11 @@
 """What a claim is: a check that every process makes, and what it is made with."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sinlstm_dist.config import Config, load_config
+from sinlstm_dist.config import Config, Train, flat, is_set, load_config
 from sinlstm_dist.data import FETCH_SAMPLES
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build
@@ -24,13 +25,36 @@ SETTINGS = {
     "optim.lr": 0.1,
     "optim.momentum": 0.9,
 }
+# What a user's configuration decides about the code that runs. The rest decides how long.
+PATH = (
+    "model.hidden_size", "model.num_layers", "model.lstm", "data.window", "optim.momentum",
+    "train.reduction", "train.virtual_shards",
+)  # fmt: skip
+LARGE = 1_000_000  # multiplications of a sample by a layer's weights, from which samples are fewer
+FEW = {"data.train_size": 23, "data.test_size": 101, "train.global_batch_size": 10}
 
 
-def settings(world: World, **changed: object) -> Config:
-    """The configuration that is verified; in `changed`, `train__epochs=3` is `train.epochs`."""
-    overrides: dict[str, object] = {**SETTINGS, "train.virtual_shards": max(8, world.size)}
-    overrides.update({key.replace("__", "."): value for key, value in changed.items()})
-    return load_config(overrides=overrides)
+def settings(config: Config, world: World, **changed: object) -> Config:
+    """What is verified on the way to `config`: its path, on data of verify's own.
+
+    Args:
+        config: the user's.
+        changed: `train__epochs=3` is `train.epochs`.
+    """
+    values = flat(config)
+    chosen = {key: values[key] for key in PATH if is_set(config, key)}
+    changes = {key.replace("__", "."): value for key, value in changed.items()}
+    pieces = {"train.virtual_shards": max(Train().virtual_shards, world.size)}
+    found = load_config(overrides={**SETTINGS, **pieces, **chosen, **changes})
+    if is_large(found):
+        found = load_config(overrides={**SETTINGS, **FEW, **pieces, **chosen, **changes})
+    return found
+
+
+def is_large(config: Config) -> bool:
+    """Whether the model is so large that some steps are enough."""
+    model = config.model
+    return model.hidden_size**2 * model.num_layers * config.data.window > LARGE
 
 
 @dataclass(frozen=True)
@@ -38,7 +62,7 @@ class Parts:
     """What the claims are checked on: the package's own parts, unless one is broken on purpose.
 
     Args:
-        settings: the configuration, as a process has got it.
+        settings: the configuration that is verified, as a process has got it.
         build: `job.build`.
         evaluate: `gradient.evaluate`.
         run_folder: `run_folder.RunFolder`.
@@ -54,14 +78,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Bench:
-    """A check's surroundings: the processes, and the parts under test."""
+    """A check's surroundings: the processes, the parts under test, the user's configuration."""
 
     world: World
     parts: Parts
+    config: Config = dataclasses.field(default_factory=Config)
 
     def settings(self, **changed: object) -> Config:
         """The configuration that is verified, with some keys changed (`train__epochs=3`)."""
-        return self.parts.settings(self.world, **changed)
+        return self.parts.settings(self.config, self.world, **changed)
 
     def build(self, **changed: object) -> Job:
         """A job of that configuration. Collective: yes."""

@@ -12,7 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sinlstm_dist.config import ConfigError, Parser
+from sinlstm_dist.config import (
+    KEYS,
+    Config,
+    ConfigError,
+    Parser,
+    add_key_flags,
+    parse_with_config,
+)
 from sinlstm_dist.job import versions
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.report import show_error, show_table, show_text
@@ -20,9 +27,10 @@ from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.verify import faults
-from sinlstm_dist.verify.claim import Bench, Claim, Finding, Parts, Verdict
+from sinlstm_dist.verify.arithmetic import check_arithmetic
+from sinlstm_dist.verify.claim import Bench, Claim, Finding, Parts, Verdict, is_large
 from sinlstm_dist.verify.collectives import check_collectives, for_people
-from sinlstm_dist.verify.faults import WEIGHTS, Fault
+from sinlstm_dist.verify.faults import ARITHMETIC, WEIGHTS, Fault
 from sinlstm_dist.verify.running import check_checkpoint, check_learning
 from sinlstm_dist.verify.speed import check_speed
 from sinlstm_dist.verify.training import check_data, check_metrics, check_weights
@@ -30,6 +38,7 @@ from sinlstm_dist.verify.world import check_world
 
 WAIT_S = 30.0  # a process for the others
 CLAIM_S = 120.0  # for a claim, on a machine that is busy with other things too
+TOO_LARGE = ": the model is large for this machine, so verify a smaller --model.hidden_size"
 SHOWN = 5  # problems of a claim in the table; the JSON file has all
 BAD_ARGUMENTS, NOT_VERIFIED = 2, 1
 
@@ -43,28 +52,33 @@ CLAIMS = (
         look_at="network, its driver, NCCL or gloo; GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
     ),
     Claim(
-        "Data", check_data,
+        ARITHMETIC, check_arithmetic, needs=("World", "Collectives"),
+        look_at="that node's CPU or GPU, its libraries and its environment",
+    ),
+    Claim(
+        "Data", check_data, needs=("World", ARITHMETIC),
         look_at="data.StepSampler and plan.py; a sampler or loader that you have put there",
     ),
     Claim(
-        WEIGHTS, check_weights, needs=("World", "Collectives", "Data"),
+        WEIGHTS, check_weights, needs=("World", "Collectives", ARITHMETIC, "Data"),
         look_at="gradient.py; nodes with other CPUs (SINLSTM_DIST_INSTRUCTION_SET) or GPUs; "
         "failing memory",
     ),
     Claim(
-        "Metrics", check_metrics, needs=("World", "Collectives", "Data"),
+        "Metrics", check_metrics, needs=("World", "Collectives", ARITHMETIC, "Data"),
         look_at="metrics.py and gradient.evaluate: sums and counts, divided once",
     ),
     Claim(
-        "Checkpoint", check_checkpoint, needs=("World", "Collectives", "Data"),
-        look_at="the file system of ./runs on each node; checkpoint.py and run_folder.py",
+        "Checkpoint", check_checkpoint, needs=("World", "Collectives", ARITHMETIC, "Data"),
+        look_at="the file system of ./runs on each node; checkpoint.py and run_folder.py; failing "
+        "memory",
     ),
     Claim(
-        "Learning", check_learning, needs=(WEIGHTS,),
+        "Learning", check_learning, needs=(ARITHMETIC, WEIGHTS),
         look_at="model.py and optim.py; the versions of torch and numpy",
     ),
     Claim(
-        "Speed", check_speed,
+        "Speed", check_speed, needs=("World", ARITHMETIC),
         look_at="what else runs on that node; its threads, its clock rate, its temperature",
     ),
 )  # fmt: skip
@@ -79,10 +93,11 @@ class Verification:
 
     Args:
         fault: what is injected, if anything.
+        config: what the user will train with.
     """
 
-    def __init__(self, fault: Fault | None) -> None:
-        self._fault = fault
+    def __init__(self, fault: Fault | None, config: Config) -> None:
+        self._fault, self._config = fault, config
         self.verdicts: list[Verdict] = []
         self.facts: dict[str, Any] = {}
         self._started = self._claim_started = time.perf_counter()
@@ -99,7 +114,9 @@ class Verification:
         with StopRequest() as request:
             try:
                 with join_world(
-                    timeout_s=WAIT_S, one_thread=True, stop_reason=lambda: request.reason
+                    timeout_s=WAIT_S,
+                    one_thread=self._config.train.reduction == "ordered",
+                    stop_reason=lambda: request.reason,
                 ) as world:
                     self._check_all(world, request)
             except Exception as error:
@@ -125,7 +142,7 @@ class Verification:
                 f"is {world.size}: {self._fault.what}"
             )
         parts = self._fault.parts() if self._fault else Parts()
-        bench = Bench(parts.world(world), parts)
+        bench = Bench(parts.world(world), parts, self._config)
         for claim in CLAIMS:
             self._claim_started = time.perf_counter()
             self.verdicts.append(self._verdict(claim, bench, world))
@@ -142,7 +159,7 @@ class Verification:
         broken = [v.claim for v in self.verdicts if v.claim in claim.needs and v.result != "PASS"]
         if broken:
             return Verdict(claim.name, "SKIP", f"says nothing before {broken[0]} is mended")
-        with _time_limit(claim.name):
+        with _time_limit(claim.name, is_large=is_large(self._config)):
             try:
                 finding = claim.check(bench)
             except (ConfigError, RunError) as error:  # which all processes raise alike
@@ -238,11 +255,11 @@ def _row(verdict: Verdict) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _time_limit(name: str) -> Iterator[None]:
+def _time_limit(name: str, *, is_large: bool) -> Iterator[None]:
     """Give a claim up that takes too long in this process itself; waiting has its own limit."""
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise TimeLimit(f"{name} is not done after {CLAIM_S:g} s")
+        raise TimeLimit(f"{name} is not done after {CLAIM_S:g} s{TOO_LARGE if is_large else ''}")
 
     previous = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, CLAIM_S)
@@ -263,8 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="break one thing on purpose: "
         + "; ".join(f"{name}: {fault.what}" for name, fault in faults.FAULTS.items()),
     )
+    parser.add_argument("--config", metavar="FILE", help="verify the path that this TOML file uses")
+    add_key_flags(parser, KEYS)
     try:
-        options = parser.parse_args(arguments)
+        options, config = parse_with_config(parser, arguments)
         fault = faults.find(options.inject) if options.inject else None
         if options.json:
             _check_writable(options.json)
@@ -272,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_node_speaker():
             show_error(str(error))
         return BAD_ARGUMENTS
-    verification = Verification(fault)
+    verification = Verification(fault, config)
     speaks = is_speaker()
     try:
         verification.run()

@@ -9,9 +9,10 @@ import itertools
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -124,10 +125,49 @@ def _scale_gradient(job: Job, world: World, batch: Batch, step: int) -> None:
         parameter.grad *= world.size
 
 
-def _flip_bit(job: Job, call: int) -> None:
-    if call == FLIPS_AT:
+def _flip_bit(job: Job, call: int, *, at: int = FLIPS_AT) -> None:
+    if call == at:
         bits = next(job.model.parameters()).data.view(torch.int32)
         bits[0] ^= 1  # the last bit of a float
+
+
+def _flip_between_checkpoints() -> Parts:
+    """In a run that saves by steps, which is one of the claim about checkpoints."""
+    calls = itertools.count(1)
+
+    def build_broken(config: Config, world: World) -> Job:
+        job = build(config, world)
+        every_steps = config.checkpoint.every_steps
+
+        def gradient(batch: Batch, *, step: int, stop: bool) -> StepResult:
+            if every_steps and _is_last(world):
+                _flip_bit(job, next(calls), at=every_steps + 1)
+            return job.gradient(batch, step=step, stop=stop)
+
+        return dataclasses.replace(job, gradient=gradient)
+
+    return Parts(build=build_broken)
+
+
+class OtherLstm(nn.LSTM):
+    """nn.LSTM without its vendor's library, as it computes on another machine."""
+
+    def forward(self, *arguments: Any) -> Any:
+        """See nn.LSTM."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of TF32 on Intel's GPUs
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(False):
+                return super().forward(*arguments)
+
+
+def _other_code() -> Parts:
+    def build_broken(config: Config, world: World) -> Job:
+        job = build(config, world)
+        if _is_last(world):
+            job.model.fused, job.model.rnn.__class__ = False, OtherLstm
+        return job
+
+    return Parts(build=build_broken)
 
 
 def _sleep(job: Job, call: int) -> None:
@@ -187,16 +227,16 @@ def _draw_twice() -> Parts:
 
 
 def _other_seed() -> Parts:
-    def settings_broken(world: World, **changed: object) -> Config:
-        return settings(world, **{"train__seed": int(_is_last(world)), **changed})
+    def settings_broken(config: Config, world: World, **changed: object) -> Config:
+        return settings(config, world, **{"train__seed": int(_is_last(world)), **changed})
 
     return Parts(settings=settings_broken)
 
 
 def _slow_learning() -> Parts:
-    def settings_broken(world: World, **changed: object) -> Config:
-        config = settings(world, **changed)
-        return settings(world, **{**changed, "optim__lr": config.optim.lr * SLOWED})
+    def settings_broken(config: Config, world: World, **changed: object) -> Config:
+        meant = settings(config, world, **changed)
+        return settings(config, world, **{**changed, "optim__lr": meant.optim.lr * SLOWED})
 
     return Parts(settings=settings_broken)
 
@@ -226,7 +266,7 @@ class StaleFolder(RunFolder):
         return stale.weights, stale.optimizer
 
 
-WEIGHTS = "Gradients and weights"
+ARITHMETIC, WEIGHTS = "Arithmetic", "Gradients and weights"
 FAULTS = {
     "other-seed": Fault(
         "a process has another train.seed", "World", _other_seed, least_processes=2
@@ -234,6 +274,10 @@ FAULTS = {
     "damaged-message": Fault(
         "messages of 4 MiB and more arrive with a wrong value", "Collectives",
         lambda: Parts(world=DamagingWorld), least_processes=2,
+    ),
+    "other-code": Fault(
+        "a process computes the recurrence with other code", ARITHMETIC, _other_code,
+        least_processes=2,
     ),
     "sample-twice": Fault("a sample is drawn twice, and another never", "Data", _draw_twice),
     "dropped-gradient": Fault(
@@ -247,6 +291,10 @@ FAULTS = {
     "averaged-metrics": Fault(
         "metrics are means of means, not totals divided once", "Metrics",
         lambda: Parts(evaluate=_average),
+    ),
+    "flipped-later": Fault(
+        "a bit of one process's weights flips between two checkpoints", "Checkpoint",
+        _flip_between_checkpoints,
     ),
     "stale-checkpoint": Fault(
         "a run resumes with the weights of an older checkpoint", "Checkpoint",

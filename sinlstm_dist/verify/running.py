@@ -23,9 +23,11 @@ ROOT = Path("runs")  # where run folders are by default, and so where they must 
 STOP_AFTER = 4  # steps: in the second epoch, in the middle of it
 VISIBLE_S = 5.0  # a shared file system may show a new file a little later elsewhere
 NOTHING = "nothing"
+# The small model, whatever a user's is, as of this one is known what it reaches.
 LEARNING = {
-    "data.train_size": 1000, "data.test_size": 200, "train.global_batch_size": 20,
-    "train.epochs": 6,
+    "data.train_size": 1000, "data.test_size": 200, "data.window": 20, "train.epochs": 6,
+    "train.global_batch_size": 20, "optim.momentum": 0.9, "model.hidden_size": 5,
+    "model.num_layers": 1,
 }  # fmt: skip
 REACHED = 0.97  # seen: 1.0 with this seed, 0.98 to 1.0 with others
 
@@ -54,20 +56,20 @@ def check_checkpoint(bench: Bench) -> Finding:
 
 def check_learning(bench: Bench) -> Finding:
     """The small model reaches the accuracy that it reaches everywhere."""
-    changed = {key.replace(".", "__"): value for key, value in LEARNING.items()}
+    changed: dict[str, Any] = {key.replace(".", "__"): value for key, value in LEARNING.items()}
     initial = bench.build(**changed)
     with _folder(bench.world) as folder:
         run = _run(bench, folder / "run", **changed)
-    alone = steps_alone(initial, run.config, bench.world, num_steps=run.step)[-1]
+    is_exact = run.config.train.reduction == "ordered"
     last = run.history[-1] if run.history else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
-    if not torch.equal(flat(run.job.model), alone):
-        problems.append("the run ends with other weights than one process that takes its steps")
-    measured = (
-        f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}; the "
-        "weights of one process alone"
-    )
+    measured = f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}"
+    if is_exact:
+        alone = steps_alone(initial, run.config, bench.world, num_steps=run.step)[-1]
+        if not torch.equal(flat(run.job.model), alone):
+            problems.append("the run ends with other weights than one process that takes its steps")
+        measured += "; the weights of one process alone"
     return Finding(measured, problems)
 
 

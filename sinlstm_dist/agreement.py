@@ -1,0 +1,260 @@
+"""Whether all processes compute the same bits: before the first step, and at every checkpoint.
+
+Processes on other CPUs, with other versions or other variables round differently, and no message
+between them would tell. So each computes the same small things, and they compare digests.
+
+- "ordered" promises the same bits on any number of processes. So everything must agree that a
+  result is made of: weights, pieces' gradients, optimizer steps, test results.
+- "ddp" promises the same answer up to rounding. Gradients and test results may be rounded
+  differently: every process gets the same sum of them. Weights and optimizer steps must agree all
+  the same, since processes whose weights differ drift apart.
+
+    SINLSTM_DIST_INSTRUCTION_SET=plain python -m sinlstm_dist.train   # on one of the processes
+"""
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from sinlstm_dist import metrics, plan
+from sinlstm_dist.config import ConfigError
+from sinlstm_dist.data import Batch
+from sinlstm_dist.gradient import gradient_rows, totals_rows
+from sinlstm_dist.plan import Plan
+from sinlstm_dist.roll_call import RunError
+from sinlstm_dist.runtime import Difference, World
+
+Arithmetic = Mapping[str, str]  # what decides the bits of a result: device, versions, ...
+
+# The rehearsal before the first step. Other code rounds few of its results differently: of 13
+# predictions of a piece sometimes none, of some hundred always some.
+NUM_SAMPLES, FEWEST_STEPS, MOST_STEPS = 400, 2, 16
+UNSET = "not set"
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names and every bit of some tensors, hexadecimal."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def changes(before: Arithmetic, after: Arithmetic) -> list[str]:
+    """What is another arithmetic: `torch was 2.12.0 and is 2.13.0`, one text per difference."""
+    return [
+        f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
+        for key in {**before, **after}
+        if before.get(key, UNSET) != after.get(key, UNSET)
+    ]
+
+
+def check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, str]) -> None:
+    """Refuse a world whose processes do not compute the same bits.
+
+    Args:
+        arithmetic: what this process computes with, to say what differs.
+        facts: digests by what they are of, in the order in which one follows from another.
+
+    Raises:
+        ConfigError: names the first that differs, where, and what may be the reason.
+
+    Collective: yes, one.
+    """
+    found = world.difference(facts)
+    if not found:
+        return
+    everyones = world.gather_json(dict(arithmetic))
+    here, there = everyones[found.reference], everyones[found.ranks[0]]
+    clues = [
+        f"{key} is {there.get(key, UNSET)} there and {here.get(key, UNSET)} elsewhere"
+        for key in {**here, **there}
+        if there.get(key, UNSET) != here.get(key, UNSET)
+    ]
+    raise ConfigError(
+        f"{_who_has_what(found, world)}"
+        f"{' (' + ', '.join(clues) + ')' if clues else ''}: make the CPUs, the versions and "
+        "variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, MKL_CBWR and "
+        "SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
+    )
+
+
+def _who_has_what(found: Difference, world: World) -> str:
+    verb = "has" if len(found.ranks) == 1 else "have"
+    return f"{world.names(found.ranks)} {verb} other {found.fact} than the others"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set, and how it is cut into pieces.
+
+    Args:
+        data: gives a batch for an array of indices.
+        plan: of training or of testing.
+    """
+
+    data: Dataset[Batch]
+    plan: Plan
+
+    def piece_sizes(self) -> list[int]:
+        """The sizes of pieces that occur, the largest first: a matrix library may choose other
+        code for each.
+        """
+        sizes = set()
+        for step in (0, self.plan.num_steps - 1):
+            edges = plan.bounds(self.plan.num_samples(step), self.plan.num_pieces)
+            sizes |= {stop - start for start, stop in itertools.pairwise(edges)}
+        return sorted(sizes - {0}, reverse=True)
+
+    def pieces(self, sizes: Sequence[int], device: torch.device) -> Batch:
+        """The same pieces on every process, of samples from all over the data."""
+        last = len(self.data) - 1  # type: ignore[arg-type]  # a map-style data set has a length
+        some = np.linspace(0, last, num=sum(sizes)).astype(np.int64)
+        windows, targets = self.data[some]
+        return windows.to(device), targets.to(device)
+
+
+class Agreement:
+    """Compares what this process computes with what the others do. A world of one does nothing.
+
+    Args:
+        model: the one that is trained and tested.
+        optimizer: of its parameters.
+        is_exact: whether everybody's gradients must have the same bits ("ordered").
+        tolerance: of a correct prediction.
+        arithmetic: what this process computes with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        train: Samples,
+        test: Samples,
+        world: World,
+        is_exact: bool,
+        tolerance: float,
+        arithmetic: Arithmetic,
+    ) -> None:
+        self._model, self._optimizer, self._world = model, optimizer, world
+        self._train, self._test = train, test
+        self._is_exact, self._tolerance = is_exact, tolerance
+        self.arithmetic = arithmetic
+
+    def check_start(self) -> None:
+        """Compare some steps of everything that training will do, made with copies.
+
+        Raises:
+            ConfigError: names what differs and where.
+
+        Collective: yes, one.
+        """
+        if self._world.size > 1:
+            check_same_bits(self._world, self.arithmetic, self._rehearse())
+
+    def check_now(self, *, step: int, lost: str) -> None:
+        """Compare weights, optimizer state and a piece's gradient between two steps.
+
+        A process that computes wrongly sends its wrong rows to everybody, so weights alone would
+        agree.
+
+        Args:
+            step: of the run.
+            lost: what an error says of how the run continues.
+
+        Raises:
+            RunError: names what differs and where.
+
+        Collective: yes, one.
+        """
+        if self._world.size == 1:
+            return
+        facts = {
+            "weights": digest(self._model.state_dict()),
+            "optimizer state": digest(_optimizer_tensors(self._optimizer)),
+        }
+        if self._is_exact:
+            sizes = self._train.piece_sizes()[:1]
+            facts["gradients"] = digest({"rows": self._gradients(self._model, sizes)})
+        found = self._world.difference(facts)
+        if found:
+            raise RunError(
+                f"{_who_has_what(found, self._world)} after step {step}, as with failing memory or "
+                f"a faulty processor: no checkpoint was written; {lost}"
+            )
+
+    def what_changed(self, before: Arithmetic | None) -> str:
+        """A line for a run that continues with another arithmetic; "" with the same.
+
+        Args:
+            before: of the checkpoint; None if it does not tell.
+        """
+        differing = changes(before, self.arithmetic) if before else []
+        if not differing:
+            return ""
+        return (
+            f"continues with another arithmetic: {', '.join(differing)}; the last bits may differ "
+            "from those of a run that was never interrupted"
+        )
+
+    def _rehearse(self) -> dict[str, str]:
+        """Digests of what some steps of copies give. They go along a gradient of fixed numbers, so
+        that gradients which differ do not show as steps which differ.
+        """
+        model, optimizer = copy.deepcopy((self._model, self._optimizer))
+        sizes, test_sizes = self._train.piece_sizes(), self._test.piece_sizes()
+        steps: list[str] = []
+        gradients: list[str] = []
+        totals: list[str] = []
+        for _ in range(min(max(FEWEST_STEPS, -(-NUM_SAMPLES // sum(sizes))), MOST_STEPS)):
+            steps.append(digest({**model.state_dict(), **_optimizer_tensors(optimizer)}))
+            if self._is_exact:
+                gradients.append(digest({"rows": self._gradients(model, sizes)}))
+                totals.append(digest({"totals": self._test_totals(model, test_sizes)}))
+            for parameter in model.parameters():
+                numbers = torch.arange(parameter.numel()).remainder(251).add(1).div(251)
+                parameter.grad = numbers.to(parameter).view_as(parameter)
+            optimizer.step()
+        facts = {"weights": steps[0], "optimizer steps": steps}
+        facts |= {"gradients": gradients, "test results": totals}
+        return {name: str(digests) for name, digests in facts.items()}
+
+    def _gradients(self, model: nn.Module, sizes: Sequence[int]) -> torch.Tensor:
+        """(pieces, G + 3) rows, as training computes them."""
+        parameters = list(model.parameters())
+        width = sum(parameter.numel() for parameter in parameters) + metrics.NUM_TOTALS
+        rows = torch.zeros(len(sizes), width, device=self._world.device)
+        gradient_rows(
+            model, parameters, self._train.pieces(sizes, self._world.device),
+            piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
+            out=rows,
+        )  # fmt: skip
+        return rows
+
+    @torch.no_grad()
+    def _test_totals(self, model: nn.Module, sizes: Sequence[int]) -> torch.Tensor:
+        """(pieces, 3) totals, as testing computes them."""
+        return totals_rows(
+            model, self._test.pieces(sizes, self._world.device), piece_sizes=sizes,
+            tolerance=self._tolerance, num_threads=self._world.num_threads,
+        )  # fmt: skip
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    states: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": value
+        for index, state in states.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
