@@ -1,13 +1,18 @@
-"""How every command ends: with its exit code, and each error told once, by one process."""
+"""How every command ends: with its exit code, and each error told once."""
 
+import contextlib
+import time
 from collections.abc import Callable
 
 from sinlstm_dist.config import ConfigError
-from sinlstm_dist.launcher import is_speaker
+from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.report import show_error, show_text
-from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
+from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly, have_met
 
 FAILED, BAD_CONFIG, STOPPED = 1, 2, 75
+# A launcher ends all processes when the first one has left, also one that has not spoken yet.
+LATE_START_S = 30.0  # by which one process may be at its error later than another, before they met
+LATE_S = 2.0  # and afterwards
 
 
 def exit_code_of(work: Callable[[], int]) -> int:
@@ -15,14 +20,35 @@ def exit_code_of(work: Callable[[], int]) -> int:
     try:
         return work()
     except (ConfigError, RunError) as error:
-        if is_speaker():
-            show_error(str(error))
+        tell(str(error))
         return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
     except LostProcess as error:
-        if error.is_speaker:
-            show_error(str(error))
+        tell(str(error), speaks=error.is_speaker)
         return FAILED
     except StoppedEarly as stop:
         if stop.is_speaker:
             show_text(f"stopped: {stop}\n")
+        else:
+            let_another_speak()
         return STOPPED
+
+
+def tell(message: str, *, speaks: bool | None = None) -> None:
+    """Show an error that ends this process, if that is its part, or let another one do so.
+
+    Args:
+        speaks: whether it is; unless given, one process per node shows what went wrong before all
+            processes have met, as that may be so on this node alone, and rank 0 what did later.
+    """
+    if speaks is None:
+        speaks = is_speaker() if have_met() else is_node_speaker()
+    if speaks:
+        show_error(message)
+    else:
+        let_another_speak()
+
+
+def let_another_speak() -> None:
+    """Stay until the launcher ends this process, since another one has spoken; or for a while."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(LATE_S if have_met() else LATE_START_S)

@@ -1,11 +1,17 @@
-"""What the launcher meant: number of processes, ranks and threads, from its variables."""
+"""What the launcher meant: number of processes, ranks and threads, from its variables.
 
+The environment is a user's input: an empty variable counts as unset, and one that cannot be right
+is an error that names it.
+"""
+
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from sinlstm_dist.config import ConfigError
 
-RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL_RANK_VARIABLES = (
     "LOCAL_RANK",
@@ -21,12 +27,53 @@ LOCAL_SIZE_VARIABLES = (
     "MV2_COMM_WORLD_LOCAL_SIZE",
 )
 WORLD_SIZE_CHECK = "SINLSTM_DIST_WORLD_SIZE"  # a job script's own reckoning of the world
+TASKS = "SLURM_STEP_NUM_TASKS"
+THREADS = "OMP_NUM_THREADS"
+MOST_PROCESSES, MOST_THREADS, MOST_PORTS = 1_000_000, 4096, 65535
+DEFAULT_PORT = 29500  # Accelerate's and torchrun's
+# What accelerate launch sets when its configuration asks for another way to train
+OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+DEVICE, DEVICES = "ACCELERATE_TORCH_DEVICE", ("cpu", "cuda", "mps")
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
+# --local-addr: torchrun would have processes find each other by this machine's name, which may not
+# resolve, and waits for minutes for that.
+RUN = f"torchrun --nproc-per-node N --local-addr 127.0.0.1 -m {COMMAND}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process's place in the world that its launcher meant to start."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where processes find each other.
+
+    Args:
+        has_agent: whether a launcher keeps the store there, and not rank 0.
+        restart: which start of the processes this is, where the store outlives them.
+    """
+
+    host: str
+    port: int
+    has_agent: bool
+    restart: str
 
 
 def rank() -> int:
-    """This process's number among all, as far as its launcher's variables say."""
-    return _environment_int((*RANK_VARIABLES, "SLURM_PROCID"), default=0)
+    """This process's number among all, as far as its launcher's variables can be read."""
+    return _first_number(RANK_VARIABLES)
 
 
 def is_speaker() -> bool:
@@ -36,34 +83,54 @@ def is_speaker() -> bool:
 
 def is_node_speaker() -> bool:
     """Whether it tells the user what may be wrong on its node alone, such as a missing file."""
-    return _environment_int(LOCAL_RANK_VARIABLES, default=0) == 0
-
-
-def _environment_int(names: Sequence[str], *, default: int) -> int:
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+    return _first_number(LOCAL_RANK_VARIABLES) == 0
 
 
 def num_threads() -> int:
-    """Threads that this process may compute with: what it was told, or its part of the cores."""
+    """Threads that this process may compute with: what it was told, or its part of the cores.
+
+    Raises:
+        ConfigError: OMP_NUM_THREADS is not a number of threads.
+    """
+    told = os.environ.get(THREADS, "").partition(",")[0]  # a list: one per nesting level
+    if told:
+        return _number(THREADS, told, least=1, most=MOST_THREADS)
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    local_world_size = _environment_int(LOCAL_SIZE_VARIABLES, default=1)
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: one a nesting level
-    return int(told) if told.isdigit() and int(told) else max(1, cores // local_world_size)
+    return max(1, cores // _read(LOCAL_SIZE_VARIABLES, least=1, default=1))
 
 
-def check_launch() -> int:
-    """The number of processes that the launcher means to have started.
+def check_launch() -> Launch:
+    """This process's place in the world, as its launcher's variables say.
 
     Raises:
-        ConfigError: several processes were asked for, but nothing joins them; or they are not as
-            many as the job script reckoned.
+        ConfigError: a variable cannot be right; or several processes were asked for, but nothing
+            joins them; or they are not as many as the job script reckoned.
     """
-    meant = _environment_int(SIZE_VARIABLES, default=1)
-    advice = f"start it as: torchrun --nproc-per-node N -m {COMMAND}"
-    has_size = any(name in os.environ for name in SIZE_VARIABLES)
-    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ and not has_size:
+    launch = Launch(
+        rank=_read(RANK_VARIABLES, least=0, default=0),
+        size=_read(SIZE_VARIABLES, least=1, default=1),
+        local_rank=_read(LOCAL_RANK_VARIABLES, least=0, default=0),
+        local_size=_read(LOCAL_SIZE_VARIABLES, least=1, default=1),
+    )
+    num_threads()
+    _check_accelerate()
+    _check_joined(launch)
+    reckoned = _read((WORLD_SIZE_CHECK,), least=1, default=launch.size)
+    if reckoned != launch.size:
+        raise ConfigError(
+            f"the launcher started {launch.size} processes, but {WORLD_SIZE_CHECK}={reckoned}: "
+            "check the launcher's number of nodes and of processes per node"
+        )
+    return launch
+
+
+def _check_joined(launch: Launch) -> None:
+    """Refuse processes that were started together, and of which each would train alone."""
+    advice = f"start it as: {RUN}"
+    has_size = any(map(_value, SIZE_VARIABLES))
+    if _value("ACCELERATE_USE_CPU") and _value("MASTER_ADDR") and not has_size:
         # accelerate's simple launcher sets the address for num_processes > 1 and starts one
         # process all the same: https://github.com/huggingface/accelerate/issues/2741
         raise ConfigError(
@@ -71,16 +138,132 @@ def check_launch() -> int:
             f"(it does so with --cpu, and without GPUs); {advice}, or with accelerate launch "
             "--multi_gpu --num_processes N, which starts CPU processes too"
         )
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks > meant:
+    tasks = _read((TASKS,), least=1, default=1)
+    if tasks > launch.size:
         raise ConfigError(
             f"srun started {tasks} tasks, but nothing joins them: each would train alone; start "
-            f"one launcher a node (srun --ntasks-per-node=1), and with it {advice[13:]}"
+            f"one launcher per node (srun --ntasks-per-node=1), and with it torchrun "
+            f"--nproc-per-node N -m {COMMAND}"
         )
-    reckoned = _environment_int((WORLD_SIZE_CHECK,), default=meant)
-    if reckoned != meant:
+    named = next((name for name in RANK_VARIABLES if _value(name)), "")
+    if launch.rank >= launch.size and named != "SLURM_PROCID":  # which counts launchers too
         raise ConfigError(
-            f"the launcher started {meant} processes, but {WORLD_SIZE_CHECK}={reckoned}: check the "
-            "launcher's number of nodes and of processes a node"
+            f"{named}={launch.rank} in a world of {_told_size(launch)}: unset {named}, or {advice}"
         )
-    return meant
+    if launch.size > 1 and not named:
+        raise ConfigError(f"{_told_size(launch)}, but {RANK_VARIABLES[0]} is not set: {advice}")
+
+
+def _told_size(launch: Launch) -> str:
+    name = next((name for name in SIZE_VARIABLES if _value(name)), "")
+    return f"{name}={launch.size}" if name else f"1 process ({SIZE_VARIABLES[0]} is not set)"
+
+
+def _check_accelerate() -> None:
+    """Refuse what Accelerate is told to do and this program does not."""
+    for name, way in OTHER_WAYS.items():
+        if _value(name).lower() in ("true", "1", "yes", "on", "y", "t"):
+            raise ConfigError(
+                f"{name}={_value(name)} asks for {way}, which this program does not do: unset it, "
+                "or set distributed_type to MULTI_GPU or NO in the configuration file of "
+                "accelerate launch (--config_file, or the one that accelerate config wrote)"
+            )
+    device = _value(DEVICE)
+    if device and device.partition(":")[0] not in DEVICES:
+        raise ConfigError(f"{DEVICE}={device} is not a device for training: use cpu or cuda:N")
+
+
+def meeting() -> Meeting:
+    """Where the processes of this launch find each other.
+
+    Raises:
+        ConfigError: the launcher did not say, or said what is no address or port.
+    """
+    host = _value("MASTER_ADDR")
+    if not host:
+        raise ConfigError("MASTER_ADDR is not set: several processes need rank 0's address there")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ConfigError(f"MASTER_ADDR={host} is not a host name or an address") from error
+    port = _value("MASTER_PORT")
+    has_agent = _value("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Meeting(
+        host,
+        _number("MASTER_PORT", port, least=1, most=MOST_PORTS) if port else DEFAULT_PORT,
+        has_agent,
+        # torchrun's restart counter is per agent; it is only needed when the agent's store
+        # survives a restart, to separate old keys from new.
+        (_value("TORCHELASTIC_RESTART_COUNT") or "0") if has_agent else "0",
+    )
+
+
+@contextlib.contextmanager
+def as_checked(launch: Launch) -> Iterator[None]:
+    """The environment as torch and Accelerate are to read it: `launch`, and nothing empty."""
+    changed: dict[str, str | None] = {
+        name: None
+        for name in os.environ
+        if name in (*SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES, *RANK_VARIABLES)
+        or (name.startswith("ACCELERATE_") and not os.environ[name])
+    }
+    if launch.size > 1:
+        where = meeting()
+        changed |= {
+            "RANK": str(launch.rank),
+            "WORLD_SIZE": str(launch.size),
+            "LOCAL_RANK": str(launch.local_rank),
+            "LOCAL_WORLD_SIZE": str(launch.local_size),
+            "MASTER_ADDR": where.host,
+            "MASTER_PORT": str(where.port),
+        }
+    if THREADS in os.environ:
+        changed[THREADS] = str(num_threads()) if _value(THREADS) else None  # no list
+    before = {name: os.environ.get(name) for name in changed}
+    _set(changed)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def told_to_accelerate() -> str:
+    """The variables by which a user or `accelerate launch` directs Accelerate, as text."""
+    names = [n for n in sorted(os.environ) if n.startswith("ACCELERATE_") or n == "FORK_LAUNCHED"]
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _value(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
+def _read(names: Sequence[str], *, least: int, default: int) -> int:
+    """The first of the variables that is set, as a number.
+
+    Raises:
+        ConfigError: it is not such a number.
+    """
+    told = next((name for name in names if _value(name)), "")
+    return _number(told, _value(told), least=least, most=MOST_PROCESSES) if told else default
+
+
+def _number(name: str, value: str, *, least: int, most: int) -> int:
+    if value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most:
+        return int(value)
+    raise ConfigError(
+        f"{name}={value} must be a number from {least} to {most}: set it right or unset it"
+    )
+
+
+def _first_number(names: Sequence[str]) -> int:
+    """The first of the variables that can be read, or 0: an error is told, whatever is set."""
+    values = (_value(name) for name in names)
+    return next((int(v) for v in values if v.isascii() and v.isdigit() and len(v) < 10), 0)

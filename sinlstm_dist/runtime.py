@@ -6,7 +6,6 @@ Everything that processes say to each other goes through a `World`, which is Acc
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import socket
@@ -14,7 +13,6 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,18 +22,12 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    DistributedType,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    broadcast,
-)
+from accelerate.utils import broadcast
 from torch import nn
-from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist import launcher
+from sinlstm_dist.accelerator import check_world, new_accelerator
 from sinlstm_dist.config import ConfigError
 from sinlstm_dist.roll_call import RollCall, RunError
 
@@ -237,9 +229,6 @@ def arithmetic_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in ARITHMETIC_VARIABLES if os.environ.get(name)}
 
 
-_joins = itertools.count()  # worlds of this process
-
-
 @contextlib.contextmanager
 def join_world(
     *, timeout_s: float, one_thread: bool, stop_reason: Callable[[], str] = lambda: ""
@@ -257,18 +246,18 @@ def join_world(
         StoppedEarly: some process was asked to stop before all had started.
         LostProcess: another process did not start, died, failed or hangs.
     """
-    meant = launcher.check_launch()
-    if meant == 1:
+    launch = launcher.check_launch()
+    if launch.size == 1:
         hosts = [socket.gethostname()]
-        with _joined(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with _joined(launch, timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
             yield world
         return
     roll_call = RollCall(
-        rank=launcher.rank(), size=meant, timeout_s=timeout_s, stop_reason=stop_reason
+        rank=launch.rank, size=launch.size, timeout_s=timeout_s, stop_reason=stop_reason
     )
     try:
         hosts = roll_call.hosts
-        with _joined(timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with _joined(launch, timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
             try:
                 yield world
                 world.accelerator.wait_for_everyone()  # leaving a group that others use aborts them
@@ -286,57 +275,25 @@ def join_world(
 
 
 @contextlib.contextmanager
-def _joined(*, timeout_s: float, one_thread: bool, hosts: Sequence[str]) -> Iterator[World]:
+def _joined(
+    launch: launcher.Launch, *, timeout_s: float, one_thread: bool, hosts: Sequence[str]
+) -> Iterator[World]:
     """Accelerate's view of the processes, set up for exact work and undone at the end."""
     threads = torch.get_num_threads()
     if one_thread:
         torch.set_num_threads(1)  # before any tensor work: the number of threads changes bits
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        _make_cuda_deterministic()
-    # By this number processes find each other in the launcher's store; torch would begin anew with
-    # every group, and find the addresses of the one before.
-    distributed_c10d._world.group_count = next(_joins)
-    accelerator = Accelerator(
-        cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
-        mixed_precision="no",  # and not what an environment variable says: float32 throughout,
-        dynamo_backend="no",  # and the model itself, not a compiled one with other bits
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dataloader_config=DataLoaderConfiguration(even_batches=False),  # no sample twice
-        rng_types=[],  # sample order needs no shared generator: it is a function of the epoch
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
-    )
-    if one_thread:
-        torch.set_num_threads(1)  # Accelerate sets it from the number of cores
-    world = World(accelerator, hosts=hosts)
     try:
-        _check_world(accelerator, meant=len(hosts))
-        yield world
+        with launcher.as_checked(launch):
+            accelerator = new_accelerator(timeout_s)
+        if one_thread:
+            torch.set_num_threads(1)  # Accelerate sets it from the number of cores
+        world = World(accelerator, hosts=hosts)
+        try:
+            check_world(accelerator, meant=launch.size)
+            yield world
+        finally:
+            world.let_go()
+            accelerator.end_training()
     finally:
-        world.let_go()
-        accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
         torch.set_num_threads(threads)
-
-
-def _check_world(accelerator: Accelerator, *, meant: int) -> None:
-    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in known:
-        raise ConfigError(
-            f"{accelerator.distributed_type.value} is not supported: use MULTI_GPU or MULTI_CPU in "
-            f"accelerate's configuration, or torchrun --nproc-per-node N -m {launcher.COMMAND}"
-        )
-    if accelerator.num_processes != meant:
-        raise ConfigError(
-            f"the launcher meant {meant} processes, but {accelerator.num_processes} joined; start "
-            f"it as: torchrun --nproc-per-node {meant} -m {launcher.COMMAND}"
-        )
-
-
-def _make_cuda_deterministic() -> None:
-    """Same bits from the same work on one kind of GPU: no TF32, no atomics, no autotuning."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False

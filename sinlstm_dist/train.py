@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from sinlstm_dist.checkpoint import Checkpoint
-from sinlstm_dist.command import BAD_CONFIG, FAILED, STOPPED, exit_code_of
+from sinlstm_dist.command import BAD_CONFIG, FAILED, STOPPED, exit_code_of, tell
 from sinlstm_dist.config import (
     Config,
     ConfigError,
@@ -32,10 +32,10 @@ from sinlstm_dist.config import (
 from sinlstm_dist.data import step_batches
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
-from sinlstm_dist.launcher import is_node_speaker, is_speaker
+from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.report import Report, show_error, show_text
+from sinlstm_dist.report import Report, show_text
 from sinlstm_dist.run_folder import RunFolder
 from sinlstm_dist.run_record import Summary
 from sinlstm_dist.runtime import World, join_world
@@ -379,8 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, config = parse_with_config(parser, arguments)
     except ConfigError as error:
-        if is_node_speaker():
-            show_error(str(error))
+        tell(str(error))
         return BAD_CONFIG
     if options.print_config:
         if is_speaker():

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
     "__init__", "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics",
-    "roll_call", "series",
+    "rendezvous", "roll_call", "accelerator", "series",
     "stop", "runtime", "gradient", "files", "state", "checkpoint", "run_record", "claim", "resume",
     "run_folder",
     "trained", "sketch", "report",
@@ -28,8 +28,8 @@ NO_TORCH = [
     "config", "launcher", "plan", "hub", "stop", "sketch", "report", "rollout", "pictures",
     "__main__",
 ]  # fmt: skip
-KNOW_ACCELERATE = {"runtime.py", "job.py", "trackers.py"}
-READ_ENVIRONMENT = {"launcher.py", "runtime.py", "roll_call.py", "lstm/compiled.py"}
+KNOW_ACCELERATE = {"accelerator.py", "runtime.py", "job.py", "trackers.py"}
+READ_ENVIRONMENT = {"launcher.py", "accelerator.py", "lstm/compiled.py"}
 
 
 def imported(source: str) -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sinlstm_dist.command import let_another_speak, tell
 from sinlstm_dist.config import (
     KEYS,
     Config,
@@ -23,7 +24,7 @@ from sinlstm_dist.config import (
 from sinlstm_dist.job import versions
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.report import show_error, show_table, show_text
-from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
+from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly, have_met
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.verify import faults
@@ -288,26 +289,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             _check_writable(options.json)
     except ConfigError as error:
-        if is_node_speaker():
-            show_error(str(error))
+        tell(str(error))
         return BAD_ARGUMENTS
     verification = Verification(fault, config)
     speaks = is_speaker()
     try:
         verification.run()
     except BadFault as error:
-        if speaks:
-            show_error(str(error))
+        tell(str(error), speaks=speaks)
         return BAD_ARGUMENTS
     except (ConfigError, RunError, TimeLimit):
-        pass
+        speaks = speaks if have_met() else is_node_speaker()
     except (LostProcess, StoppedEarly) as error:
         speaks = error.is_speaker
     except Exception:
         if speaks:
             verification.show(options.json)
         raise
-    if speaks and not verification.show(options.json):
+    if not speaks and not verification.passed:
+        let_another_speak()
+    elif speaks and not verification.show(options.json):
         return BAD_ARGUMENTS
     return 0 if verification.passed else NOT_VERIFIED
 

@@ -1,0 +1,84 @@
+"""Accelerate's own view of the processes: made for exact work, and checked."""
+
+import itertools
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
+from torch.distributed import distributed_c10d
+
+from sinlstm_dist import launcher
+from sinlstm_dist.config import ConfigError
+from sinlstm_dist.roll_call import is_lost
+
+_made = itertools.count()  # of this process
+
+
+def new_accelerator(timeout_s: float) -> Accelerator:
+    """The Accelerator of this process, in a world with all others.
+
+    Args:
+        timeout_s: seconds that a process waits for the others.
+
+    Raises:
+        ConfigError: Accelerate cannot do what its variables ask for.
+
+    Collective: yes.
+    """
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        _make_cuda_deterministic()
+    # By this number processes find each other in the launcher's store; torch would begin anew with
+    # every group, and find the addresses of the one before.
+    distributed_c10d._world.group_count = next(_made)
+    try:
+        return Accelerator(
+            cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
+            mixed_precision="no",  # and not what an environment variable says: float32 throughout,
+            dynamo_backend="no",  # and the model itself, not a compiled one with other bits
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dataloader_config=DataLoaderConfiguration(even_batches=False),  # no sample twice
+            rng_types=[],  # sample order needs no shared generator: it is a function of the epoch
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+        )
+    except Exception as error:
+        told = launcher.told_to_accelerate()
+        if not told or is_lost(error):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"Accelerate cannot start, told {told}: {what}") from error
+
+
+def check_world(accelerator: Accelerator, *, meant: int) -> None:
+    """Refuse a world that Accelerate made otherwise than the launcher meant.
+
+    Raises:
+        ConfigError: says which command does.
+    """
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in known:
+        raise ConfigError(
+            f"{accelerator.distributed_type.value} is not supported: use MULTI_GPU or MULTI_CPU in "
+            f"accelerate's configuration, or {launcher.RUN}"
+        )
+    if accelerator.num_processes != meant:
+        raise ConfigError(
+            f"the launcher meant {meant} processes, but {accelerator.num_processes} joined; start "
+            f"it as: {launcher.RUN.replace('N', str(meant), 1)}"
+        )
+
+
+def _make_cuda_deterministic() -> None:
+    """Same bits from the same work on one kind of GPU: no TF32, no atomics, no autotuning."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
