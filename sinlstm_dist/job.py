@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from sinlstm_dist import data, lstm, plan
+from sinlstm_dist import data, launcher, lstm, plan
 from sinlstm_dist.agreement import Agreement, Samples, check_same_bits, digest
 from sinlstm_dist.checkpoint import Layout, Tensors, shapes
 from sinlstm_dist.config import SINE, Config, ConfigError, Data, to_toml
@@ -27,7 +27,7 @@ from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.runtime import World, arithmetic_variables
+from sinlstm_dist.runtime import World
 from sinlstm_dist.series import Scale, SeriesDataset, open_series
 
 Windows = SineDataset | SeriesDataset
@@ -179,7 +179,7 @@ def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
         "recurrence": recurrence.reason if is_fused else "nn.LSTM",
         "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
         **versions(),
-        **arithmetic_variables(),
+        **launcher.arithmetic_variables(),
     }
 
 

@@ -40,6 +40,13 @@ OTHER_WAYS = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 DEVICE, DEVICES = "ACCELERATE_TORCH_DEVICE", ("cpu", "cuda", "mps")
+# What makes libraries choose other code
+ARITHMETIC_VARIABLES = (
+    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE",
+    "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "NVIDIA_TF32_OVERRIDE",
+    "SINLSTM_DIST_INSTRUCTION_SET",
+)  # fmt: skip
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 # --local-addr: torchrun would have processes find each other by this machine's name, which may not
 # resolve, and waits for minutes for that.
@@ -239,6 +246,11 @@ def _set(variables: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def arithmetic_variables() -> dict[str, str]:
+    """Those variables that are set and may change the last bits of a result."""
+    return {name: _value(name) for name in ARITHMETIC_VARIABLES if _value(name)}
 
 
 def _value(name: str) -> str:

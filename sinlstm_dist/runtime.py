@@ -7,7 +7,6 @@ Everything that processes say to each other goes through a `World`, which is Acc
 import contextlib
 import hashlib
 import json
-import os
 import socket
 import traceback
 import weakref
@@ -213,20 +212,6 @@ class World:
         if self.is_main:
             payload.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(self.broadcast(payload).cpu().numpy()))
-
-
-# What makes libraries choose other code, and so may change the last bits of a result.
-ARITHMETIC_VARIABLES = (
-    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
-    "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE",
-    "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "NVIDIA_TF32_OVERRIDE",
-    "SINLSTM_DIST_INSTRUCTION_SET",
-)  # fmt: skip
-
-
-def arithmetic_variables() -> dict[str, str]:
-    """Those that are set in this process's environment, with their values."""
-    return {name: os.environ[name] for name in ARITHMETIC_VARIABLES if os.environ.get(name)}
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ def begin(path: Path) -> dict[str, object]:
     folder.claim()
     try:
         found = folder.find(config=CONFIG, layout=layout, fingerprint="ab" * 32)
-        folder.begin(toml="")
+        folder.begin(toml="", arithmetic={})
         return found
     finally:
         folder.close()
