@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from sinlstm_dist.config import ConfigError
 from sinlstm_dist.launcher import is_speaker
-from sinlstm_dist.report import show_error, show_text
 from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly
+from sinlstm_dist.screen import show_error, show_text
 
 FAILED, BAD_CONFIG, STOPPED = 1, 2, 75
 
