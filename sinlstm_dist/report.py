@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.constrain import Constrain
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sinlstm_dist import sketch
@@ -29,9 +28,10 @@ SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
 SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
 FRONT, BEHIND = "bold cyan", "dim"  # predictions and targets in it
 SPARK_COLUMNS = 40
-ECHO_COLUMNS = 4  # free at the end of what is live: a terminal shows ^C there, and must not wrap
+ECHO_COLUMNS = 2  # free at the end of what is live: a terminal shows ^C there, and must not wrap
 FILE_LINES = 20  # epoch lines in a file, about, however many epochs there are
 QUIET_S = 30.0  # a file never waits longer for a sign of life
+CURSOR_S = 1.0  # that a process which leaves at once waits for its terminal
 FILE_WIDTH = 100  # columns where there is no terminal to ask
 
 
@@ -95,16 +95,21 @@ class Report:
             return
         self._progress = Progress(
             TextColumn("epoch"),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TimeRemainingColumn(
+                compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
+            ),
             console=self._screen,
             expand=True,
             auto_refresh=False,
         )
         self._progress.add_task("", total=self._epochs, completed=finished_epochs, figures="")
-        if self._screen.height >= SKETCH_NEEDS_LINES and self._screen.can_say(chr(sketch.EMPTY)):
+        screen = self._screen
+        screen.fit(free=ECHO_COLUMNS)
+        is_large = screen.width >= SKETCH_COLUMNS and screen.height >= SKETCH_NEEDS_LINES
+        if is_large and screen.can_say(chr(sketch.EMPTY)):
             self._preview = preview
         self._live = Live(console=self._screen, auto_refresh=False)
         self._live.start()
@@ -150,6 +155,13 @@ class Report:
             self._draw(self._figures)
             self._stop_live()
 
+    def abandon(self) -> None:
+        """Give the terminal its cursor back, for a process that leaves at once."""
+        if self._live is not None:
+            self._screen.line()
+            self._screen.show_cursor(True)
+            self._stream.wait(CURSOR_S)
+
     def close(self) -> None:
         """Leave the terminal as it was found, and wait for it a moment; may be called at any time.
 
@@ -191,13 +203,14 @@ class Report:
         assert self._live is not None
         assert self._progress is not None
         began = time.monotonic()
+        self._screen.fit(free=ECHO_COLUMNS)
+        rest = f"epoch {self._epochs}/{self._epochs} ----  0:00:00"
+        figures = figures[: max(0, self._screen.width - len(rest))]
         self._progress.update(
             self._progress.task_ids[0], completed=self._completed, figures=figures
         )
         above = [_sketch(*self._preview())] if self._preview is not None else []
-        self._screen.fit()
-        width = max(1, self._screen.width - ECHO_COLUMNS)
-        self._live.update(Constrain(Group(*above, self._progress), width), refresh=True)
+        self._live.update(Group(*above, self._progress), refresh=True)
         self._last_shown = time.monotonic()
         self._wait_s = max(REFRESH_S, PATIENCE * (self._last_shown - began))
 

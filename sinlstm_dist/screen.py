@@ -56,10 +56,10 @@ class Screen(Console):
         )
         self.is_interactive = self.is_terminal and not self.is_dumb_terminal
 
-    def fit(self) -> None:
-        """Take the size that the terminal has by now."""
+    def fit(self, *, free: int) -> None:
+        """Take the size that the terminal has by now, but for `free` columns."""
         columns, lines = _terminal_size()
-        self.size = (self._fixed_width or columns, lines)
+        self.size = (self._fixed_width or max(1, columns - free), lines)
 
     def sayable(self, text: str) -> str:
         """`text` as the stream's encoding can say it, control characters as text."""

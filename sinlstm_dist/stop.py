@@ -29,6 +29,7 @@ class StopRequest:
     def __init__(self, *, parent: int | None = None) -> None:
         self._parent, self._signal = parent, ""
         self.announce: Callable[[str], None] = lambda name: None  # called once, at the first signal
+        self.leave: Callable[[], None] = lambda: None  # called before a second interrupt ends all
         self._interrupted_at = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -79,5 +80,8 @@ class StopRequest:
                 continue
             now = time.monotonic()
             if self._interrupted_at and now - self._interrupted_at > self.SECOND_INTERRUPT_S:
-                os._exit(128 + signal.SIGINT)
+                try:
+                    self.leave()
+                finally:
+                    os._exit(128 + signal.SIGINT)
             self._interrupted_at = self._interrupted_at or now

@@ -136,7 +136,7 @@ class Training:
             self.outcome = self.ended.outcome
             return
         self.report.start(describe(self.job, self.config, self.world))
-        self.request.announce = self.report.stopping
+        self.request.announce, self.request.leave = self.report.stopping, self.report.abandon
         for note in found["notes"]:
             self.report.note(note)
         self.history = found["history"]
