@@ -4,15 +4,20 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from sinlstm_dist import early, program
 from sinlstm_dist.config import ConfigError, Parser, did_you_mean
-from sinlstm_dist.report import show_error
+from sinlstm_dist.screen import show_error
 
 COMMANDS = ("train", "verify", "evaluate", "forecast", "plot", "compare", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run the command that the first argument names; returns the process's exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return program.run(lambda: _run(given))
+
+
+def _run(arguments: Sequence[str]) -> int:
     parser = Parser(prog="sinlstm-dist", description=__doc__)
     parser.add_argument(
         "command", metavar="|".join(COMMANDS), help="`sinlstm-dist COMMAND --help` says more"
@@ -27,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         show_error(str(error))
         return 2
+    early.prepare()  # again: what it imports is large
     module = import_module(f"sinlstm_dist.{command}")
-    return int(module.main(arguments[1:]))
+    return program.run(lambda: module.main(arguments[1:]))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from sinlstm_dist.config import ConfigError
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.report import show_error, show_text
 from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly, have_met
+from sinlstm_dist.screen import show_error, show_text
 
 FAILED, BAD_CONFIG, STOPPED = 1, 2, 75
 # A launcher ends all processes when the first one has left, also one that has not spoken yet.

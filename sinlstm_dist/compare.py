@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import KEYS, Parser
 from sinlstm_dist.launcher import is_speaker
-from sinlstm_dist.report import show_table
 from sinlstm_dist.run_record import NoRun, RunRecord, read_run
+from sinlstm_dist.screen import show_table
 
 NUMBERS = (
     "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",
@@ -91,4 +92,4 @@ def _read(path: Path) -> RunRecord | NoRun:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

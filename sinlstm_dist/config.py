@@ -19,6 +19,8 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from sinlstm_dist.screen import show_text
+
 
 class ConfigError(Exception):
     """Something that the user must change; shown without a traceback, exit code 2."""
@@ -326,6 +328,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a command line that it cannot read."""
         raise ConfigError(message)
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        """What argparse calls with the text of --help."""
+        show_text(message)
 
 
 def add_config_flags(parser: Parser) -> None:

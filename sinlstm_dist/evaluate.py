@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from sinlstm_dist import metrics
+from sinlstm_dist import metrics, program
 from sinlstm_dist import plan as plans
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import (
@@ -46,8 +46,8 @@ from sinlstm_dist.job import (
 )
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence, Predictor
-from sinlstm_dist.report import show_facts, show_table, show_text
 from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.screen import show_facts, show_table, show_text
 from sinlstm_dist.series import NO_SCALE
 from sinlstm_dist.trained import Trained, share_trained
 
@@ -269,8 +269,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         path = Path(options.path)
         trained = share_trained(path, overrides, world=world)
         evaluation = evaluate_trained(trained, world=world)
-        if world.is_main:
-            _show(path, trained, evaluation)
+    if world.is_main:  # and not while others wait: the screen may be slow
+        _show(path, trained, evaluation)
     return 0
 
 
@@ -284,4 +284,4 @@ def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

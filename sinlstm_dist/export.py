@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import ConfigError, Parser
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.report import show_text
 from sinlstm_dist.roll_call import RunError
+from sinlstm_dist.screen import show_text
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it
@@ -177,4 +178,4 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

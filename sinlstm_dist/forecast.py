@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import (
     KEYS,
@@ -28,8 +29,8 @@ from sinlstm_dist.config import (
 from sinlstm_dist.job import continuation
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.pictures import check_matplotlib, forecast_picture
-from sinlstm_dist.report import show_facts, show_table, show_text
 from sinlstm_dist.rollout import Cycle, by_cycle, roll_out
+from sinlstm_dist.screen import show_facts, show_table, show_text
 from sinlstm_dist.series import NO_SCALE
 from sinlstm_dist.trained import Trained, read_trained
 
@@ -151,14 +152,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     if steps < 1:
         raise ConfigError(f"--steps {steps}: at least 1 is needed")
     found = forecast(trained, steps=steps)
+    if options.csv:  # what is asked for as a file comes before what the screen shows
+        _write(Path(options.csv), to_csv(found))
+    if options.output:
+        draw(found, Path(options.output))
     show_facts(facts(options.path, trained.config, steps))
     if rows := growth(found):
         show_text("\n")
         show_table(rows, numbers=list(rows[0]))
-    if options.csv:
-        _write(Path(options.csv), to_csv(found))
-    if options.output:
-        draw(found, Path(options.output))
     written = [file for file in (options.csv, options.output) if file]
     if written:
         show_text(f"\nwritten: {', '.join(written)}\n")
@@ -184,4 +185,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

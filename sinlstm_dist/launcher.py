@@ -26,6 +26,8 @@ LOCAL_SIZE_VARIABLES = (
     "OMPI_COMM_WORLD_LOCAL_SIZE",
     "MV2_COMM_WORLD_LOCAL_SIZE",
 )
+# Of launchers that start each process themselves: torchrun (also by accelerate launch), MPI's.
+PARENT_VARIABLES = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 WORLD_SIZE_CHECK = "SINLSTM_DIST_WORLD_SIZE"  # a job script's own reckoning of the world
 TASKS = "SLURM_STEP_NUM_TASKS"
 THREADS = "OMP_NUM_THREADS"
@@ -81,6 +83,14 @@ class Meeting:
 def rank() -> int:
     """This process's number among all, as far as its launcher's variables can be read."""
     return _first_number(RANK_VARIABLES)
+
+
+def launching_parent() -> int | None:
+    """The number of this process's parent, if it is a launcher that ends when its work does.
+
+    A shell, for one, may be left by what it started: with nohup, or in the background.
+    """
+    return os.getppid() if any(name in os.environ for name in PARENT_VARIABLES) else None
 
 
 def is_speaker() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist import forecast, metrics
+from sinlstm_dist import forecast, metrics, program
 from sinlstm_dist.checkpoint import WEIGHTS
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.config import (
@@ -30,8 +30,8 @@ from sinlstm_dist.job import datasets
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
-from sinlstm_dist.report import show_text
 from sinlstm_dist.run_record import CURVES, FORECAST, SUMMARY, WINDOWS, RunRecord, read_run
+from sinlstm_dist.screen import show_text
 from sinlstm_dist.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.trained import read_trained
 
@@ -171,4 +171,4 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -1,27 +1,26 @@
 """What a person sees: rich on a terminal, plain lines of fixed columns in a file.
 
-The only file that prints. A `Report` that is not enabled does nothing, so callers need not ask
-which process they are.
+A `Report` that is not enabled does nothing, so callers need not ask which process they are; one
+that is never waits for its stream: others would wait for this process.
 """
 
 import itertools
-import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sinlstm_dist import sketch
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run_record import Summary
+from sinlstm_dist.screen import Screen, fact_lines
+from sinlstm_dist.stream import Stream
 
 REFRESH_S = 0.1  # between updates of what is live, at least
 PATIENCE = 100  # times as long as an update took passes before the next: it takes 1 % at most
@@ -29,55 +28,11 @@ SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
 SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
 FRONT, BEHIND = "bold cyan", "dim"  # predictions and targets in it
 SPARK_COLUMNS = 40
+ECHO_COLUMNS = 2  # free at the end of what is live: a terminal shows ^C there, and must not wrap
 FILE_LINES = 20  # epoch lines in a file, about, however many epochs there are
 QUIET_S = 30.0  # a file never waits longer for a sign of life
+CURSOR_S = 1.0  # that a process which leaves at once waits for its terminal
 FILE_WIDTH = 100  # columns where there is no terminal to ask
-
-
-def show_error(message: str) -> None:
-    """Print one error on standard error, a problem a line."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for line in message.splitlines():
-        console.print(Text.assemble(("error:", "red"), " ", line))
-
-
-def show_text(text: str) -> None:
-    """Print `text` as it is, for another program to read."""
-    sys.stdout.write(text)
-
-
-def show_facts(facts: Mapping[str, str]) -> None:
-    """Print what a command is about, a line a fact."""
-    Console(highlight=False).print(_fact_lines(facts), markup=False, soft_wrap=True)
-
-
-def _fact_lines(facts: Mapping[str, str]) -> str:
-    width = max(len(name) for name in facts)
-    return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
-
-
-def show_table(
-    rows: Sequence[Mapping[str, str]],
-    *,
-    numbers: Collection[str] = (),
-    colours: Mapping[str, str] = MappingProxyType({}),
-    wrap: bool = False,
-) -> None:
-    """Print rows of cells below their headings, the first row's keys.
-
-    Args:
-        rows: at least one; headings and cells may have several lines.
-        numbers: the headings of columns that are aligned to the right.
-        colours: of cells with one of these texts, on a terminal.
-        wrap: whether cells are broken to fit the terminal, or 80 columns of a file; otherwise
-            the table is as wide as its cells.
-    """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in rows[0]:
-        table.add_column(heading, justify="right" if heading in numbers else "left")
-    for row in rows:
-        table.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row.values()))
-    Console(highlight=False, width=None if wrap else 10_000).print(table)
 
 
 Preview = Callable[[], tuple[Sequence[float], Sequence[float]]]
@@ -94,13 +49,13 @@ class Report:
 
     def __init__(self, *, enabled: bool, epochs: int, num_steps: int) -> None:
         self._enabled, self._epochs, self._num_steps = enabled, epochs, num_steps
-        self._console = Console(highlight=False)
-        if not self._console.is_terminal:
-            self._console = Console(highlight=False, width=FILE_WIDTH)
+        self._stream = Stream("stdout", waits=False)
+        self._screen = Screen(self._stream, width=None if self._stream.isatty() else FILE_WIDTH)
         self._live: Live | None = None
         self._progress: Progress | None = None
         self._preview: Preview | None = None
         self._figures = ""  # of the newest finished epoch
+        self._completed = 0.0  # epochs
         self._last_shown = time.monotonic()
         self._wait_s = REFRESH_S  # until what is live is shown anew
         self._every_epochs = max(1, epochs // FILE_LINES)
@@ -109,12 +64,12 @@ class Report:
         """Say what is about to run, a line a fact."""
         if not self._enabled:
             return
-        lines = _fact_lines(facts)
-        if self._console.is_terminal:
+        lines = fact_lines(facts)
+        if self._screen.is_interactive:
             panel = Panel(lines, title="sinlstm-dist", title_align="left", border_style="cyan")
-            self._console.print(panel, markup=False)
+            self._screen.print(panel)
         else:
-            self._console.print(lines, markup=False, soft_wrap=True)
+            self._screen.print(lines, soft_wrap=True)
 
     def stopping(self, signal_name: str) -> None:
         """Say at once that a signal was heard: the step that it waits for may be a long one."""
@@ -124,7 +79,7 @@ class Report:
     def note(self, text: str) -> None:
         """Say something that the user should know, once."""
         if self._enabled:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._screen.print(text, soft_wrap=True)
 
     def begin_training(self, *, finished_epochs: int, preview: Preview | None = None) -> None:
         """Start the live line, or the head of the columns in a file.
@@ -135,25 +90,31 @@ class Report:
         """
         if not self._enabled:
             return
-        if not self._console.is_terminal:
-            self._console.print(_file_line(HEAD))
+        if not self._screen.is_interactive:
+            self._screen.print(_file_line(HEAD))
             return
         self._progress = Progress(
             TextColumn("epoch"),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            console=self._console,
+            TimeRemainingColumn(
+                compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
+            ),
+            console=self._screen,
             expand=True,
             auto_refresh=False,
         )
         self._progress.add_task("", total=self._epochs, completed=finished_epochs, figures="")
-        if self._console.height >= SKETCH_NEEDS_LINES:
+        screen = self._screen
+        screen.fit(free=ECHO_COLUMNS)
+        is_large = screen.width >= SKETCH_COLUMNS and screen.height >= SKETCH_NEEDS_LINES
+        if is_large and screen.can_say(chr(sketch.EMPTY)):
             self._preview = preview
-        self._live = Live(self._progress, console=self._console, auto_refresh=False)
+        self._live = Live(console=self._screen, auto_refresh=False)
         self._live.start()
-        self._update(completed=finished_epochs, figures="")
+        self._completed = finished_epochs
+        self._draw("")
         self._wait_s = REFRESH_S  # this first update is slow, and of no training's time
 
     def step(self, *, epoch: int, step: int) -> None:
@@ -162,11 +123,11 @@ class Report:
             return
         now = time.monotonic()
         if self._live is not None:
-            if now - self._last_shown >= self._wait_s:
-                figures = self._figures or f"step {step:,} of {self._num_steps:,}"
-                self._update(completed=epoch - 1 + step / self._num_steps, figures=figures)
+            self._completed = epoch - 1 + step / self._num_steps
+            if self._is_due(now):
+                self._draw(self._figures or f"step {step:,} of {self._num_steps:,}")
         elif now - self._last_shown >= QUIET_S:
-            self._console.print(f"epoch {epoch}: step {step} of {self._num_steps}")
+            self._screen.print(f"epoch {epoch}: step {step} of {self._num_steps}")
             self._last_shown = now
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -179,20 +140,35 @@ class Report:
                 f"test loss {record['test_loss']:.2e}  acc {record['test_accuracy']:.3f}  "
                 f"{_rate(record['samples_per_s'])}"
             )
-            if now - self._last_shown >= self._wait_s or epoch == self._epochs:
-                self._update(completed=epoch, figures=self._figures)
+            self._completed = epoch
+            if self._is_due(now):
+                self._draw(self._figures)
             return
         due = epoch == 1 or epoch % self._every_epochs == 0 or epoch == self._epochs
         if due or now - self._last_shown >= QUIET_S:
-            self._console.print(_file_line(_cells(record)))
+            self._screen.print(_file_line(_cells(record)))
             self._last_shown = now
 
     def end_training(self) -> None:
-        """Leave the terminal as it was found; may be called at any time, also twice."""
-        if self._live is not None and self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], figures=self._figures)
-            self._live.stop()  # draws it a last time
-            self._live = None
+        """Show the last state of what is live, and leave it there."""
+        if self._live is not None:
+            self._draw(self._figures)
+            self._stop_live()
+
+    def abandon(self) -> None:
+        """Give the terminal its cursor back, for a process that leaves at once."""
+        if self._live is not None:
+            self._screen.line()
+            self._screen.show_cursor(True)
+            self._stream.wait(CURSOR_S)
+
+    def close(self) -> None:
+        """Leave the terminal as it was found, and wait for it a moment; may be called at any time.
+
+        While others wait for this process is no time for it.
+        """
+        self._stop_live()
+        self._stream.wait()
 
     def end(
         self,
@@ -213,22 +189,35 @@ class Report:
         if not self._enabled:
             return
         if summary.metrics:
-            self._console.print(_results(summary, baseline))
-        if len(history) > 1:
-            self._console.print(_loss_curve([record["test_loss"] for record in history]))
-        self._console.print(f"{summary.outcome}: {summary.reason}", markup=False, soft_wrap=True)
-        self._console.print(f"results in {folder}", markup=False, soft_wrap=True)
+            self._screen.print(_results(summary, baseline))
+        if len(history) > 1 and self._screen.can_say(sketch.BLOCKS):
+            self._screen.print(_loss_curve([record["test_loss"] for record in history]))
+        self._screen.print(f"{summary.outcome}: {summary.reason}", soft_wrap=True)
+        self._screen.print(f"results in {folder}", soft_wrap=True)
 
-    def _update(self, *, completed: float, figures: str) -> None:
+    def _is_due(self, now: float) -> bool:
+        """Whether to draw what is live: what the terminal cannot take now is not kept for later."""
+        return now - self._last_shown >= self._wait_s and not self._stream.is_busy
+
+    def _draw(self, figures: str) -> None:
         assert self._live is not None
         assert self._progress is not None
         began = time.monotonic()
-        self._progress.update(self._progress.task_ids[0], completed=completed, figures=figures)
-        if self._preview is not None:
-            self._live.update(Group(_sketch(*self._preview()), self._progress))
-        self._live.refresh()
+        self._screen.fit(free=ECHO_COLUMNS)
+        rest = f"epoch {self._epochs}/{self._epochs} ----  0:00:00"
+        figures = figures[: max(0, self._screen.width - len(rest))]
+        self._progress.update(
+            self._progress.task_ids[0], completed=self._completed, figures=figures
+        )
+        above = [_sketch(*self._preview())] if self._preview is not None else []
+        self._live.update(Group(*above, self._progress), refresh=True)
         self._last_shown = time.monotonic()
         self._wait_s = max(REFRESH_S, PATIENCE * (self._last_shown - began))
+
+    def _stop_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()  # draws it a last time
+            self._live = None
 
 
 def _sketch(targets: Sequence[float], predictions: Sequence[float]) -> Text:

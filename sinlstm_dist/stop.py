@@ -1,4 +1,4 @@
-"""A request to save and stop, as a signal brings it."""
+"""A request to save and stop: a signal, or the end of the launcher."""
 
 import os
 import signal
@@ -11,23 +11,34 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether a signal asked this process to save and stop.
+    """Whether a signal asked this process to save and stop, or its launcher has ended without one.
 
     A second interrupt leaves at once. A terminal's Ctrl-C reaches a worker twice, directly and
     from its launcher, within milliseconds; so only one a moment later counts as the second.
 
     Python runs a signal's handler between two of its own instructions, so not while a collective
     waits for a process that hangs. A thread reads the signals' numbers as they come.
+
+    Args:
+        parent: the number of the launcher's process; None if there is no launcher to watch.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     SECOND_INTERRUPT_S = 0.5
 
-    def __init__(self) -> None:
-        self.reason = ""
+    def __init__(self, *, parent: int | None = None) -> None:
+        self._parent, self._signal = parent, ""
         self.announce: Callable[[str], None] = lambda name: None  # called once, at the first signal
+        self.leave: Callable[[], None] = lambda: None  # called before a second interrupt ends all
         self._interrupted_at = 0.0
         self._previous: dict[int, Any] = {}
+
+    @property
+    def reason(self) -> str:
+        """What asked to stop, or ""; read once a step."""
+        if not self._signal and self._parent not in (None, os.getppid()):
+            return "the launcher ended"
+        return self._signal
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
@@ -57,7 +68,7 @@ class StopRequest:
         self._reader.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.reason = self.reason or signal.Signals(number).name
+        self._signal = self._signal or signal.Signals(number).name
 
     def _watch(self) -> None:
         is_first = True
@@ -69,5 +80,8 @@ class StopRequest:
                 continue
             now = time.monotonic()
             if self._interrupted_at and now - self._interrupted_at > self.SECOND_INTERRUPT_S:
-                os._exit(128 + signal.SIGINT)
+                try:
+                    self.leave()
+                finally:
+                    os._exit(128 + signal.SIGINT)
             self._interrupted_at = self._interrupted_at or now

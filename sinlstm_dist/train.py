@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from sinlstm_dist import program
 from sinlstm_dist.checkpoint import Checkpoint
 from sinlstm_dist.command import BAD_CONFIG, FAILED, STOPPED, exit_code_of, tell
 from sinlstm_dist.config import (
@@ -32,13 +33,14 @@ from sinlstm_dist.config import (
 from sinlstm_dist.data import step_batches
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
-from sinlstm_dist.launcher import is_speaker
+from sinlstm_dist.launcher import is_speaker, launching_parent
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.report import Report, show_text
+from sinlstm_dist.report import Report
 from sinlstm_dist.run_folder import RunFolder
 from sinlstm_dist.run_record import Summary
 from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.screen import show_toml, tell_losses
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.trackers import Trackers
 
@@ -63,7 +65,10 @@ def train(config: Config) -> Summary:
     if config.output.plots:
         _check_pictures()
     training = None
-    with StopRequest() as request, contextlib.closing(RunFolder(Path(config.output.dir))) as run:
+    with (
+        StopRequest(parent=launching_parent()) as request,
+        contextlib.closing(RunFolder(Path(config.output.dir))) as run,
+    ):
         try:
             with join_world(
                 timeout_s=config.train.timeout_s,
@@ -81,6 +86,9 @@ def train(config: Config) -> Summary:
             if training is not None:
                 training.record_failure(error)
             raise
+        finally:
+            if training is not None:
+                training.report.close()
 
 
 class Training:
@@ -130,7 +138,7 @@ class Training:
             self.outcome = self.ended.outcome
             return
         self.report.start(describe(self.job, self.config, self.world))
-        self.request.announce = self.report.stopping
+        self.request.announce, self.request.leave = self.report.stopping, self.report.abandon
         for note in found["notes"]:
             self.report.note(note)
         self.history = found["history"]
@@ -227,8 +235,7 @@ class Training:
         return summary
 
     def record_failure(self, error: Exception) -> None:
-        """Leave screen and folder in order after `error`, as far as that is still possible."""
-        self.report.end_training()
+        """Leave the folder in order after `error`, as far as that is still possible."""
         self.trackers.close()
         self.outcome, self.reason = "failed", str(error) or type(error).__name__
         with contextlib.suppress(OSError):
@@ -383,9 +390,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_CONFIG
     if options.print_config:
         if is_speaker():
-            show_text(to_toml(config))
+            show_toml(to_toml(config))
         return 0
-    return exit_code_of(lambda: exit_code(train(config)))
+    code = exit_code_of(lambda: exit_code(train(config)))
+    tell_losses()  # the exit code is the run's
+    return code
 
 
 def exit_code(summary: Summary) -> int:
@@ -394,4 +403,4 @@ def exit_code(summary: Summary) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -119,6 +119,7 @@ class Nursery:
         more: dict[int, list[str]] | None = None,
         variables: dict[str, str] | None = None,
         is_whole: bool = False,
+        terminal: str = "",
     ) -> Launch:
         """Start a world of processes.
 
@@ -133,6 +134,7 @@ class Nursery:
             variables: of the environment.
             is_whole: end each process as Python does, which is most of its cost, and where threads
                 that were left behind abort it; without, it is gone when its work is done.
+            terminal: its path; each process's session and streams are its.
         """
         self._count += 1
         launch = Launch(self._folder / f"launch-{self._count}", free_port())
@@ -155,6 +157,7 @@ class Nursery:
                 "faults": [fault for fault in faults or [] if fault["rank"] == rank],
                 "environment": variables or {},
                 "is_whole": is_whole,
+                "terminal": terminal,
             }
             if processes > 1:
                 order["environment"] = {
@@ -235,6 +238,12 @@ def _be_child(order: dict[str, Any]) -> None:
         opened = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(opened, descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if order["terminal"]:
+        os.setsid()
+        terminal = os.open(order["terminal"], os.O_RDWR)  # the session's, as its first one
+        for descriptor in range(3):
+            os.dup2(terminal, descriptor)
+        os.close(terminal)  # or it would be open after a stream has been redirected
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
     code = 70
@@ -351,13 +360,16 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     """Wrap what `of` names; the fault acts before the call number `at`."""
     import torch.distributed as dist
 
-    from sinlstm_dist import checkpoint, gradient, roll_call, train
+    from sinlstm_dist import checkpoint, gradient, roll_call, run_folder, train
 
     watched = {
         "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],
         "evaluate": [(train, "evaluate")],
         "save": [(checkpoint, "_files")],
         "build": [(train, "build")],
+        "begin": [(run_folder.RunFolder, "begin")],
+        "record": [(run_folder.RunFolder, "append_metrics")],
+        "end": [(run_folder.RunFolder, "end")],
         "join": [(train, "join_world")],
         "leave": [(roll_call.RollCall, "verdict")],
         "collective": list(itertools.product((dist, dist.distributed_c10d), COLLECTIVES)),

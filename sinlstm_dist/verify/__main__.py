@@ -2,7 +2,8 @@
 
 import sys
 
+from sinlstm_dist import program
 from sinlstm_dist.verify.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

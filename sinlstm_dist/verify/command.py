@@ -23,9 +23,9 @@ from sinlstm_dist.config import (
 )
 from sinlstm_dist.job import versions
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.report import show_error, show_table, show_text
 from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly, have_met
 from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.screen import show_error, show_table, show_text, tell_losses
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.verify import faults
 from sinlstm_dist.verify.arithmetic import check_arithmetic
@@ -201,14 +201,17 @@ class Verification:
         Returns:
             Whether `path` could be written.
         """
-        self._print()
+        problem = ""
         try:
             if path:
-                self._write(path)
+                self._write(path)  # first: a terminal may be slow, and be given up
         except OSError as error:  # the disk has become full, for instance
-            show_error(f"--json {path} cannot be written: {error.strerror}")
-            return False
-        return True
+            problem = f"--json {path} cannot be written: {error.strerror}"
+        self._print()
+        tell_losses()  # the exit code is for what was found
+        if problem:
+            show_error(problem)
+        return not problem
 
     def _print(self) -> None:
         figures = [for_people(row) for verdict in self.verdicts for row in verdict.figures]

@@ -82,6 +82,7 @@ class AskOnce:
 
     def __init__(self, after: int | None) -> None:
         self.announce: Callable[[str], None] = lambda name: None
+        self.leave: Callable[[], None] = lambda: None
         self._left = after
 
     @property

@@ -1,0 +1,247 @@
+"""A run on a terminal that closes, or that takes no text, ends as if nobody had looked at it."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import (
+    SMALL,
+    command,
+    environment,
+    finish,
+    flags,
+    metrics,
+    path,
+    summary,
+    wait_for,
+    weights_digest,
+)
+from nursery import Launch, Nursery
+from terminals import Terminal
+
+SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
+STOPPED = 75
+SIZE = {"data.train_size": 1000, "data.test_size": 100, "output.dir": "run"}
+
+
+@pytest.fixture(scope="module")
+def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("straight")
+    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
+    return root / "run"
+
+
+def state_of(pid: int) -> str:
+    """A process's state, such as "T" of a stopped one."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def closed_at(nursery: Nursery, cwd: Path, when: str, at: int) -> Launch:
+    """A run whose terminal closes when it is about to do `when` for the `at`-th time."""
+    terminal = Terminal()
+    faults = [{"rank": 0, "of": when, "at": at, "do": "hang"}]
+    launch = nursery.start(flags(SETTINGS), cwd=cwd, faults=faults, terminal=terminal.path)
+    wait_for(lambda: len(launch.events()) >= at and state_of(launch.children[0].pid) == "T")
+    terminal.close()  # the system sends SIGHUP, and SIGCONT to what is stopped
+    return nursery.wait(launch)
+
+
+@pytest.mark.parametrize(
+    ("when", "at", "step"),
+    [
+        ("join", 1, 1),
+        ("build", 1, 1),
+        ("begin", 1, 1),
+        ("step", 2, 3),
+        ("evaluate", 1, 4),
+        ("record", 1, 4),
+        ("save", 1, 4),
+    ],
+)
+def test_a_terminal_that_closes(nursery: Nursery, tmp_path: Path, straight, when, at, step) -> None:
+    """In start-up, training, test, between two epochs and while saving: SIGHUP asks to stop."""
+    launch = closed_at(nursery, tmp_path, when, at)
+    assert launch.codes == [STOPPED]
+    assert summary(tmp_path / "run")["outcome"] == "stopped"
+    assert summary(tmp_path / "run")["reason"].startswith("SIGHUP")
+    assert summary(tmp_path / "run")["step"] == step
+    assert nursery.run(flags(SETTINGS), cwd=tmp_path).codes == [0]
+    assert weights_digest(tmp_path / "run") == weights_digest(straight)
+    assert metrics(tmp_path / "run") == metrics(straight)
+
+
+@pytest.mark.parametrize(("when", "at"), [("evaluate", 3), ("save", 3), ("end", 1)])
+def test_a_terminal_that_closes_when_all_is_trained(
+    nursery: Nursery, tmp_path: Path, straight: Path, when, at
+) -> None:
+    launch = closed_at(nursery, tmp_path, when, at)
+    assert launch.codes == [0]
+    assert summary(tmp_path / "run")["outcome"] == "completed"
+    assert weights_digest(tmp_path / "run") == weights_digest(straight)
+
+
+@pytest.mark.parametrize(
+    ("ignores_hangup", "code", "outcome"), [(False, STOPPED, "stopped"), (True, 0, "completed")]
+)
+def test_closing_the_window_of_a_command(tmp_path: Path, ignores_hangup, code, outcome) -> None:
+    """With SIGHUP ignored, as by nohup, the run goes on to its end."""
+    epochs = 600 if ignores_hangup else 100_000
+    terminal = Terminal()
+    process = terminal.start(
+        command(*flags({**SIZE, "train.epochs": epochs})),
+        cwd=tmp_path,
+        ignores_hangup=ignores_hangup,
+    )
+    terminal.read(until="test loss")  # it trains
+    terminal.close()
+    assert process.wait(timeout=60) == code
+    assert summary(tmp_path / "run")["outcome"] == outcome
+    assert (tmp_path / "run" / "model.safetensors").exists() == ignores_hangup
+
+
+def test_a_terminal_that_is_held(tmp_path: Path) -> None:
+    """Ctrl-S: the process that shows the run goes on, and the other one does not give it up."""
+    terminal = Terminal()
+    settings = {**SIZE, "train.epochs": 500, "train.timeout_s": 2}
+    process = terminal.start(command(*flags(settings), processes=2), cwd=tmp_path)
+    terminal.read(until="test loss")
+    terminal.press("\x13")
+    wait_for(lambda: (tmp_path / "run" / "summary.json").exists(), timeout=100)
+    assert summary(tmp_path / "run")["outcome"] == "completed"
+    terminal.press("\x11")
+    shown = terminal.read()
+    assert process.wait(timeout=30) == 0, shown
+    assert "completed: 500 epochs" in shown
+    assert "error" not in shown
+
+
+def test_a_held_terminal_is_left_in_the_end(tmp_path: Path) -> None:
+    terminal = Terminal()
+    words = command(*flags({**SIZE, "train.epochs": 600}))
+    process = terminal.start(words, cwd=tmp_path)
+    terminal.read(until="test loss")
+    terminal.press("\x13")
+    assert process.wait(timeout=60) == 0
+    assert summary(tmp_path / "run")["outcome"] == "completed"
+    terminal.close()
+
+
+def test_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
+    """It is full from the start, so that nothing fits in."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 65536)
+    os.set_blocking(write, True)
+    process = subprocess.Popen(
+        command(*flags({**SIZE, "train.epochs": 20, "train.timeout_s": 3}), processes=2),
+        cwd=tmp_path, env=environment(), stdout=write, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    ended = finish(process, timeout=60)
+    assert ended.code == 0, ended.stderr
+    assert ended.stderr == ""
+    assert summary(tmp_path / "run")["outcome"] == "completed"
+    os.close(write)
+    os.close(read)
+
+
+# What is live
+
+
+def shown_by(terminal: str, columns: int) -> list[str]:
+    """The lines of a tmux window of its own."""
+    words = ["tmux", "-L", terminal, "capture-pane", "-p", "-S", "-50"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("columns", [62, 80, 120])
+def test_after_ctrl_c_the_terminal_shows_each_thing_once(tmp_path: Path, columns) -> None:
+    """Nothing torn of what was live, and the epoch in it is the one of the table."""
+    name, environment_ = f"sinlstm-{tmp_path.name}", environment(TERM="xterm", PATH=path())
+    run = tmp_path / "run"
+    words = command(*flags({**SIZE, "train.epochs": 100_000, "checkpoint.every_epochs": 0}))
+    size = ["-x", str(columns), "-y", "50"]
+    subprocess.run(
+        ["tmux", "-L", name, "new-session", "-d", *size, "sh"],
+        cwd=tmp_path, env=environment_, check=True,
+    )  # fmt: skip
+    try:
+        keys = ["tmux", "-L", name, "send-keys"]
+        subprocess.run([*keys, " ".join(words), "Enter"], check=True)
+        wait_for(lambda: any("test loss" in line for line in shown_by(name, columns)))
+        subprocess.run([*keys, "C-c"], check=True)
+        wait_for(lambda: any("results in run" in line for line in shown_by(name, columns)))
+        shown = shown_by(name, columns)
+    finally:
+        subprocess.run(["tmux", "-L", name, "kill-server"], check=True)
+    live = [line for line in shown if line.startswith("epoch")]
+    assert len(live) == 1, shown
+    assert live[0].split()[1].split("/")[0] == str(summary(run)["epochs"])
+    assert sum("one cycle: target, prediction" in line for line in shown) == 1
+    drawn = [line for line in shown if any("\u2800" <= c <= "\u28ff" for c in line)]
+    assert len(drawn) == 7, "\n".join(shown)
+    assert not [line for line in shown if "^C" in line]
+
+
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"},
+    {"COLUMNS": "0", "LINES": "0"}, {"COLUMNS": "\u00b2", "LINES": "x"}, {"COLUMNS": "1"},
+    {"COLUMNS": "99999999999999"}, {"COLUMNS": "-7", "LINES": "-7"}, {"LINES": "1"},
+    {"NO_COLOR": "1"}, {"TTY_INTERACTIVE": "0"}])  # fmt: skip
+def test_odd_terminals(tmp_path: Path, variables) -> None:
+    terminal = Terminal()
+    words = command(*flags({**SMALL, "output.dir": "run"}))
+    process = terminal.start(words, cwd=tmp_path, **variables)
+    shown = terminal.read()
+    assert process.wait(timeout=30) == 0, shown
+    assert "Traceback" not in shown
+    assert "results in run" in shown.replace("\r\n", "")[-200:]
+    if variables.get("TERM") == "dumb":
+        assert "\x1b" not in shown
+    if "PYTHONIOENCODING" in variables:
+        assert shown.isascii()
+        assert "epoch 3/3" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+
+
+def test_a_terminal_of_no_size(tmp_path: Path) -> None:
+    terminal = Terminal(columns=0, lines=0)
+    process = terminal.start(command(*flags({**SMALL, "output.dir": "run"})), cwd=tmp_path)
+    assert "completed: 3 epochs" in terminal.read()
+    assert process.wait(timeout=30) == 0
+
+
+def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
+    """Also from a process that waits for ever, here in its test: one that is stopped by nothing."""
+    terminal = Terminal()
+    words = [sys.executable, "-c", HANGS, *flags({**SMALL, "output.dir": "run"})]
+    process = terminal.start(words, cwd=tmp_path)
+    terminal.read(until="\x1b[?25l")
+    terminal.read(until="hangs")
+    terminal.press("\x03")
+    terminal.read(until="unsaved")
+    for _ in range(3):
+        terminal.press("\x03")
+        try:
+            process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    assert process.wait(timeout=10) == 128 + signal.SIGINT
+    assert terminal.read().endswith("\x1b[?25h")
+
+
+HANGS = """
+import sys, time
+from sinlstm_dist import train
+def evaluate(*_, **__):
+    print("hangs")
+    time.sleep(600)
+train.evaluate = evaluate
+sys.exit(train.main(sys.argv[1:]))
+"""
