@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
-    "__init__", "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics",
-    "rendezvous", "roll_call", "accelerator", "series",
+    "__init__", "config", "errors", "launcher", "plan", "data", "lstm", "hub", "model", "optim",
+    "metrics", "alive", "rendezvous", "roll_call", "accelerator", "series",
     "stop", "runtime", "gradient", "checkpoint", "run_record", "run_folder",
     "trained", "sketch", "report",
     "command", "rollout", "pictures", "job", "evaluate", "forecast", "plot",
