@@ -39,7 +39,7 @@ def new_accelerator(timeout_s: float) -> Accelerator:
     # every group, and find the addresses of the one before.
     distributed_c10d._world.group_count = next(_made)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
             mixed_precision="no",  # and not what an environment variable says: float32 throughout,
             dynamo_backend="no",  # and the model itself, not a compiled one with other bits
@@ -48,6 +48,8 @@ def new_accelerator(timeout_s: float) -> Accelerator:
             rng_types=[],  # sample order needs no shared generator: it is a function of the epoch
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
         )
+        torch.empty(0, device=accelerator.device)  # one that a variable names may not be there
+        return accelerator
     except Exception as error:
         told = launcher.told_to_accelerate()
         if not told or is_lost(error):

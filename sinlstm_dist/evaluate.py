@@ -1,8 +1,8 @@
 """Test a trained model, beside two predictions that take no learning.
 
-    python -m sinlstm_dist.evaluate runs/default
+    python -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
     python -m sinlstm_dist.evaluate runs/default --data.noise 0.1
-    torchrun --nproc-per-node 2 -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
+    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 -m sinlstm_dist.evaluate runs/default
 
 The numbers are the same on any number of processes.
 """

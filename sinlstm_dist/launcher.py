@@ -4,9 +4,10 @@ The environment is a user's input: an empty variable counts as unset, and one th
 is an error that names it.
 """
 
-import contextlib
+import functools
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sinlstm_dist.config import ConfigError
@@ -49,6 +50,7 @@ ARITHMETIC_VARIABLES = (
     "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES", "NVIDIA_TF32_OVERRIDE",
     "SINLSTM_DIST_INSTRUCTION_SET",
 )  # fmt: skip
+INTERFACE = "GLOO_SOCKET_IFNAME"
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 # --local-addr: torchrun would have processes find each other by this machine's name, which may not
 # resolve, and waits for minutes for that.
@@ -151,15 +153,15 @@ def _check_joined(launch: Launch) -> None:
         # accelerate's simple launcher sets the address for num_processes > 1 and starts one
         # process all the same: https://github.com/huggingface/accelerate/issues/2741
         raise ConfigError(
-            "accelerate launch was asked for several processes and started a single one "
-            f"(it does so with --cpu, and without GPUs); {advice}, or with accelerate launch "
-            "--multi_gpu --num_processes N, which starts CPU processes too"
+            "accelerate launch was asked for several processes (it has set MASTER_ADDR) and "
+            f"started a single one (it does so with --cpu, and without GPUs); {advice}, or with "
+            "accelerate launch --multi_gpu --num_processes N, which starts CPU processes too"
         )
     tasks = _read((TASKS,), least=1, default=1)
     if tasks > launch.size:
         raise ConfigError(
-            f"srun started {tasks} tasks, but nothing joins them: each would train alone; start "
-            f"one launcher per node (srun --ntasks-per-node=1), and with it torchrun "
+            f"srun started {tasks} tasks ({TASKS}), but nothing joins them: each would train "
+            f"alone; start one launcher per node (srun --ntasks-per-node=1), and with it torchrun "
             f"--nproc-per-node N -m {COMMAND}"
         )
     named = next((name for name in RANK_VARIABLES if _value(name)), "")
@@ -203,6 +205,12 @@ def meeting() -> Meeting:
         host.encode("idna")
     except UnicodeError as error:
         raise ConfigError(f"MASTER_ADDR={host} is not a host name or an address") from error
+    interfaces = {name for _, name in socket.if_nameindex()}
+    if missing := set(filter(None, _value(INTERFACE).split(","))) - interfaces:
+        raise ConfigError(
+            f"{INTERFACE}={_value(INTERFACE)}: there is no network interface {min(missing)} on "
+            f"this machine, only {', '.join(sorted(interfaces))}"
+        )
     port = _value("MASTER_PORT")
     has_agent = _value("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Meeting(
@@ -215,14 +223,17 @@ def meeting() -> Meeting:
     )
 
 
-@contextlib.contextmanager
-def as_checked(launch: Launch) -> Iterator[None]:
-    """The environment as torch and Accelerate are to read it: `launch`, and nothing empty."""
+def set_as_checked(launch: Launch) -> Callable[[], None]:
+    """Make the environment say to torch and Accelerate what was checked: `launch`, nothing empty.
+
+    Returns:
+        puts the environment back as it was.
+    """
+    known = (*RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES)
     changed: dict[str, str | None] = {
         name: None
         for name in os.environ
-        if name in (*SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES, *RANK_VARIABLES)
-        or (name.startswith("ACCELERATE_") and not os.environ[name])
+        if name in known or (_is_for_accelerate(name) and not _value(name))
     }
     if launch.size > 1:
         where = meeting()
@@ -238,16 +249,17 @@ def as_checked(launch: Launch) -> Iterator[None]:
         changed[THREADS] = str(num_threads()) if _value(THREADS) else None  # no list
     before = {name: os.environ.get(name) for name in changed}
     _set(changed)
-    try:
-        yield
-    finally:
-        _set(before)
+    return functools.partial(_set, before)
 
 
 def told_to_accelerate() -> str:
     """The variables by which a user or `accelerate launch` directs Accelerate, as text."""
-    names = [n for n in sorted(os.environ) if n.startswith("ACCELERATE_") or n == "FORK_LAUNCHED"]
+    names = filter(_is_for_accelerate, sorted(os.environ))
     return ", ".join(f"{name}={os.environ[name]}" for name in names)
+
+
+def _is_for_accelerate(name: str) -> bool:
+    return name.startswith("ACCELERATE_") or name == "FORK_LAUNCHED"
 
 
 def _set(variables: dict[str, str | None]) -> None:

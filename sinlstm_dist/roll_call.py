@@ -16,13 +16,19 @@ from pydantic import BaseModel
 from torch.distributed import DistError
 
 from sinlstm_dist import launcher
+from sinlstm_dist.alive import is_gone, where_am_i
 from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import LostProcess as LostProcess
+from sinlstm_dist.errors import RunError as RunError
+from sinlstm_dist.errors import StoppedEarly as StoppedEarly
 from sinlstm_dist.rendezvous import Board, Foreign, clean, open_board, wait_for_port
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
 LONGEST_STEP_S = 20.0  # and how much longer for one that computes; torchrun gives them 30 s
 SAME_S = 0.5  # how long one that failed waits for others to say that they failed alike
 PATIENCE_S = 2.0  # more for a store that does not answer, as that of a stopped process
+
+TOLD_BY_RANK_0 = (f"{ConfigError.__name__}: ", f"{RunError.__name__}: ")
 
 Answer = TypeVar("Answer")
 
@@ -35,43 +41,11 @@ def have_met() -> bool:
     return _met
 
 
-class RunError(Exception):
-    """The run cannot go on, for a reason that all processes know; exit code 1, no traceback."""
-
-
-TOLD_BY_RANK_0 = (f"{ConfigError.__name__}: ", f"{RunError.__name__}: ")
-
-
-class LostProcess(Exception):
-    """Another process died, hangs, failed or cannot be reached.
-
-    Args:
-        message: names ranks and hosts.
-        is_speaker: whether this is the survivor that tells the user.
-    """
-
-    def __init__(self, message: str, *, is_speaker: bool) -> None:
-        super().__init__(message)
-        self.is_speaker = is_speaker
-
-
-class StoppedEarly(Exception):
-    """A request to stop came before all processes were there: nothing was begun, nothing is saved.
-
-    Args:
-        reason: what asked.
-        is_speaker: whether this process tells the user.
-    """
-
-    def __init__(self, reason: str, *, is_speaker: bool) -> None:
-        super().__init__(f"{reason} before all processes had joined; nothing was begun")
-        self.is_speaker = is_speaker
-
-
 class Plan(BaseModel, extra="forbid", strict=True):
     """What the first process that knew enough decided for all."""
 
     hosts: list[str] = []  # by rank, if all have come
+    processes: list[str] = []  # what `alive` needs of each
     missing: list[int] = []  # the ranks that had not come in time
     stop: str = ""  # why all stop before they begin, if a request came
 
@@ -105,11 +79,14 @@ class RollCall:
         global _met
         self._rank, self._size, self._stop_reason = rank, size, stop_reason
         self._timeout_s, self._has_answered = timeout_s, False
+        self._seen_dead: set[int] = set()
         self._where = launcher.meeting()
         self._board = self._find_board()
         signed_in = self._ask(self._sign_in, timeout_s + 2 * PATIENCE_S)
         if signed_in is None:
-            lost = "rank 0 came, but cannot be reached now"
+            lost = (
+                f"rank 0's store at {self._where.host}:{self._where.port} was there and is not now"
+            )
             raise LostProcess(lost, is_speaker=self._speaks_for_rank_0())
         _met = True
         plan, is_first = signed_in
@@ -122,7 +99,7 @@ class RollCall:
                 "look at the output of its node and launcher",
                 is_speaker=is_first,
             )
-        self.hosts = plan.hosts
+        self.hosts, self._processes = plan.hosts, plan.processes
 
     def report(self, error: Exception) -> None:
         """Tell the others what happened here; call it before leaving the process group.
@@ -196,6 +173,7 @@ class RollCall:
     def _sign_in(self) -> tuple[Plan, bool]:
         """What all do now, and whether this process tells the user, if they do not go."""
         board, deadline = self._board, time.monotonic() + self._timeout_s
+        board.write(f"process/{self._rank}", where_am_i())
         board.write(f"host/{self._rank}", clean(socket.gethostname()))
         if board.count("present", 1) >= self._size:
             self._plan(is_late=False)
@@ -206,12 +184,12 @@ class RollCall:
             else:
                 time.sleep(board.poll_s)
         plan = board.read("plan", Plan)
-        if len(plan.hosts) == self._size:
+        if len(plan.hosts) == len(plan.processes) == self._size:
             return plan, False
         if not plan.stop and not plan.missing:
             raise Foreign("a plan for another number of processes")
         is_first = self._is_first()
-        self._leave_together("present")
+        self._leave_together(board.count("present"))
         return plan, is_first
 
     def _plan(self, *, is_late: bool) -> None:
@@ -221,7 +199,7 @@ class RollCall:
         if reason:
             plan = Plan(stop=clean(reason))
         elif not missing:
-            plan = Plan(hosts=self._board.read_each([f"host/{r}" for r in range(self._size)]))
+            plan = Plan(hosts=self._read_all("host"), processes=self._read_all("process"))
         elif is_late:
             plan = Plan(missing=missing)
         else:
@@ -234,6 +212,19 @@ class RollCall:
             return
         self._has_answered = True
         self._board.write(f"failed/{self._rank}", own)
+        self._count_answer()
+
+    def _answer_for_the_dead(self) -> None:
+        """Count those of this machine that ended without an answer, which nobody need wait for."""
+        for rank, process in enumerate(self._processes):
+            if rank in self._seen_dead or not is_gone(process):
+                continue
+            self._seen_dead.add(rank)
+            is_silent = not self._board.has([f"failed/{rank}"])
+            if is_silent and self._board.count(f"dead/{rank}", 1) == 1:
+                self._count_answer()
+
+    def _count_answer(self) -> None:
         if self._board.count("answered", 1) >= self._size:
             self._conclude()
 
@@ -252,11 +243,12 @@ class RollCall:
             if self._is_clerk("roll", deadline):
                 self._conclude()
             else:
+                self._answer_for_the_dead()
                 time.sleep(board.poll_s)
         told = board.read("roll", Roll).answers
         answers = {r: text for r, text in told.items() if 0 <= r < self._size} | {self._rank: own}
         is_first = not own and self._is_first()
-        self._leave_together("answered")
+        self._leave_together(len(told))
         return answers, is_first
 
     def _describe(self, answers: dict[int, str], error: Exception) -> str:
@@ -269,6 +261,9 @@ class RollCall:
         ]
         return "; ".join(parts) or f"the processes lost each other: {error}"
 
+    def _read_all(self, what: str) -> list[str]:
+        return self._board.read_each([f"{what}/{rank}" for rank in range(self._size)])
+
     def _is_clerk(self, what: str, deadline: float) -> bool:
         """Whether this process concludes for those that wait: the first one whose time is up."""
         late_s = time.monotonic() - deadline
@@ -278,12 +273,12 @@ class RollCall:
         """Whether nobody asked before: so one speaks, however late others wake up."""
         return self._board.count("spoken", 1) == 1
 
-    def _leave_together(self, present: str) -> None:
+    def _leave_together(self, num_present: int) -> None:
         """Rank 0 may keep the store, and waits a moment until the others have read it."""
         self._board.count("left", 1)
         deadline = time.monotonic() + ROLL_CALL_S
         while self._rank == 0 and time.monotonic() < deadline:
-            if self._board.count("left") >= self._board.count(present):
+            if self._board.count("left") >= num_present:
                 return
             time.sleep(self._board.poll_s)
 

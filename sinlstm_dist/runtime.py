@@ -265,11 +265,11 @@ def _joined(
 ) -> Iterator[World]:
     """Accelerate's view of the processes, set up for exact work and undone at the end."""
     threads = torch.get_num_threads()
+    restore = launcher.set_as_checked(launch)
     if one_thread:
         torch.set_num_threads(1)  # before any tensor work: the number of threads changes bits
     try:
-        with launcher.as_checked(launch):
-            accelerator = new_accelerator(timeout_s)
+        accelerator = new_accelerator(timeout_s)
         if one_thread:
             torch.set_num_threads(1)  # Accelerate sets it from the number of cores
         world = World(accelerator, hosts=hosts)
@@ -281,4 +281,5 @@ def _joined(
             accelerator.end_training()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+        restore()
         torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """Train an LSTM to predict a sine wave, on one process or many.
 
-    python -m sinlstm_dist.train
-    torchrun --nproc-per-node 2 -m sinlstm_dist.train --config configs/noisy.toml
+    python -m sinlstm_dist.train --config configs/noisy.toml
+    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 -m sinlstm_dist.train
     accelerate launch -m sinlstm_dist.train --train.epochs 20 --data.noise 0.02
 
 The same command continues a run that was stopped or killed. Results are in the run folder.

@@ -80,6 +80,23 @@ def shellcheck() -> str:
     return "shellcheck"
 
 
+@pytest.fixture(scope="session")
+def mpirun() -> str:
+    """The program, on the same terms."""
+    _need([] if shutil.which("mpirun") else ["mpirun"])
+    return "mpirun"
+
+
+@pytest.fixture(scope="session")
+def nameless() -> list[str]:
+    """What starts a command as on a machine whose name does not resolve, with no network but its
+    own; on the same terms."""
+    programs = [name for name in ("unshare", "ip") if not shutil.which(name)]
+    _need(programs if os.geteuid() == 0 else [*programs, "the rights of root"])
+    name_it = 'ip link set lo up; hostname nowhere.invalid; exec "$@"'
+    return ["unshare", "--uts", "--net", "bash", "-euc", name_it, "bash"]
+
+
 def _need(missing: list[str]) -> None:
     if missing:
         without = pytest.fail if os.environ.get("CI") else pytest.skip

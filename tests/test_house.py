@@ -13,10 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
-    "__init__", "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics",
-    "rendezvous", "roll_call", "accelerator", "series",
-    "stop", "runtime", "gradient", "files", "state", "checkpoint", "run_record", "claim", "resume",
-    "run_folder",
+    "early", "__init__", "config", "errors", "launcher", "plan", "data", "lstm", "hub", "model",
+    "optim", "metrics", "alive", "rendezvous", "roll_call", "accelerator", "series", "stop",
+    "runtime", "gradient", "files", "state", "checkpoint", "run_record", "claim", "resume",
+    "run_folder", "stream", "screen", "program",
     "trained", "sketch", "report",
     "command", "rollout", "pictures", "agreement", "job", "evaluate", "forecast", "plot",
     "trackers", "train", "verify", "compare", "export", "__main__",

@@ -21,9 +21,11 @@ from launching import (
 from nursery import Launch, Nursery
 
 from sinlstm_dist import checkpoint
+from sinlstm_dist.command import LATE_START_S
+from sinlstm_dist.roll_call import LONGEST_STEP_S
 
 TIMEOUT_S = 3
-MARGIN_S = 25  # roll call and leaving, on a busy machine
+MARGIN_S = 25  # roll call and leaving, on a busy machine; no launcher ends those that stay silent
 SETTINGS = {**SMALL, "train.timeout_s": TIMEOUT_S, "output.dir": "run"}
 HOST = socket.gethostname()
 
@@ -32,7 +34,7 @@ def train(nursery: Nursery, cwd: Path, faults: list[dict[str, object]], **keywor
     """A world of 3 until all but those that hang have ended, in time."""
     launch = nursery.start(flags(SETTINGS), cwd=cwd, faults=faults, **{"processes": 3, **keywords})
     hanging = {fault["rank"] for fault in faults if fault["do"] == "hang"}
-    deadline = time.monotonic() + TIMEOUT_S + MARGIN_S
+    deadline = time.monotonic() + TIMEOUT_S + MARGIN_S + LATE_START_S
     while {child.rank for child in nursery.running(launch)} - hanging:
         if time.monotonic() > deadline:
             nursery.kill(launch)
@@ -94,6 +96,16 @@ def test_all_learn_of_it_at_once(nursery: Nursery, tmp_path: Path, reduction: st
     wait_for(lambda: all(launch.events(rank) for rank in survivors))
     assert len(nursery.running(launch)) == 4  # nobody had to end for that
     nursery.kill(launch)
+
+
+def test_a_killed_one_is_named_at_once(nursery: Nursery, tmp_path: Path) -> None:
+    """Those of its machine see that it has ended, and nobody waits for its answer."""
+    settings = flags({**SETTINGS, "train.timeout_s": 600})
+    fault = {"rank": 1, "of": "step", "at": 5, "do": "kill"}
+    launch = nursery.start(settings, cwd=tmp_path, faults=[fault], processes=3)
+    wait_for(lambda: "error:" in launch.stderr, timeout=LONGEST_STEP_S / 2)
+    nursery.wait(launch)
+    assert launch.stderr == f"error: rank 1 on {HOST} died, hangs or cannot be reached\n"
 
 
 def test_two_of_five(nursery: Nursery, tmp_path: Path) -> None:

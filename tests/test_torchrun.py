@@ -1,6 +1,8 @@
 """launch/torchrun, started as its files say: right worlds, one process's weights."""
 
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from sinlstm_dist import train
 
 SCRIPTS = Path(__file__).parents[1] / "launch/torchrun"
+README = Path(__file__).parents[1] / "README.md"
 BRIEF = {**launching.SMALL, "output.dir": "run", "train.timeout_s": 60}
 UNENDING = {
     **BRIEF,
@@ -132,3 +135,20 @@ def test_machines_that_come_and_go_do_not_change_the_weights(machines, tmp_path,
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("how", ["script", "torchrun", "accelerate"])
+def test_one_machine_needs_no_name(nameless, tmp_path, how):
+    """torchrun has processes meet at their machine's name, unless told otherwise."""
+    two = re.findall(r"^(?:torchrun|accelerate) .* 2 .*", README.read_text(), flags=re.MULTILINE)
+    command = next((line for line in two if line.startswith(how)), f"{SCRIPTS}/single-node.sh")
+    ended = subprocess.run(
+        [*nameless, *shlex.split(command), *launching.flags(BRIEF)],
+        cwd=tmp_path,
+        env=launching.environment(PATH=launching.path(), HF_HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert launching.summary(tmp_path / "run")["world_size"] == 2

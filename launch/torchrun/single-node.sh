@@ -16,6 +16,7 @@ threads=$(($(nproc) / PROCESSES))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 export SINLSTM_DIST_WORLD_SIZE=$PROCESSES # any other is refused
 
-# THE COMMAND (--standalone: any free port, so that two runs do not meet)
-exec torchrun --standalone --nproc-per-node "$PROCESSES" \
+# THE COMMAND (--standalone: any free port, so that two runs do not meet; --local-addr: the name of
+# this machine need not resolve)
+exec torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node "$PROCESSES" \
     --signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2 -m sinlstm_dist.train "$@"

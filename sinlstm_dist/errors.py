@@ -1,0 +1,31 @@
+"""What ends a command, and is told without a traceback (but for `config.ConfigError`)."""
+
+
+class RunError(Exception):
+    """The run cannot go on, for a reason that all processes know; exit code 1, no traceback."""
+
+
+class LostProcess(Exception):
+    """Another process died, hangs, failed or cannot be reached.
+
+    Args:
+        message: names ranks and hosts.
+        is_speaker: whether this is the survivor that tells the user.
+    """
+
+    def __init__(self, message: str, *, is_speaker: bool) -> None:
+        super().__init__(message)
+        self.is_speaker = is_speaker
+
+
+class StoppedEarly(Exception):
+    """A request to stop came before all processes were there: nothing was begun, nothing is saved.
+
+    Args:
+        reason: what asked.
+        is_speaker: whether this process tells the user.
+    """
+
+    def __init__(self, reason: str, *, is_speaker: bool) -> None:
+        super().__init__(f"{reason} before all processes had joined; nothing was begun")
+        self.is_speaker = is_speaker

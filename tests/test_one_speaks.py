@@ -1,0 +1,100 @@
+"""One process tells the user what is wrong, and another one's exit does not end it before that.
+
+Both launchers end all processes as soon as one has failed; here the one that is to speak comes
+last.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import launching
+import pytest
+
+LATE = str(Path(__file__).with_name("late"))
+RUN = ("train", "--output.dir", "run", "--train.timeout_s", "20")
+WRONG = {
+    "misspelt": (("train", "--train.epohcs", "3"), {}, "did you mean train.epochs?"),
+    "fault": (("verify", "--inject", "x"), {}, "the known faults are"),
+    "flag": (("evaluate", "run", "--data.noize", "1"), {}, "--data.noize"),
+    "no-run": (("evaluate", "nowhere"), {}, "nowhere is not a run folder"),
+    "export": (("export", "run", "--outptu", "x"), {}, "--output"),
+    "world": (RUN, {"SINLSTM_DIST_WORLD_SIZE": "4"}, "SINLSTM_DIST_WORLD_SIZE=4"),
+    "pieces": ((*RUN, "--train.virtual_shards", "1"), {}, "train.virtual_shards=1"),
+    "folder": (("train", "--output.dir", "/proc/run"), {}, "/proc/run"),
+}
+
+
+def start(
+    launcher: list[str], arguments: tuple[str, ...], *, cwd: Path, **variables: str
+) -> launching.Ended:
+    """A command on two processes of which rank 0 comes late."""
+    command, *rest = arguments
+    path = os.pathsep.join(filter(None, [LATE, os.environ.get("PYTHONPATH")]))
+    ended = subprocess.run(
+        [*launcher, "-m", f"sinlstm_dist.{command}", *rest],
+        cwd=cwd,
+        env=launching.environment(PATH=launching.path(), PYTHONPATH=path, **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return launching.Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def with_mpirun(arguments: tuple[str, ...], *, cwd: Path, **variables: str) -> launching.Ended:
+    options = ["--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
+    return start(["mpirun", *options], arguments, cwd=cwd, **variables)
+
+
+def with_torchrun(arguments: tuple[str, ...], *, cwd: Path, **variables: str) -> launching.Ended:
+    options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    return start(["torchrun", *options], arguments, cwd=cwd, **variables)
+
+
+def check_told_once(ended: launching.Ended, what: str) -> None:
+    assert ended.code != 0
+    told = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, ended.stderr
+    assert what in told[0]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_under_mpirun(mpirun, tmp_path, wrong):
+    arguments, variables, what = WRONG[wrong]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launching.free_port())}
+    check_told_once(with_mpirun(arguments, cwd=tmp_path, **where, **variables), what)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_under_torchrun(tmp_path, wrong):
+    arguments, variables, what = WRONG[wrong]
+    check_told_once(with_torchrun(arguments, cwd=tmp_path, **variables), what)
+
+
+def test_mpirun_without_an_address(mpirun, tmp_path):
+    check_told_once(with_mpirun(RUN, cwd=tmp_path), "MASTER_ADDR is not set")
+    ended = with_mpirun(("verify",), cwd=tmp_path)
+    assert ended.stdout.count("MASTER_ADDR is not set") == 1
+
+
+def test_what_is_wrong_on_another_node_alone_is_told_there(tmp_path):
+    """Two launchers as on two machines, and a file that only the first machine has."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "0/run.toml").touch()
+    where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port"]
+    where += [str(launching.free_port()), "--nproc-per-node", "1", "--local-addr", "127.0.0.1"]
+    started = [
+        subprocess.Popen(
+            ["torchrun", "--node-rank", node, *where, "-m", "sinlstm_dist.train",
+             "--config", "run.toml", "--train.timeout_s", "5"],
+            cwd=tmp_path / node, env=launching.environment(PATH=launching.path()),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for node in ("0", "1")
+    ]  # fmt: skip
+    _, other = (launching.finish(process) for process in started)
+    check_told_once(other, "run.toml")
