@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from sinlstm_dist import early, program
-from sinlstm_dist.config import ConfigError, Parser, did_you_mean
+from sinlstm_dist.command_line import Parser
+from sinlstm_dist.config import did_you_mean
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.screen import show_error
 
 COMMANDS = ("train", "verify", "evaluate", "forecast", "plot", "compare", "export")

@@ -15,7 +15,7 @@ from accelerate.utils import (
 from torch.distributed import distributed_c10d
 
 from sinlstm_dist import launcher
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.roll_call import is_lost
 
 _made = itertools.count()  # of this process

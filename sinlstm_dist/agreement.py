@@ -25,11 +25,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from sinlstm_dist import metrics, plan
-from sinlstm_dist.config import ConfigError
 from sinlstm_dist.data import Batch
+from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.gradient import gradient_rows, totals_rows
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.roll_call import RunError
 from sinlstm_dist.runtime import Difference, World
 
 Arithmetic = Mapping[str, str]  # what decides the bits of a result: device, versions, ...

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 
 from sinlstm_dist import files
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run_record import (
     CHECKPOINTS,
     CONFIG,

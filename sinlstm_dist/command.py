@@ -4,9 +4,9 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly, have_met
+from sinlstm_dist.roll_call import have_met
 from sinlstm_dist.screen import show_error, show_text
 
 FAILED, BAD_CONFIG, STOPPED = 1, 2, 75

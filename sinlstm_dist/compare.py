@@ -12,7 +12,8 @@ from typing import Any
 
 from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.config import KEYS, Parser
+from sinlstm_dist.command_line import Parser
+from sinlstm_dist.config import KEYS
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.run_record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen import show_table

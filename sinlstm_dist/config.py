@@ -5,25 +5,19 @@ Precedence: defaults < TOML file < command line. Every problem of all sources is
     python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
 """
 
-import argparse
 import difflib
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import tomli
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from sinlstm_dist.screen import show_text
-
-
-class ConfigError(Exception):
-    """Something that the user must change; shown without a traceback, exit code 2."""
+from sinlstm_dist.errors import ConfigError as ConfigError  # where users look for it
 
 
 class Section(BaseModel):
@@ -222,7 +216,7 @@ def _describe(problem: Any) -> str:
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{name} is a section: write its keys below [{name}] or as --{name}.key"
     message = problem["msg"].removeprefix("Input ")
-    return f"{name}={_show(problem['input'])}: {message}"
+    return f"{name}={show_value(problem['input'])}: {message}"
 
 
 def suggestion(name: str) -> str:
@@ -273,7 +267,7 @@ def is_set(config: Config, name: str) -> bool:
     return key in getattr(config, section).model_fields_set
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value on one line of a message, as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -282,7 +276,7 @@ def _show(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
-        return "[" + ", ".join(_show(item) for item in value) + "]"
+        return "[" + ", ".join(show_value(item) for item in value) + "]"
     return str(value)
 
 
@@ -305,7 +299,7 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
         default = SECTIONS[section].model_fields[key].default
         old, new = before.get(section, {}).get(key, default), after[section][key]
         if name not in MAY_CHANGE and old != new:
-            changes.append(f"{name} was {_show(old)} and is {_show(new)}")
+            changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
     return changes
 
 
@@ -317,87 +311,3 @@ def unknown_keys(values: Mapping[str, Any]) -> list[str]:
         keys = table if isinstance(table, Mapping) else {}
         unknown += [name for key in keys if (name := f"{section}.{key}") not in KEYS]
     return unknown
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ConfigErrors, in place of a page of usage."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """What argparse calls for a command line that it cannot read."""
-        raise ConfigError(message)
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        """What argparse calls with the text of --help."""
-        show_text(message)
-
-
-def add_config_flags(parser: Parser) -> None:
-    """Give `parser` the flags `--config`, `--print-config` and one for each key."""
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the keys below")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and exit"
-    )
-    add_key_flags(parser, KEYS)
-
-
-def add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
-    """Give `parser` a flag for each of these keys."""
-    for section, model in SECTIONS.items():
-        wanted = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in keys}
-        if not wanted:
-            continue
-        group = parser.add_argument_group(section, model.__doc__)
-        for key, field in wanted.items():
-            is_choice = get_origin(field.annotation) is Literal
-            group.add_argument(
-                f"--{section}.{key}",
-                default=argparse.SUPPRESS,
-                metavar="|".join(get_args(field.annotation)) if is_choice else "VALUE",
-                help=f"{field.description} (default: {_show(field.default)})".replace("%", "%%"),
-                nargs="*" if get_origin(field.annotation) is list else None,
-            )
-
-
-def _bind_negative(arguments: Sequence[str] | None) -> list[str]:
-    """Write `--key -1e-3` as `--key=-1e-3`: argparse takes some negative numbers for flags."""
-    bound: list[str] = []
-    for argument in sys.argv[1:] if arguments is None else arguments:
-        is_value = argument.startswith("-") and not argument.startswith(("--", "-h"))
-        if is_value and bound and bound[-1].startswith("--") and "=" not in bound[-1]:
-            bound[-1] += f"={argument}"
-        else:
-            bound.append(argument)
-    return bound
-
-
-def parse_overrides(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, dict[str, str]]:
-    """Parse a command line with some key flags; returns the parser's options and the keys' values.
-
-    Raises:
-        ConfigError: a flag that the parser does not have.
-    """
-    options, unknown = parser.parse_known_args(_bind_negative(arguments))
-    overrides = {key: value for key, value in vars(options).items() if "." in key}
-    if unknown:
-        raise ConfigError(f"unexpected argument {unknown[0]}: {parser.prog} --help lists them all")
-    return options, overrides
-
-
-def parse_with_config(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, Config]:
-    """Parse a command line with config flags; returns the parser's options and the Config.
-
-    Raises:
-        ConfigError: every problem of file and command line, unknown flags included.
-    """
-    options, unknown = parser.parse_known_args(_bind_negative(arguments))
-    overrides = {key: value for key, value in vars(options).items() if "." in key}
-    for flag in unknown:  # load_config names the nearest key; a flag's value needs no mention
-        if flag.startswith("--"):
-            overrides[flag.removeprefix("--").partition("=")[0]] = ""
-    if unknown and not unknown[0].startswith("--"):
-        what = "--config" if unknown[0].endswith(".toml") else "--section.key"
-        raise ConfigError(f"unexpected argument {unknown[0]}: did you mean {what} {unknown[0]}?")
-    return options, load_config(options.config, overrides)

@@ -1,8 +1,12 @@
-"""What ends a command, and is told without a traceback (but for `config.ConfigError`)."""
+"""The errors that end a command and are told without a traceback."""
+
+
+class ConfigError(Exception):
+    """Something that the user must change; exit code 2."""
 
 
 class RunError(Exception):
-    """The run cannot go on, for a reason that all processes know; exit code 1, no traceback."""
+    """The run cannot go on, for a reason that all processes know; exit code 1."""
 
 
 class LostProcess(Exception):

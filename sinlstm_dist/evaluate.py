@@ -22,18 +22,10 @@ from torch.utils.data import Dataset
 from sinlstm_dist import metrics, program
 from sinlstm_dist import plan as plans
 from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.config import (
-    KEYS,
-    SINE,
-    Config,
-    ConfigError,
-    Data,
-    Parser,
-    add_key_flags,
-    load_config,
-    parse_overrides,
-)
+from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
+from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
 from sinlstm_dist.data import Batch, StepSampler, step_loader
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
 from sinlstm_dist.job import (
     Windows,

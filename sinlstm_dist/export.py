@@ -21,10 +21,10 @@ import torch
 
 from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.config import ConfigError, Parser
+from sinlstm_dist.command_line import Parser
+from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.roll_call import RunError
 from sinlstm_dist.screen import show_text
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types

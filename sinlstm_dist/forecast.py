@@ -17,15 +17,9 @@ import numpy as np
 
 from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.config import (
-    KEYS,
-    Config,
-    ConfigError,
-    Data,
-    Parser,
-    add_key_flags,
-    parse_overrides,
-)
+from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
+from sinlstm_dist.config import KEYS, Config, Data
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.job import continuation
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.pictures import check_matplotlib, forecast_picture

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 
 WEIGHTS, CARD, CONFIG, SUMMARY = "model.safetensors", "README.md", "config.toml", "summary.json"
 

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from sinlstm_dist import data, launcher, lstm, plan
 from sinlstm_dist.agreement import Agreement, Samples, check_same_bits, digest
 from sinlstm_dist.checkpoint import Layout, Tensors, shapes
-from sinlstm_dist.config import SINE, Config, ConfigError, Data, to_toml
+from sinlstm_dist.config import SINE, Config, Data, to_toml
 from sinlstm_dist.data import Batch, SineDataset, StepSampler
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD

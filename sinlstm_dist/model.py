@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sinlstm_dist import hub, lstm
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
 

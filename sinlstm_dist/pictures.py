@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.rollout import Cycle
 
 if TYPE_CHECKING:

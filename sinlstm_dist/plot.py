@@ -15,17 +15,9 @@ import numpy as np
 from sinlstm_dist import forecast, metrics, program
 from sinlstm_dist.checkpoint import WEIGHTS
 from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.config import (
-    KEYS,
-    SINE,
-    Config,
-    ConfigError,
-    Data,
-    Parser,
-    add_key_flags,
-    load_config,
-    parse_overrides,
-)
+from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
+from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.job import datasets
 from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence

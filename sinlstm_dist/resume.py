@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from sinlstm_dist import checkpoint, files
 from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Layout
-from sinlstm_dist.config import SINE, Config, ConfigError, changed_keys, unknown_keys
+from sinlstm_dist.config import SINE, Config, changed_keys, unknown_keys
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run_record import (
     CHECKPOINTS,
     CONFIG,

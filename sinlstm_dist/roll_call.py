@@ -17,7 +17,7 @@ from torch.distributed import DistError
 
 from sinlstm_dist import launcher
 from sinlstm_dist.alive import is_gone, where_am_i
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.errors import LostProcess as LostProcess
 from sinlstm_dist.errors import RunError as RunError
 from sinlstm_dist.errors import StoppedEarly as StoppedEarly

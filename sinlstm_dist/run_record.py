@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sinlstm_dist import files
-from sinlstm_dist.config import Config, ConfigError, load_config
+from sinlstm_dist.config import Config, load_config
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.hub import WEIGHTS
 
 METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (

@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist import launcher
 from sinlstm_dist.accelerator import check_world, new_accelerator
-from sinlstm_dist.config import ConfigError
-from sinlstm_dist.roll_call import RollCall, RunError
+from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.roll_call import RollCall
 
 
 @dataclass(frozen=True)

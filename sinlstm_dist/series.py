@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sinlstm_dist.config import ConfigError, Data
+from sinlstm_dist.config import Data
 from sinlstm_dist.data import Batch
+from sinlstm_dist.errors import ConfigError
 
 DELIMITERS = ",;\t"
 TEXT, BINARY = (".csv", ".tsv", ".txt"), ".npy"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run_record import TENSORBOARD
 
 FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")

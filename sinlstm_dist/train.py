@@ -20,17 +20,10 @@ from torch import nn
 from sinlstm_dist import program
 from sinlstm_dist.checkpoint import Checkpoint
 from sinlstm_dist.command import BAD_CONFIG, FAILED, STOPPED, exit_code_of, tell
-from sinlstm_dist.config import (
-    Config,
-    ConfigError,
-    Optim,
-    Parser,
-    add_config_flags,
-    flat,
-    parse_with_config,
-    to_toml,
-)
+from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_config
+from sinlstm_dist.config import Config, Optim, flat, to_toml
 from sinlstm_dist.data import step_batches
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
 from sinlstm_dist.launcher import is_speaker, launching_parent

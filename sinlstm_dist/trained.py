@@ -15,7 +15,8 @@ from safetensors.torch import load
 
 from sinlstm_dist import checkpoint, files
 from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors, shapes
-from sinlstm_dist.config import SINE, Config, ConfigError, override
+from sinlstm_dist.config import SINE, Config, override
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.run_record import CHECKPOINTS, read_run
 from sinlstm_dist.runtime import World

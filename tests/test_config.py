@@ -10,8 +10,9 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinlstm_dist import config, train
-from sinlstm_dist.config import ConfigError, load_config, to_toml
+from sinlstm_dist import command_line, config, train
+from sinlstm_dist.config import load_config, to_toml
+from sinlstm_dist.errors import ConfigError
 
 BAD_FILES = {
     "a typo in a key": ("[data]\nnoize = 1.0", ["data.noize", "did you mean data.noise?"]),
@@ -288,7 +289,7 @@ def test_a_resumed_run_may_change_when_and_where_but_not_what():
 
 @pytest.mark.parametrize("value", ["-0.25", "-1e-3", "-.5"])
 def test_negative_numbers_are_values_and_not_flags(value):
-    parser = config.Parser()
-    config.add_config_flags(parser)
-    _, resolved = config.parse_with_config(parser, ["--data.test_phase", value])
+    parser = command_line.Parser()
+    command_line.add_config_flags(parser)
+    _, resolved = command_line.parse_with_config(parser, ["--data.test_phase", value])
     assert resolved.data.test_phase == float(value)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinlstm_dist import launcher
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 
 QUICK = {
     "data.train_size": 60,

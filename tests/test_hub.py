@@ -10,7 +10,7 @@ from launching import SMALL, flags, summary
 from nursery import Nursery
 from safetensors.torch import load_file, save_file
 
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 
 WINDOWS = torch.linspace(-1, 1, 36).reshape(3, 12, 1)

@@ -13,7 +13,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from sinlstm_dist import __main__, launcher, runtime, train
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 
 QUICK = {
     "data.train_size": 60,

@@ -12,7 +12,7 @@ from launching import SMALL, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
 from sinlstm_dist.claim import Claim
-from sinlstm_dist.config import ConfigError
+from sinlstm_dist.errors import ConfigError
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 

@@ -14,9 +14,9 @@ from nursery import Launch, Nursery
 from safetensors.torch import load_file
 
 from sinlstm_dist import evaluate, export, forecast, plot
-from sinlstm_dist.config import SINE, ConfigError, Data, load_config
+from sinlstm_dist.config import SINE, Data, load_config
+from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.roll_call import RunError
 from sinlstm_dist.series import Scale, open_series, read_values
 from sinlstm_dist.trained import read_trained
 

@@ -14,7 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sinlstm_dist import trackers
-from sinlstm_dist.config import ConfigError, load_config
+from sinlstm_dist.config import load_config
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.trackers import Trackers
 from sinlstm_dist.train import train
 

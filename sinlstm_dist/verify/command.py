@@ -13,17 +13,12 @@ from types import FrameType
 from typing import Any
 
 from sinlstm_dist.command import let_another_speak, tell
-from sinlstm_dist.config import (
-    KEYS,
-    Config,
-    ConfigError,
-    Parser,
-    add_key_flags,
-    parse_with_config,
-)
+from sinlstm_dist.command_line import Parser, add_key_flags, parse_with_config
+from sinlstm_dist.config import KEYS, Config
+from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
 from sinlstm_dist.job import versions
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.roll_call import LostProcess, RunError, StoppedEarly, have_met
+from sinlstm_dist.roll_call import have_met
 from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.screen import show_error, show_table, show_text, tell_losses
 from sinlstm_dist.stop import StopRequest

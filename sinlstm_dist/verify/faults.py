@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 
 from sinlstm_dist import checkpoint, metrics
 from sinlstm_dist.checkpoint import Tensors
-from sinlstm_dist.config import Config, ConfigError, did_you_mean
+from sinlstm_dist.config import Config, did_you_mean
 from sinlstm_dist.data import Batch
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import Gradient, StepResult
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
