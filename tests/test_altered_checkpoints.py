@@ -47,7 +47,8 @@ def check_told(launch: Launch, alteration: Alteration) -> None:
     [code] = launch.codes
     assert code in (0, 1, 2), (alteration, code, launch.stderr[-2000:])
     assert "Traceback" not in launch.stderr, (alteration, launch.stderr[-2000:])
-    assert launch.stderr.count("error: ") == (code != 0), (alteration, launch.stderr[-2000:])
+    errors = [line for line in launch.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == (code != 0), (alteration, launch.stderr[-2000:])
 
 
 def outcome(nursery: Nursery, killed: Path, root: Path, *, seed: int) -> str:
