@@ -29,7 +29,7 @@ def exit_code_of(work: Callable[[], int]) -> int:
         if stop.is_speaker:
             show_text(f"stopped: {stop}\n")
         else:
-            let_another_speak()
+            let_another_speak(LATE_S)  # a request reaches all at about the same time
         return STOPPED
 
 
@@ -48,7 +48,7 @@ def tell(message: str, *, speaks: bool | None = None) -> None:
         let_another_speak()
 
 
-def let_another_speak() -> None:
+def let_another_speak(at_most_s: float = LATE_START_S) -> None:
     """Stay until the launcher ends this process, since another one has spoken; or for a while."""
     with contextlib.suppress(KeyboardInterrupt):
-        time.sleep(LATE_S if have_met() else LATE_START_S)
+        time.sleep(LATE_S if have_met() else at_most_s)

@@ -12,7 +12,7 @@ import launching
 import pytest
 from accelerate.utils import DistributedType
 
-from sinlstm_dist import __main__, launcher, runtime, train
+from sinlstm_dist import __main__, accelerator, launcher, train
 from sinlstm_dist.errors import ConfigError
 
 QUICK = {
@@ -140,7 +140,7 @@ def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path
 def bare(monkeypatch):
     """An environment without a launcher's variables."""
     for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, launcher.WORLD_SIZE_CHECK,
-                 *launcher.LOCAL_SIZE_VARIABLES, "OMP_NUM_THREADS",
+                 *launcher.LOCAL_SIZE_VARIABLES, *launcher.LOCAL_RANK_VARIABLES, "OMP_NUM_THREADS",
                  "MASTER_ADDR", "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -158,19 +158,22 @@ def test_tasks_of_srun_that_nothing_joins_are_refused(bare, tmp_path, capsys):
 def test_srun_with_one_launcher_a_node_is_fine(bare):
     bare.setenv("SLURM_STEP_NUM_TASKS", "2")
     bare.setenv("WORLD_SIZE", "8")
-    assert launcher.check_launch() == 8
+    bare.setenv("RANK", "5")
+    assert launcher.check_launch() == launcher.Launch(rank=5, size=8, local_rank=0, local_size=1)
     bare.setenv("SLURM_STEP_NUM_TASKS", "1")
     bare.delenv("WORLD_SIZE")
-    assert launcher.check_launch() == 1
+    bare.delenv("RANK")
+    assert launcher.check_launch().size == 1
 
 
 def test_a_world_that_the_job_script_did_not_reckon_with_is_refused(bare):
     bare.setenv("WORLD_SIZE", "2")
+    bare.setenv("RANK", "0")
     bare.setenv(launcher.WORLD_SIZE_CHECK, "4")
     with pytest.raises(ConfigError, match="started 2 processes, but SINLSTM_DIST_WORLD_SIZE=4"):
         launcher.check_launch()
     bare.setenv("WORLD_SIZE", "4")
-    assert launcher.check_launch() == 4
+    assert launcher.check_launch().size == 4
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_processes_of_a_node_share_its_cores(bare, variable):
 
 
 def test_no_launcher_means_one_process(bare):
-    assert launcher.check_launch() == 1
+    assert launcher.check_launch().size == 1
     assert launcher.is_speaker()
 
 
@@ -206,9 +209,9 @@ def test_no_launcher_means_one_process(bare):
     ],
 )
 def test_a_world_that_is_not_what_was_meant_is_refused(kind, joined, advice):
-    accelerator = SimpleNamespace(distributed_type=kind, num_processes=joined)
+    made = SimpleNamespace(distributed_type=kind, num_processes=joined)
     with pytest.raises(ConfigError, match=advice):
-        runtime._check_world(accelerator, meant=3)
+        accelerator.check_world(made, meant=3)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
