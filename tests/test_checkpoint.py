@@ -218,7 +218,7 @@ def begin_same(folder: RunFolder, config: dict[str, object]) -> dict[str, object
 
     changed, run_folder.changed_keys = run_folder.changed_keys, lambda before, after: []
     try:
-        return folder.begin(config=config, toml="", fingerprint="abc")
+        return folder.begin(config=config, toml="", fingerprint="abc", arithmetic={})
     finally:
         run_folder.changed_keys = changed
 
