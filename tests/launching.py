@@ -115,6 +115,29 @@ def train(
     return finish(start(arguments, cwd=cwd, processes=processes, **variables), timeout=timeout)
 
 
+def each(
+    arguments: list[str],
+    *,
+    cwd: Path,
+    variables: list[dict[str, str]],
+    module: str = "sinlstm_dist.train",
+) -> list[Ended]:
+    """Run a world whose processes have variables of their own, from before they import torch."""
+    world = {
+        "WORLD_SIZE": str(len(variables)),
+        "LOCAL_WORLD_SIZE": str(len(variables)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    started = [
+        start(
+            arguments, cwd=cwd, module=module, RANK=str(rank), LOCAL_RANK=str(rank), **world, **own
+        )
+        for rank, own in enumerate(variables)
+    ]
+    return [finish(process) for process in started]
+
+
 def weights_digest(run: Path) -> str:
     """SHA-256 of the final weights."""
     return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()

@@ -13,7 +13,8 @@ A child can carry a fault, counted from its start:
 too) or what `_count_calls` knows; the fault strikes before the one with number `at`. `do` is
 "kill", "tear" (kill, with half of what was not synced yet on disk), "error NAME" (the operation
 fails so once), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang", "raise",
-"refuse" (a ConfigError), "stop_file" or "count" (nothing).
+"refuse" (a ConfigError), "stop_file", "count" (nothing), or, of "step", "flip" (a bit of the
+model's weights) or "spoil" (all gradients of pieces that are computed from then on).
 """
 
 import contextlib
@@ -383,6 +384,10 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
                 file.write(f"{fault['of']} {count[0]}\n")
             if count[0] == fault["at"]:
                 _act(fault)
+                if fault["do"] == "flip":
+                    _flip_bit(arguments[0]._model)
+                if fault["do"] == "spoil":
+                    _spoil_rows()
             return function(*arguments, **keywords)
 
         return counted
@@ -390,6 +395,25 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     wrapped = [counting(getattr(owner, name)) for owner, name in watched]
     for (owner, name), counted in zip(watched, wrapped, strict=True):
         setattr(owner, name, counted)
+
+
+def _flip_bit(model: Any) -> None:
+    import torch
+
+    next(model.parameters()).data.view(torch.int32)[0] ^= 1
+
+
+def _spoil_rows() -> None:
+    """What a processor would do that computes wrongly from now on."""
+    from sinlstm_dist import agreement, gradient
+
+    right = gradient.gradient_rows
+
+    def spoiled(*arguments: Any, out: Any, **keywords: Any) -> None:
+        right(*arguments, out=out, **keywords)
+        out[:, 0] += 1e-3
+
+    gradient.gradient_rows = agreement.gradient_rows = spoiled
 
 
 if __name__ == "__main__":

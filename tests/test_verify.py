@@ -18,8 +18,8 @@ import torch
 from nursery import Launch, Nursery
 
 from sinlstm_dist import __main__, verify
-from sinlstm_dist.config import load_config
-from sinlstm_dist.verify import collectives, command, running, world
+from sinlstm_dist.config import flat, load_config
+from sinlstm_dist.verify import claim, collectives, command, running, world
 from sinlstm_dist.verify.claim import Bench, Claim, Parts
 from sinlstm_dist.verify.command import CLAIMS
 from sinlstm_dist.verify.faults import FAULTS
@@ -106,7 +106,9 @@ def test_under_torchrun(tmp_path):
     assert sizes == [4, 4 << 10, 256 << 10, 4 << 20, 64 << 20]
 
 
-NAMED = ("other-seed", "damaged-message", "flipped-bit", "sleeps", "dies")
+NAMED = (
+    "other-seed", "damaged-message", "other-code", "flipped-bit", "flipped-later", "sleeps", "dies"
+)  # fmt: skip
 
 
 def check_red(launch: Launch, path: Path, fault: str) -> None:
@@ -127,6 +129,79 @@ def test_a_fault_turns_its_claim_red_and_no_other(nursery, tmp_path, fault):
     launch = run(nursery, tmp_path, "--inject", fault, processes=2)
     assert launch.codes == [1, 1], launch.stdout + launch.stderr
     check_red(launch, tmp_path / "v.json", fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "path"),
+    [
+        ("other-code", ["--model.lstm", "torch"]),
+        ("flipped-later", ["--train.reduction", "ddp"]),
+        ("dropped-gradient", ["--train.reduction", "ddp"]),
+    ],
+)
+def test_on_the_path_of_another_configuration(nursery, tmp_path, fault, path):
+    launch = run(nursery, tmp_path, "--inject", fault, *path, processes=2)
+    assert launch.codes == [1, 1], launch.stdout + launch.stderr
+    check_red(launch, tmp_path / "v.json", fault)
+
+
+def test_a_rank_with_another_library_s_code_is_named_on_the_path_that_uses_it(tmp_path):
+    """The compiled kernel calls no matrix library, nn.LSTM does."""
+    other = [{}, {"MKL_CBWR": "COMPATIBLE"}]
+    arguments = ["--json", "v.json", "--model.lstm", "torch"]
+    ended = launching.each(
+        arguments, cwd=tmp_path, variables=other, module="sinlstm_dist.verify"
+    )  # fmt: skip
+    assert [process.code for process in ended] == [1, 1]
+    assert red(tmp_path / "v.json") == ["Arithmetic"]
+    assert problems(tmp_path / "v.json").startswith(
+        f"rank 1 on {HOST} has other gradients than the others (MKL_CBWR is COMPATIBLE there and "
+        "not set elsewhere)"
+    )
+
+
+def test_a_configuration_s_path_is_verified(nursery, tmp_path):
+    """Two layers are not for the compiled kernel, and ddp is not ordered."""
+    text = '[model]\nnum_layers = 2\n[train]\nreduction = "ddp"\n[optim]\nmomentum = 0.0\n'
+    (tmp_path / "mine.toml").write_text(text)
+    launch = run(nursery, tmp_path, "--config", "mine.toml", processes=2)
+    found = results(tmp_path / "v.json")
+    assert found.pop("Speed") in ("PASS", "FAIL")  # which a busy machine may break
+    assert set(found.values()) == {"PASS"}, launch.stdout
+    table = " ".join(launch.stdout.split())
+    assert "torch recurrence (2 layers), ddp reduction" in table
+
+
+def test_the_configuration_decides_the_path_and_verify_how_long_it_takes():
+    def verified(processes: int = 1, **overrides: object) -> dict[str, object]:
+        keys = {key.replace("__", "."): value for key, value in overrides.items()}
+        world = SimpleNamespace(size=processes)
+        return flat(claim.settings(load_config(overrides=keys), world))
+
+    assert verified(data__train_size=5, train__epochs=9, optim__lr=3.0) == verified()
+    assert verified()["optim.momentum"] == 0.9
+    assert verified(16)["train.virtual_shards"] == 16
+    chosen = {"optim.momentum": 0.0, "model.hidden_size": 7, "train.virtual_shards": 2}
+    found = verified(**{key.replace(".", "__"): value for key, value in chosen.items()})
+    assert found == {**verified(), **chosen}
+    large = verified(model__hidden_size=1024)
+    assert {**verified(), **claim.FEW, "model.hidden_size": 1024} == large
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--model.hiden_size", "3"], "unknown key model.hiden_size: did you mean"),
+        (["--optim.lr", "much"], 'optim.lr="much": '),
+        (["--config", "missing.toml"], "missing.toml: cannot be read"),
+    ],
+)
+def test_a_bad_configuration_is_one_error(capsys, arguments, error):
+    assert verify.main(arguments) == 2
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors.startswith(f"error: {error}")
+    assert len(errors.splitlines()) == 1
 
 
 def pytest_generate_tests(metafunc):
@@ -181,7 +256,7 @@ def test_a_signal_to_one_process_ends_all_with_a_table(nursery, tmp_path):
     launch = run(nursery, tmp_path, processes=2, faults=[fault])
     assert launch.codes == [1, 1], launch.stderr
     found = list(results(tmp_path / "v.json").values())
-    assert found == ["PASS"] * 4 + ["SKIP"] * 4
+    assert found == ["PASS"] * 5 + ["SKIP"] * 4
     assert launch.stdout.count("not reached: stopped by SIGTERM") == 4
     assert launch.stdout.splitlines()[-1].endswith("it was stopped")
 
@@ -193,6 +268,9 @@ def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
     assert verify.main([]) == 1
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "Slow          FAIL   Slow is not done after 0.2 s" in lines
+    assert verify.main(["--model.hidden_size", "512"]) == 1
+    table = " ".join(capsys.readouterr().out.split())
+    assert "Slow is not done after 0.2 s: the model is large for this machine" in table
 
 
 def test_a_check_that_raises_ends_in_a_table_too(monkeypatch, capsys):

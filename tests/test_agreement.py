@@ -1,0 +1,289 @@
+"""Processes that do not compute the same bits are refused by name, at the start and later on."""
+
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import launching
+import pytest
+import torch
+from launching import FUSED, SMALL, each, flags, metrics, train, weights_digest
+from nursery import Nursery
+
+from sinlstm_dist import agreement, job
+from sinlstm_dist.agreement import changes, digest
+from sinlstm_dist.config import load_config
+from sinlstm_dist.roll_call import RunError
+from sinlstm_dist.runtime import World, join_world
+
+HOST = socket.gethostname()
+# On one rank, the first three and the last once gave other weights and exit code 0.
+ELSEWHERE = {
+    "aten": ({"ATEN_CPU_CAPABILITY": "default"}, {}, "initial weights"),
+    "onednn": ({"DNNL_MAX_CPU_ISA": "SSE41"}, {"model.lstm": "torch"}, "gradients"),
+    "mkl": (
+        {"MKL_CBWR": "COMPATIBLE"}, {"model.lstm": "torch", "model.hidden_size": 32}, "gradients"
+    ),
+    "kernel": (
+        {"SINLSTM_DIST_INSTRUCTION_SET": "plain"}, {"model.lstm": "fused"}, "code of the recurrence"
+    ),
+    "aten, ddp": (
+        {"ATEN_CPU_CAPABILITY": "default"}, {"train.reduction": "ddp"}, "initial weights"
+    ),
+}  # fmt: skip
+CASES = [
+    pytest.param(name, marks=[pytest.mark.kernel] if name == "kernel" else []) for name in ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_code_on_one_rank_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    variables, settings, what = ELSEWHERE[name]
+    arguments = flags({**SMALL, **settings, "output.dir": "run"})
+    ended = each(arguments, cwd=tmp_path, variables=[{}, variables])
+    assert [process.code for process in ended] == [2, 2], ended
+    [error] = "".join(process.stderr for process in ended).splitlines()
+    assert error.startswith(f"error: rank 1 on {HOST} has other {what} than the others (")
+    [(variable, value)] = variables.items()
+    assert f"{variable} is {value} there and not set elsewhere" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_other_code_on_all_ranks_trains(tmp_path: Path, name: str) -> None:
+    """Positive control of the test above: to the same bits as on one process."""
+    variables, settings, _ = ELSEWHERE[name]
+    for processes in (1, 2):
+        arguments = flags({**SMALL, **settings, "output.dir": f"run-{processes}"})
+        ended = each(arguments, cwd=tmp_path, variables=[variables] * processes)
+        assert [process.code for process in ended] == [0] * processes, ended
+    if "train.reduction" not in settings:
+        assert weights_digest(tmp_path / "run-1") == weights_digest(tmp_path / "run-2")
+
+
+def test_of_three_ranks_the_odd_one_is_named(tmp_path: Path) -> None:
+    arguments = flags({**SMALL, "model.lstm": "torch", "output.dir": "run"})
+    ended = each(arguments, cwd=tmp_path, variables=[{"DNNL_MAX_CPU_ISA": "SSE41"}, {}, {}])
+    [error] = "".join(process.stderr for process in ended).splitlines()
+    assert error.startswith(f"error: rank 0 on {HOST} has other gradients than the others (DNNL")
+
+
+def test_ddp_may_round_gradients_differently(tmp_path: Path) -> None:
+    """Each process gets the same sum of them: no process drifts away from the others."""
+    settings = {**SMALL, "model.lstm": "torch", "train.reduction": "ddp", "output.dir": "run"}
+    variables = [{}, {"DNNL_MAX_CPU_ISA": "SSE41"}]
+    ended = each(flags(settings), cwd=tmp_path, variables=variables)
+    assert [process.code for process in ended] == [0, 0], ended
+
+
+# Steps of SMALL: three an epoch, a checkpoint after each
+FAULTS = {
+    "rows": ({"of": "step", "at": 5, "do": "spoil"}, "gradients"),
+    "flip": ({"of": "step", "at": 5, "do": "flip"}, "weights"),
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert nursery.run(flags({**SMALL, "output.dir": "run"}), cwd=folder).codes == [0]
+    return folder / "run"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_rank_that_fails_ends_the_run_at_the_next_checkpoint(
+    nursery: Nursery, tmp_path: Path, unbroken: Path, name: str, processes: int
+) -> None:
+    fault, what = FAULTS[name]
+    arguments = flags({**SMALL, "output.dir": "run"})
+    faults = [{**fault, "rank": processes - 1}]
+    launch = nursery.run(arguments, cwd=tmp_path, processes=processes, faults=faults)
+    assert launch.codes == [1] * processes, launch.stderr
+    [error] = launch.stderr.splitlines()
+    assert error == (
+        f"error: rank {processes - 1} on {HOST} has other {what} than the others after step 6, as "
+        "with failing memory or a faulty processor: no checkpoint was written; the same command "
+        "continues after step 3"
+    )
+    run = tmp_path / "run"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000003"]
+    assert launching.summary(run)["outcome"] == "failed"
+    assert not (run / "model.safetensors").exists()
+    again = nursery.run(arguments, cwd=tmp_path, processes=processes)
+    assert again.codes == [0] * processes, again.stderr
+    assert weights_digest(run) == weights_digest(unbroken)
+    assert metrics(run) == metrics(unbroken)
+
+
+def test_a_rank_that_fails_before_the_first_checkpoint(nursery: Nursery, tmp_path: Path) -> None:
+    arguments = flags({**SMALL, "checkpoint.resume": "never", "output.dir": "run"})
+    faults = [{"rank": 0, "of": "step", "at": 2, "do": "flip"}]
+    launch = nursery.run(arguments, cwd=tmp_path, processes=3, faults=faults)
+    assert launch.codes == [1, 1, 1], launch.stderr
+    how = "the same command with checkpoint.resume=auto starts from the beginning\n"
+    assert f"rank 0 on {HOST} has other weights" in launch.stderr
+    assert launch.stderr.endswith(how)
+
+
+def test_ddp_s_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> None:
+    arguments = flags({**SMALL, "train.reduction": "ddp", "output.dir": "run"})
+    faults = [{"rank": 1, "of": "step", "at": 5, "do": "flip"}]
+    launch = nursery.run(arguments, cwd=tmp_path, processes=2, faults=faults)
+    assert launch.codes == [1, 1]
+    assert f"rank 1 on {HOST} has other weights than the others after step 6" in launch.stderr
+
+
+def test_a_run_that_continues_with_another_arithmetic_says_so(tmp_path: Path) -> None:
+    def start(epochs: int, **variables: str) -> str:
+        settings = {**SMALL, "train.epochs": epochs, "output.dir": "run"}
+        ended = train(flags(settings), cwd=tmp_path, **variables)
+        assert ended.code == 0, ended.stderr
+        return "\n".join(line for line in ended.stdout.splitlines() if "arithmetic" in line)
+
+    other = {"ATEN_CPU_CAPABILITY": "default"}
+    assert start(1) == start(2) == ""
+    [line] = start(3, **other).splitlines()
+    assert line.startswith("continues with another arithmetic: torch's CPU code was ")
+    assert "ATEN_CPU_CAPABILITY was not set and is default" in line
+    assert start(4, **other) == ""
+    starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
+    recorded = [json.loads(line)["arithmetic"] for line in starts]
+    assert [found.get("ATEN_CPU_CAPABILITY") for found in recorded] == [
+        None,
+        None,
+        *["default"] * 2,
+    ]
+    assert recorded[0]["torch"] == torch.__version__
+
+
+def test_what_changed_between_two_arithmetics() -> None:
+    before = {"torch": "2.12.0", "device": "cpu", "MKL_CBWR": "AVX2"}
+    after = {"torch": "2.13.0", "device": "cpu"}
+    assert changes(before, before) == []
+    assert changes(before, after) == [
+        "torch was 2.12.0 and is 2.13.0", "MKL_CBWR was AVX2 and is not set"
+    ]  # fmt: skip
+
+
+# One process, and what its rehearsal sees
+
+
+@pytest.fixture
+def world():
+    with join_world(timeout_s=60, one_thread=True) as joined:
+        yield joined
+
+
+def build(world: World, **settings: object) -> job.Job:
+    return job.build(load_config(overrides={**SMALL, "optim.momentum": 0.9, **settings}), world)
+
+
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
+@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
+def test_a_rehearsal_leaves_nothing_behind(world: World, lstm: str, reduction: str) -> None:
+    built = build(world, **{"model.lstm": lstm, "train.reduction": reduction})
+    gradients = [parameter.grad for parameter in built.model.parameters()]
+    before, random = digest(built.model.state_dict()), torch.get_rng_state()
+    facts = built.agreement._rehearse()
+    assert built.agreement._rehearse() == facts
+    assert digest(built.model.state_dict()) == before
+    assert built.optimizer.state_dict()["state"] == {}
+    for parameter, gradient in zip(built.model.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+        assert gradient is None or not gradient.any()
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def differing(one: job.Job, other: job.Job) -> list[str]:
+    facts, others = one.agreement._rehearse(), other.agreement._rehearse()
+    return [name for name in facts if facts[name] != others[name]]
+
+
+@pytest.mark.kernel
+def test_a_rehearsal_sees_what_differs(world: World) -> None:
+    built = build(world)
+    assert differing(built, build(world)) == []
+    assert differing(built, build(world, **{"optim.lr": 0.01 * (1 + 1e-6)}))[0] == "optimizer steps"
+    assert differing(built, build(world, **{"optim.momentum": 0.8}))[0] == "optimizer steps"
+    assert differing(built, build(world, **{"model.lstm": "torch"})) == [
+        "gradients", "test results"
+    ]  # fmt: skip
+    flipped = build(world)
+    next(flipped.model.parameters()).data.view(torch.int32)[0] ^= 1
+    assert differing(built, flipped)[0] == "weights"
+    ddp = {"train.reduction": "ddp"}
+    assert differing(build(world, **ddp), build(world, **ddp, **{"model.lstm": "torch"})) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(100, [13, 12, 4, 3]), (5, [1]), (230, [29, 28]), (1000, [29, 28])]
+)
+def test_all_sizes_of_pieces_are_rehearsed(world: World, batch: int, sizes: list[int]) -> None:
+    built = build(world, **{"train.global_batch_size": batch})
+    assert built.agreement._train.piece_sizes() == sizes
+
+
+def test_one_process_compares_and_computes_nothing(world, monkeypatch) -> None:
+    built = build(world)
+    monkeypatch.setattr(agreement, "digest", None)
+    built.agreement.check_start()
+    built.agreement.check_now(step=1, lost="")
+    monkeypatch.setattr(world, "size", 2)  # negative control
+    with pytest.raises(TypeError):
+        built.agreement.check_start()
+
+
+def test_optimizer_state_is_compared(world, monkeypatch) -> None:
+    found: dict[str, str] = {}
+    built = build(world)
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "difference", lambda facts: found.update(facts))
+    states = []
+    for scale in (1.0, 2.0):
+        for parameter in built.model.parameters():
+            built.optimizer.state[parameter]["momentum_buffer"] = scale * torch.ones_like(parameter)
+        built.agreement.check_now(step=1, lost="")
+        states.append(dict(found))
+    assert [name for name in found if states[0][name] != states[1][name]] == ["optimizer state"]
+    where = SimpleNamespace(fact="optimizer state", ranks=[0], reference=1)
+    monkeypatch.setattr(world, "difference", lambda facts: where)
+    with pytest.raises(RunError, match="has other optimizer state than the others after step 7"):
+        built.agreement.check_now(step=7, lost="so")
+
+
+def test_a_digest_is_of_every_bit_name_and_shape() -> None:
+    ones = torch.ones(2, 3)
+    tensors = [
+        {"a": ones}, {"b": ones}, {"a": ones.view(3, 2)}, {"a": ones.double()}, {"a": -ones},
+        {"a": ones, "b": ones}, {"a": torch.tensor(1.0)}, {},
+    ]  # fmt: skip
+    assert len({digest(some) for some in tensors}) == len(tensors)
+    assert digest({"a": ones.t().contiguous().t()}) == digest({"a": ones})
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks", "reference"),
+    [("ab", [1], 0), ("aba", [1], 0), ("baa", [0], 1), ("abab", [1, 3], 0), ("bbaaa", [0, 1], 2),
+     ("abc", [1, 2], 0)],
+)  # fmt: skip
+def test_the_fewer_are_named_and_of_halves_the_one_without_rank_0(
+    world, monkeypatch, values, ranks, reference
+) -> None:
+    def gather(mine: torch.Tensor) -> torch.Tensor:
+        digests = {value: world_digests(value) for value in values}
+        return torch.cat([digests[value] for value in values])
+
+    def world_digests(value: str) -> torch.Tensor:
+        rows: list[torch.Tensor] = []
+        monkeypatch.setattr(world, "gather", lambda mine: rows.append(mine) or mine)
+        monkeypatch.setattr(world, "size", 1)
+        world.difference({"same": "x", "other": value})
+        monkeypatch.setattr(world, "size", len(values))
+        return rows[0]
+
+    gathered = gather(torch.empty(0))
+    monkeypatch.setattr(world, "gather", lambda mine: gathered)
+    found = world.difference({"same": "x", "other": values[0]})
+    assert (found.fact, found.ranks, found.reference) == ("other", ranks, reference)
