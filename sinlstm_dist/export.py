@@ -11,6 +11,7 @@ Source: the operator LSTM, https://onnx.ai/onnx/operators/onnx__LSTM.html.
 import functools
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,7 +161,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     if not is_speaker():
         return 0  # one process is enough
-    if not Path(options.path).is_dir():
+    if not os.path.isdir(options.path):
         raise ConfigError(f"{options.path} is not a folder: name the folder of a finished run")
     model = Predictor.from_pretrained(options.path)
     content = to_onnx(model)

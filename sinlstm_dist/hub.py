@@ -6,6 +6,7 @@ of another model.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ def find(source: str | Path, **download: Any) -> Path:
         ConfigError: there is no such folder or Hub name, or it holds no weights.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return _find_here(folder)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ConfigError(f"{source} is a file: name the run folder that it is in")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
@@ -44,9 +45,9 @@ def find(source: str | Path, **download: Any) -> Path:
 
 def _find_here(folder: Path) -> Path:
     weights = folder / WEIGHTS
-    if weights.exists():
+    if weights.is_file():
         return weights
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).is_file():
         raise ConfigError(
             f"{folder} holds a run that has not ended: continue it with python -m "
             f"sinlstm_dist.train --config {folder / CONFIG}, or name one of its checkpoints"
@@ -59,9 +60,12 @@ def find_card(weights: Path) -> str:
     folder = weights.parent
     if (folder / CARD).exists():
         return (folder / CARD).read_text(encoding="utf-8")
-    if (folder / CONFIG).exists() and (folder / SUMMARY).exists():
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return write_card((folder / CONFIG).read_text(encoding="utf-8"), summary)
+    if (folder / CONFIG).is_file() and (folder / SUMMARY).is_file():
+        config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+        try:
+            return write_card(config, json.loads((folder / SUMMARY).read_bytes()))
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            return write_card(config, {})  # figures that this program did not write
     return write_card("", {})
 
 

@@ -38,10 +38,10 @@ def draw_curves(paths: Sequence[Path], output: Path) -> None:
     Raises:
         ConfigError: a folder holds no run or no finished epoch, or the picture cannot be written.
     """
+    runs = [read_run(path) for path in paths]
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    runs = [read_run(path) for path in paths]
     for path, run in zip(paths, runs, strict=True):
         if not run.history:
             raise ConfigError(f"{path} has not finished an epoch yet: there is nothing to draw")
