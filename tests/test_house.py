@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one.
 ORDER = [
-    "early", "__init__", "stream", "screen", "program", "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics",
+    "early", "__init__", "stream", "screen", "program",
+    "config", "launcher", "plan", "data", "lstm", "hub", "model", "optim", "metrics",
     "roll_call", "series",
     "stop", "runtime", "gradient", "checkpoint", "run_record", "run_folder",
     "trained", "sketch", "report",
