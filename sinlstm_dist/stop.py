@@ -36,9 +36,9 @@ class StopRequest:
     @property
     def reason(self) -> str:
         """What asked to stop, or ""; read once a step."""
-        if not self._signal and self._parent not in (None, os.getppid()):
-            return "the launcher ended"
-        return self._signal
+        if self._signal or self._parent is None or os.getppid() == self._parent:
+            return self._signal
+        return "the launcher ended"
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():

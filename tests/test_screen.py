@@ -3,19 +3,16 @@
 import contextlib
 import io
 import os
-import subprocess
 import sys
 import threading
 import time
 import unicodedata
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import SMALL, environment, flags
-from nursery import Nursery
 
 from sinlstm_dist import stream
 from sinlstm_dist.config import load_config, to_toml
@@ -151,23 +148,22 @@ def test_a_closed_stream_is_no_error(monkeypatch):
 # A stream with a descriptor
 
 
-@pytest.fixture
-def pipe(monkeypatch):
-    """A pipe in place of standard output; its reading end."""
+@contextlib.contextmanager
+def piped() -> Iterator[int]:
+    """A pipe in place of standard output; gives its reading end."""
     read, write = os.pipe()
-    monkeypatch.setattr(sys, "stdout", os.fdopen(write, "w"))
-    yield read
-    with contextlib.suppress(OSError):
-        os.close(read)
-    sys.stdout.close()
+    with os.fdopen(write, "w") as file, contextlib.redirect_stdout(file):
+        yield read
+    os.close(read)
 
 
-def test_text_keeps_its_order_with_what_others_print(pipe):
-    for i in range(100):
-        print(f"other {i}")
-        show_text(f"own {i}\n")
-    expected = "".join(f"other {i}\nown {i}\n" for i in range(100))
-    assert os.read(pipe, 10_000).decode() == expected
+def test_text_keeps_its_order_with_what_others_print():
+    with piped() as pipe:
+        for i in range(100):
+            print(f"other {i}")
+            show_text(f"own {i}\n")
+        expected = "".join(f"other {i}\nown {i}\n" for i in range(100))
+        assert os.read(pipe, 10_000).decode() == expected
 
 
 def fill(pipe_end) -> None:
@@ -178,176 +174,71 @@ def fill(pipe_end) -> None:
     os.set_blocking(pipe_end, True)
 
 
-def test_one_that_takes_nothing_is_not_waited_for(pipe):
-    output = Stream("stdout", waits=False)
-    fill(sys.stdout.fileno())
-    assert not output.is_busy
-    output.write("kept\n")
-    assert output.is_busy
-    for _ in range(stream.MOST_BYTES // 1000):
-        output.write("y" * 1000)
-    output.write("too much\n" * 1000)
-    began = time.monotonic()
-    output.wait(0.1)
-    assert time.monotonic() - began >= 0.1
-    read = b""
-    while output.is_busy:
-        read += os.read(pipe, 100_000)
-    output.wait()
-    output.write("again\n")
-    output.wait()
-    read += os.read(pipe, 100_000)
-    text = read.lstrip(b"x")
-    assert text.startswith(b"kept\nyyy")
-    assert text.endswith(b"y\nagain\n") or text.endswith(b"yagain\n")
-    assert b"too much" not in text
-    assert threading.active_count() == 1  # nothing is left of it
-
-
-def test_a_child_of_a_fork_writes_too(pipe):
-    output = Stream("stdout", waits=False)
-    output.write("parent\n")
-    output.wait()
-    child = os.fork()
-    if child == 0:
-        output.write("child\n")
+def test_one_that_takes_nothing_is_not_waited_for():
+    with piped() as pipe:
+        output = Stream("stdout", waits=False)
+        fill(sys.stdout.fileno())
+        assert not output.is_busy
+        output.write("kept\n")
+        assert output.is_busy
+        for _ in range(stream.MOST_BYTES // 1000):
+            output.write("y" * 1000)
+        output.write("too much\n" * 1000)
+        began = time.monotonic()
+        output.wait(0.1)
+        assert time.monotonic() - began >= 0.1
+        read = b""
+        while output.is_busy:
+            read += os.read(pipe, 100_000)
         output.wait()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(pipe, 1000) == b"parent\nchild\n"
+        output.write("again\n")
+        output.wait()
+        read += os.read(pipe, 100_000)
+        text = read.lstrip(b"x")
+        assert text.startswith(b"kept\nyyy")
+        assert text.endswith(b"y\nagain\n") or text.endswith(b"yagain\n")
+        assert b"too much" not in text
+        assert threading.active_count() == 1  # nothing is left of it
 
 
-def test_one_that_others_made_not_wait_is_written_whole(pipe):
+def test_a_child_of_a_fork_writes_too():
+    with piped() as pipe:
+        output = Stream("stdout", waits=False)
+        output.write("parent\n")
+        output.wait()
+        child = os.fork()
+        if child == 0:
+            output.write("child\n")
+            output.wait()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(pipe, 1000) == b"parent\nchild\n"
+
+
+def test_one_that_others_made_not_wait_is_written_whole():
     """O_NONBLOCK belongs to all that share a stream: it may be set from outside."""
-    fill(sys.stdout.fileno())
-    os.set_blocking(sys.stdout.fileno(), False)
-    read = []
-    thread = threading.Thread(target=lambda: read.extend(iter(lambda: os.read(pipe, 4096), b"")))
-    thread.start()
-    show_text("z" * 300_000)
-    sys.stdout.close()
-    thread.join(30)
-    assert b"".join(read).endswith(b"z" * 300_000)
-    assert not tell_losses()
+    with piped() as pipe:
+        fill(sys.stdout.fileno())
+        os.set_blocking(sys.stdout.fileno(), False)
+        read = []
+        thread = threading.Thread(
+            target=lambda: read.extend(iter(lambda: os.read(pipe, 4096), b""))
+        )
+        thread.start()
+        show_text("z" * 300_000)
+        sys.stdout.close()
+        thread.join(30)
+        assert b"".join(read).endswith(b"z" * 300_000)
+        assert not tell_losses()
 
 
-# Commands
-
-
-@pytest.fixture(scope="module")
-def run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    folder = tmp_path_factory.mktemp("run")
-    assert nursery.run(flags({**SMALL, "output.dir": "run"}), cwd=folder).codes == [0]
-    return folder / "run"
-
-
-COMMANDS = {
-    "help": ["train", "--help"],
-    "print-config": ["train", "--print-config"],
-    "compare": ["compare", "{run}", "{run}"],
-    "plot data": ["plot", "data", "--output", "{cwd}/data.png"],
-    "plot": ["plot", "{run}", "--output", "{cwd}/curves.png"],
-    "evaluate": ["evaluate", "{run}"],
-    "forecast": ["forecast", "{run}", "--csv", "{cwd}/forecast.csv", "--output", "{cwd}/f.png"],
-    "export": ["export", "{run}", "--output", "{cwd}/model.onnx"],
-    "train": ["train", *flags({**SMALL, "output.dir": "{cwd}/new"})],
-    "verify": ["verify", "--json", "{cwd}/verify.json"],
-}
-FILES = {
-    "plot data": ["data.png"], "plot": ["curves.png"], "forecast": ["forecast.csv", "f.png"],
-    "export": ["model.onnx"], "train": ["new/model.safetensors"], "verify": ["verify.json"],
-}  # fmt: skip
-
-
-def words_of(name: str, *, run: Path, cwd: Path) -> list[str]:
-    module, *arguments = COMMANDS[name]
-    filled = [argument.format(run=run, cwd=cwd) for argument in arguments]
-    return [sys.executable, "-m", f"sinlstm_dist.{module}", *filled]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk(run: Path, tmp_path: Path, name) -> None:
-    """What is asked for as files is there; text that is lost is told, and a short command fails."""
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            words_of(name, run=run, cwd=tmp_path), cwd=tmp_path, env=environment(), stdout=full,
-            stderr=subprocess.PIPE, text=True, timeout=120,
-        )  # fmt: skip
-    assert ended.stderr == (
-        "error: standard output: No space left on device: what could not be written there is lost\n"
-    )
-    assert ended.returncode == (0 if name in ("train", "verify") else 1)
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_reader_that_has_left(run: Path, tmp_path: Path, name) -> None:
-    """`| head`: nothing is said, and the exit code is that of the work."""
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "w") as left:
-        ended = subprocess.run(
-            words_of(name, run=run, cwd=tmp_path), cwd=tmp_path, env=environment(), stdout=left,
-            stderr=subprocess.PIPE, text=True, timeout=120,
-        )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
-
-
-@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-@pytest.mark.parametrize("name", ["compare", "train"])
-def test_streams_that_are_closed(run: Path, tmp_path: Path, name, streams) -> None:
-    line = f'exec "$@" {streams}'
-    words = words_of(name, run=run, cwd=tmp_path)
-    assert subprocess.run(
-        ["sh", "-c", line, "sh", *words], cwd=tmp_path, env=environment(), timeout=120,
-        stdout=subprocess.DEVNULL,
-    ).returncode == 0  # fmt: skip
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    ],
-    ids=["ascii", "posix"],
-)  # fmt: skip
-def test_every_command_in_ascii(run: Path, tmp_path: Path, name, variables) -> None:
-    ended = subprocess.run(
-        words_of(name, run=run, cwd=tmp_path), cwd=tmp_path, env=environment(**variables),
-        capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    assert ended.stdout.isascii()
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
-
-
-def test_a_printed_configuration_is_utf_8(tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "sinlstm_dist.train",
-        "--print-config",
-        "--output.dir",
-        "é😀\x1b",
-    ]
-    printed = subprocess.run(
-        words, capture_output=True, check=True, env=environment(PYTHONIOENCODING="ascii")
-    ).stdout
-    assert "é😀\\u001b" in printed.decode() or "é😀\\U0000001B" in printed.decode()
-    assert tomli.loads(printed.decode())["output"]["dir"] == "é😀\x1b"
-
-
-def test_all_is_on_the_screen_when_a_command_ends(pipe):
+def test_all_is_on_the_screen_when_a_command_ends():
     """Also where the run's report was written by a thread."""
-    screen = Screen(Stream("stdout"))
-    screen.print("first")
-    report = Report(enabled=True, epochs=1, num_steps=1)
-    report.note("second")
-    report.close()
-    show_text("third\n")
-    assert os.read(pipe, 1000) == b"first\nsecond\nthird\n"
+    with piped() as pipe:
+        screen = Screen(Stream("stdout"))
+        screen.print("first")
+        report = Report(enabled=True, epochs=1, num_steps=1)
+        report.note("second")
+        report.close()
+        show_text("third\n")
+        assert os.read(pipe, 1000) == b"first\nsecond\nthird\n"

@@ -1,0 +1,177 @@
+"""The process as a program: interrupted at any time, and left by its launcher."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import (
+    SMALL,
+    children,
+    command,
+    environment,
+    finish,
+    flags,
+    free_port,
+    path,
+    summary,
+    wait_for,
+)
+
+STARTS = {
+    "python -m": [sys.executable, "-m", "sinlstm_dist.train"],
+    "verify": [sys.executable, "-m", "sinlstm_dist.verify"],
+    "script": [str(Path(sys.executable).parent / "sinlstm-dist"), "train"],
+}
+LONG = {**SMALL, "train.epochs": 100_000, "checkpoint.every_epochs": 1000, "output.dir": "run"}
+LIBRARY = "import signal, sinlstm_dist.screen; print(signal.getsignal(signal.SIGINT))"
+
+
+def imports(pid: int, *, library: str) -> bool:
+    """Whether a process has loaded a library by now."""
+    return library in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("library", ["libtorch_cpu", "libtorch_python"])
+@pytest.mark.parametrize("start", STARTS)
+def test_ctrl_c_while_importing(tmp_path: Path, start, library) -> None:
+    """Ends as a shell expects it (130), without a word."""
+    process = subprocess.Popen(
+        [*STARTS[start], *(flags(LONG) if start != "verify" else [])], cwd=tmp_path,
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: imports(process.pid, library=library))
+    os.kill(process.pid, signal.SIGINT)
+    ended = finish(process, timeout=30)
+    assert ended.stderr == ""
+    assert ended.code in (-signal.SIGINT, 128 + signal.SIGINT, 75)  # 75: it had begun to train
+
+
+def test_ctrl_c_in_a_short_command(tmp_path: Path) -> None:
+    """One that waits: for a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    words = [sys.executable, "-m", "sinlstm_dist.train", "--help"]
+    process = subprocess.Popen(
+        words, env=environment(), stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: "pipe" in Path(f"/proc/{process.pid}/wchan").read_text())
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+    os.close(read)
+    os.close(write)
+
+
+def test_importing_the_package_changes_no_handler() -> None:
+    words = [sys.executable, "-c", LIBRARY]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "default_int_handler" in printed
+
+
+def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """As for what a script starts in the background: the run hears it, its imports do not."""
+    line = "trap '' INT; exec \"$@\""
+    words = ["sh", "-c", line, "sh", *STARTS["python -m"], *flags({**SMALL, "output.dir": "run"})]
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: imports(process.pid, library="libtorch_cpu"))
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process).code == 0
+
+
+def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
+    """A traceback may quote what comes from outside."""
+    code = (
+        "from sinlstm_dist import program\n"
+        "def main(): raise ValueError('\\x1b[2J')\n"
+        "raise SystemExit(program.run(main))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError: \\x1b[2J\n")
+    assert ended.stderr.startswith("Traceback")
+
+
+# Launchers that are killed
+
+LAUNCHERS = {
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"],
+    "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2"],
+    "mpirun": ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"],
+}
+
+
+def started(run: Path) -> bool:
+    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+
+
+def descendants(pid: int) -> list[int]:
+    return [p for child in children(pid) for p in (child, *descendants(child))]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
+    """With SIGKILL, so that it tells its processes nothing: they see it, save and stop."""
+    program, *arguments = LAUNCHERS[launcher]
+    found = shutil.which(program, path=path())
+    if not found and not os.environ.get("CI"):
+        pytest.skip(f"needs {program}: see .ci/run")
+    port = str(free_port())
+    if launcher == "mpirun":
+        module = ["-x", "MASTER_ADDR", "-x", "MASTER_PORT", sys.executable, "-m"]
+    else:
+        module = [
+            "--main_process_port" if launcher == "accelerate" else "--master-port",
+            port,
+            "-m",
+        ]
+    words = [found, *arguments, *module, "sinlstm_dist.train", *flags(LONG)]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PATH": path()}
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(**variables), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: started(tmp_path / "run"))
+    workers = descendants(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    try:
+        wait_for(lambda: not any(map(is_alive, workers)), timeout=60)
+    finally:
+        for worker in filter(is_alive, workers):
+            os.kill(worker, signal.SIGKILL)
+    process.communicate()
+    assert summary(tmp_path / "run")["outcome"] == "stopped"
+    assert str(summary(tmp_path / "run")["reason"]).startswith("the launcher ended")
+
+
+@pytest.mark.parametrize("how", ["nohup", "setsid", ""])
+def test_a_shell_that_ends_is_no_launcher(tmp_path: Path, how) -> None:
+    """What it started in the background goes on, also with a launcher's variables by hand."""
+    words = command(*flags({**SMALL, "train.epochs": 1000, "output.dir": "run"}))
+    line = f'{how} "$@" > out 2>&1 & echo $!; while [ ! -s run/metrics.jsonl ]; do sleep 0.1; done'
+    shell = subprocess.run(
+        ["sh", "-c", line, "sh", *words], cwd=tmp_path, text=True, capture_output=True, timeout=60,
+        env=environment(RANK="0", WORLD_SIZE="1"), start_new_session=True,
+    )  # fmt: skip
+    assert shell.returncode == 0
+    wait_for(lambda: (tmp_path / "run" / "summary.json").exists(), timeout=100)
+    assert summary(tmp_path / "run")["outcome"] == "completed"
