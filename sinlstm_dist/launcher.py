@@ -111,7 +111,7 @@ def num_threads() -> int:
     Raises:
         ConfigError: OMP_NUM_THREADS is not a number of threads.
     """
-    told = os.environ.get(THREADS, "").partition(",")[0]  # a list: one per nesting level
+    told = _value(THREADS).partition(",")[0]  # a list: one per nesting level
     if told:
         return _number(THREADS, told, least=1, most=MOST_THREADS)
     cores = (
@@ -165,7 +165,8 @@ def _check_joined(launch: Launch) -> None:
             f"--nproc-per-node N -m {COMMAND}"
         )
     named = next((name for name in RANK_VARIABLES if _value(name)), "")
-    if launch.rank >= launch.size and named != "SLURM_PROCID":  # which counts launchers too
+    counts_launchers = named == "SLURM_PROCID" and launch.size == 1
+    if launch.rank >= launch.size and not counts_launchers:
         raise ConfigError(
             f"{named}={launch.rank} in a world of {_told_size(launch)}: unset {named}, or {advice}"
         )

@@ -7,7 +7,7 @@ from unittest import mock
 
 import launching
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sinlstm_dist import launcher
@@ -42,6 +42,8 @@ ENVIRONMENTS = st.dictionaries(st.sampled_from((*NUMBERS, *OTHERS)), VALUES)
 
 
 @given(ENVIRONMENTS)
+@example({"SLURM_PROCID": "5", "WORLD_SIZE": "2"})
+@example({"OMP_NUM_THREADS": " "})
 @settings(max_examples=1000, deadline=None)
 def test_any_environment_is_a_launch_or_an_error_that_names_a_variable(variables):
     with mock.patch.dict(os.environ, variables, clear=True):

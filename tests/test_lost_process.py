@@ -103,6 +103,7 @@ def test_a_killed_one_is_named_at_once(nursery: Nursery, tmp_path: Path) -> None
     settings = flags({**SETTINGS, "train.timeout_s": 600})
     fault = {"rank": 1, "of": "step", "at": 5, "do": "kill"}
     launch = nursery.start(settings, cwd=tmp_path, faults=[fault], processes=3)
+    wait_for(lambda: len(nursery.running(launch)) == 2)
     wait_for(lambda: "error:" in launch.stderr, timeout=LONGEST_STEP_S)
     nursery.wait(launch)
     assert launch.stderr == f"error: rank 1 on {HOST} died, hangs or cannot be reached\n"
