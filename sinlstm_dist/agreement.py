@@ -90,7 +90,9 @@ def check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, st
 
 def _who_has_what(found: Difference, world: World) -> str:
     verb = "has" if len(found.ranks) == 1 else "have"
-    return f"{world.names(found.ranks)} {verb} other {found.fact} than the others"
+    is_fewer = 2 * len(found.ranks) < world.size  # of two halves nobody knows which is right
+    others = "the others" if is_fewer else world.names([found.reference])
+    return f"{world.names(found.ranks)} {verb} other {found.fact} than {others}"
 
 
 @dataclass(frozen=True)
