@@ -57,18 +57,26 @@ def changes(before: Arithmetic, after: Arithmetic) -> list[str]:
     ]
 
 
-def check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, str]) -> None:
-    """Refuse a world whose processes do not compute the same bits.
+def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, code: str) -> None:
+    """Refuse a world whose processes do not begin with the same model.
 
     Args:
         arithmetic: what this process computes with, to say what differs.
-        facts: digests by what they are of, in the order in which one follows from another.
+        code: that computes the recurrence, in words.
 
     Raises:
-        ConfigError: names the first that differs, where, and what may be the reason.
+        ConfigError: names what differs and where.
 
     Collective: yes, one.
     """
+    if world.size > 1:
+        weights = digest(model.state_dict())
+        facts = {"code of the recurrence": code, "initial weights": weights}
+        _check_same_bits(world, arithmetic, facts)
+
+
+def _check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, str]) -> None:
+    """Raise a ConfigError for the first of `facts`, digests by what they are of, that differs."""
     found = world.difference(facts)
     if not found:
         return
@@ -89,7 +97,9 @@ def check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, st
 
 def _who_has_what(found: Difference, world: World) -> str:
     verb = "has" if len(found.ranks) == 1 else "have"
-    return f"{world.names(found.ranks)} {verb} other {found.fact} than the others"
+    is_fewer = 2 * len(found.ranks) < world.size  # of two halves nobody knows which is right
+    others = "the others" if is_fewer else world.names([found.reference])
+    return f"{world.names(found.ranks)} {verb} other {found.fact} than {others}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class Agreement:
         Collective: yes, one.
         """
         if self._world.size > 1:
-            check_same_bits(self._world, self.arithmetic, self._rehearse())
+            _check_same_bits(self._world, self.arithmetic, self._rehearse())
 
     def check_now(self, *, step: int, lost: str) -> None:
         """Compare weights, optimizer state and a piece's gradient between two steps.

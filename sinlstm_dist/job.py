@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from sinlstm_dist import data, launcher, lstm, plan
-from sinlstm_dist.agreement import Agreement, Samples, check_same_bits, digest
+from sinlstm_dist.agreement import Agreement, Samples, check_same_model
 from sinlstm_dist.checkpoint import Layout, Tensors, shapes
 from sinlstm_dist.config import SINE, Config, Data, to_toml
 from sinlstm_dist.data import Batch, SineDataset, StepSampler
@@ -77,11 +77,7 @@ def build(config: Config, world: World) -> Job:
     world.check_same(data=fingerprint)
     # Before anything is broadcast, which would hide that processes begin differently.
     own_arithmetic = arithmetic(recurrence, world)
-    facts = {
-        "code of the recurrence": recurrence.reason,
-        "initial weights": digest(model.state_dict()),
-    }
-    check_same_bits(world, own_arithmetic, facts)
+    check_same_model(world, own_arithmetic, model, code=recurrence.reason)
     if config.train.init_from:
         weights: Tensors = {}
         world.on_main(_read_weights, Path(config.train.init_from), model, into=weights)

@@ -155,8 +155,8 @@ def test_a_rank_with_another_library_s_code_is_named_on_the_path_that_uses_it(tm
     assert [process.code for process in ended] == [1, 1]
     assert red(tmp_path / "v.json") == ["Arithmetic"]
     assert problems(tmp_path / "v.json").startswith(
-        f"rank 1 on {HOST} has other gradients than the others (MKL_CBWR is COMPATIBLE there and "
-        "not set elsewhere)"
+        f"rank 1 on {HOST} has other gradients than rank 0 on {HOST} (MKL_CBWR is COMPATIBLE there "
+        "and not set elsewhere)"
     )
 
 
