@@ -61,7 +61,7 @@ class Report:
         self._every_epochs = max(1, epochs // FILE_LINES)
 
     def start(self, facts: Mapping[str, str]) -> None:
-        """Say what is about to run, a line a fact."""
+        """Say what is about to run, one line per fact."""
         if not self._enabled:
             return
         lines = fact_lines(facts)
