@@ -52,10 +52,11 @@ def new_accelerator(timeout_s: float) -> Accelerator:
         return accelerator
     except Exception as error:
         told = launcher.told_to_accelerate()
-        if not told or is_lost(error):
+        what = str(error).partition("\n")[0]
+        if is_lost(error) or not (told or "environment variable" in what):  # as torch says it
             raise
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"Accelerate cannot start, told {told}: {what}") from error
+        by = f", told {told}" if told else ""
+        raise ConfigError(f"Accelerate cannot start{by}: {type(error).__name__}: {what}") from error
 
 
 def check_world(accelerator: Accelerator, *, meant: int) -> None:
