@@ -53,6 +53,7 @@ BAD_FLAGS = {
     "a typo, joined": (["--data.noize=1"], ["data.noize", "did you mean data.noise?"]),
     "a misspelt section": (["--optin.lr", "1"], ["optin", "did you mean [optim]?"]),
     "a key without its section": (["--noise", "1"], ["noise", "did you mean data.noise?"]),
+    "a typo in a flag": (["--confg", "a.toml"], ["--confg", "did you mean --config?"]),
     "a value for a section": (["--data", "3"], ["data is a section", "--data.key"]),
     "a key and no value": (["--data.noise"], ["--data.noise", "expected one argument"]),
     "a value and no key": (["fast"], ["unexpected argument fast"]),
