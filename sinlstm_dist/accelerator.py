@@ -1,7 +1,9 @@
 """Accelerate's own view of the processes: made for exact work, and checked."""
 
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 import torch
@@ -16,6 +18,7 @@ from torch.distributed import distributed_c10d
 
 from sinlstm_dist import launcher
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.launcher import Launch
 from sinlstm_dist.roll_call import is_lost
 
 _made = itertools.count()  # of this process
@@ -51,12 +54,62 @@ def new_accelerator(timeout_s: float) -> Accelerator:
         torch.empty(0, device=accelerator.device)  # one that a variable names may not be there
         return accelerator
     except Exception as error:
-        told = launcher.told_to_accelerate()
+        told = _told_to_accelerate()
         what = str(error).partition("\n")[0]
         if is_lost(error) or not (told or "environment variable" in what):  # as torch says it
             raise
         by = f", told {told}" if told else ""
         raise ConfigError(f"Accelerate cannot start{by}: {type(error).__name__}: {what}") from error
+
+
+@contextlib.contextmanager
+def as_checked(launch: Launch) -> Iterator[None]:
+    """Set the variables that torch and Accelerate read themselves to what was checked."""
+    known = {
+        *launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES,
+        *launcher.LOCAL_RANK_VARIABLES, *launcher.LOCAL_SIZE_VARIABLES,
+    }  # fmt: skip
+    checked: dict[str, str | None] = {
+        name: None
+        for name, value in os.environ.items()
+        if name in known or (_is_for_accelerate(name) and not value.strip())
+    }
+    if launch.size > 1:
+        where = launcher.meeting()
+        checked |= {
+            "RANK": str(launch.rank),
+            "WORLD_SIZE": str(launch.size),
+            "LOCAL_RANK": str(launch.local_rank),
+            "LOCAL_WORLD_SIZE": str(launch.local_size),
+            "MASTER_ADDR": where.host,
+            "MASTER_PORT": str(where.port),
+        }
+    if launcher.THREADS in os.environ:  # may be empty, or a list
+        checked[launcher.THREADS] = str(launcher.num_threads())
+    before = {name: os.environ.get(name) for name in checked}
+    _set(checked)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _told_to_accelerate() -> str:
+    """The variables by which a user or `accelerate launch` directs Accelerate, as text."""
+    names = filter(_is_for_accelerate, sorted(os.environ))
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
+
+
+def _is_for_accelerate(name: str) -> bool:
+    return name.startswith("ACCELERATE_") or name == "FORK_LAUNCHED"
 
 
 def check_world(accelerator: Accelerator, *, meant: int) -> None:

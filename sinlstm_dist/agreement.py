@@ -14,20 +14,19 @@ between them would tell. So each computes the same small things, and they compar
 
 import copy
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from sinlstm_dist import metrics, plan
+from sinlstm_dist import metrics
 from sinlstm_dist.data import Batch
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.gradient import gradient_rows, totals_rows
+from sinlstm_dist.optim import optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.runtime import Difference, World
 
@@ -118,11 +117,8 @@ class Samples:
         """The sizes of pieces that occur, the largest first: a matrix library may choose other
         code for each.
         """
-        sizes = set()
-        for step in (0, self.plan.num_steps - 1):
-            edges = plan.bounds(self.plan.num_samples(step), self.plan.num_pieces)
-            sizes |= {stop - start for start, stop in itertools.pairwise(edges)}
-        return sorted(sizes - {0}, reverse=True)
+        sizes = self.plan.all_sizes(0) + self.plan.all_sizes(self.plan.num_steps - 1)
+        return sorted(set(sizes) - {0}, reverse=True)
 
     def pieces(self, sizes: Sequence[int], device: torch.device) -> Batch:
         """The same pieces on every process, of samples from all over the data."""
@@ -171,7 +167,7 @@ class Agreement:
         if self._world.size > 1:
             _check_same_bits(self._world, self.arithmetic, self._rehearse())
 
-    def check_now(self, *, step: int, lost: str) -> None:
+    def check_now(self, *, step: int, continues: str) -> None:
         """Compare weights, optimizer state and a piece's gradient between two steps.
 
         A process that computes wrongly sends its wrong rows to everybody, so weights alone would
@@ -179,7 +175,7 @@ class Agreement:
 
         Args:
             step: of the run.
-            lost: what an error says of how the run continues.
+            continues: how the run goes on without this state, for the message.
 
         Raises:
             RunError: names what differs and where.
@@ -190,7 +186,7 @@ class Agreement:
             return
         facts = {
             "weights": digest(self._model.state_dict()),
-            "optimizer state": digest(_optimizer_tensors(self._optimizer)),
+            "optimizer state": digest(optimizer_tensors(self._model, self._optimizer)),
         }
         if self._is_exact:
             sizes = self._train.piece_sizes()[:1]
@@ -199,14 +195,14 @@ class Agreement:
         if found:
             raise RunError(
                 f"{_who_has_what(found, self._world)} after step {step}, as with failing memory or "
-                f"a faulty processor: no checkpoint was written; {lost}"
+                f"a faulty processor: no checkpoint was written; {continues}"
             )
 
-    def what_changed(self, before: Arithmetic | None) -> str:
+    def what_changed(self, before: Arithmetic) -> str:
         """A line for a run that continues with another arithmetic; "" with the same.
 
         Args:
-            before: of the checkpoint; None if it does not tell.
+            before: of the checkpoint; empty if it does not tell.
         """
         differing = changes(before, self.arithmetic) if before else []
         if not differing:
@@ -226,14 +222,11 @@ class Agreement:
         gradients: list[str] = []
         totals: list[str] = []
         for _ in range(min(max(FEWEST_STEPS, -(-NUM_SAMPLES // sum(sizes))), MOST_STEPS)):
-            steps.append(digest({**model.state_dict(), **_optimizer_tensors(optimizer)}))
+            steps.append(digest({**model.state_dict(), **optimizer_tensors(model, optimizer)}))
             if self._is_exact:
                 gradients.append(digest({"rows": self._gradients(model, sizes)}))
                 totals.append(digest({"totals": self._test_totals(model, test_sizes)}))
-            for parameter in model.parameters():
-                numbers = torch.arange(parameter.numel()).remainder(251).add(1).div(251)
-                parameter.grad = numbers.to(parameter).view_as(parameter)
-            optimizer.step()
+            trial_step(model, optimizer)
         facts = {"weights": steps[0], "optimizer steps": steps}
         facts |= {"gradients": gradients, "test results": totals}
         return {name: str(digests) for name, digests in facts.items()}
@@ -257,13 +250,3 @@ class Agreement:
             model, self._test.pieces(sizes, self._world.device), piece_sizes=sizes,
             tolerance=self._tolerance, num_threads=self._world.num_threads,
         )  # fmt: skip
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    states: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value
-        for index, state in states.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }

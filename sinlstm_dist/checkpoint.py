@@ -33,6 +33,7 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
 )
 FILES = (WEIGHTS, OPTIMIZER, STATE, MANIFEST)
 REMOVED = ".removed-"
+SHOWN = 6  # differences between two models
 
 
 class DamagedCheckpoint(Exception):
@@ -118,7 +119,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     contents = {
         WEIGHTS: save(checkpoint.weights),
         OPTIMIZER: save(checkpoint.optimizer),
-        STATE: _json_bytes(state.complete(checkpoint.state)),
+        STATE: _json_bytes({**checkpoint.state, "format": state.FORMAT}),
     }
     return {**contents, MANIFEST: _manifest(contents)}
 
@@ -180,19 +181,27 @@ def check_layout(found: Checkpoint, layout: Layout, folder: Path) -> None:
         raise DamagedCheckpoint(f"{folder / STATE}: totals are of another number of samples")
     if is_name(folder.name) and step != step_of(folder):
         raise DamagedCheckpoint(f"{folder / STATE}: is of step {step}")
-    _check_tensors(found.weights, layout.weights, folder / WEIGHTS)
-    _check_tensors(found.optimizer, layout.optimizer if step else {}, folder / OPTIMIZER)
+    for name, tensors, wanted in (
+        (WEIGHTS, found.weights, layout.weights),
+        (OPTIMIZER, found.optimizer, layout.optimizer if step else {}),
+    ):
+        if problem := unlike(tensors, wanted):
+            raise DamagedCheckpoint(f"{folder / name}: {problem}")
 
 
-def _check_tensors(tensors: Tensors, wanted: Mapping[str, str], path: Path) -> None:
+def unlike(tensors: Tensors, wanted: Mapping[str, str]) -> str:
+    """What differs in tensors that should be `wanted`, as `shapes` tells it; "" if nothing does."""
     present = shapes(tensors)
-    for name in sorted({*present, *wanted}):
-        is_, needed = present.get(name, "missing"), wanted.get(name, "not")
-        if is_ != needed:
-            raise DamagedCheckpoint(f"{path}: {name!r:.80} is {is_}, needed {needed}")
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise DamagedCheckpoint(f"{path}: {name} has values that are not finite")
+    problems = [
+        f"{name!r:.80} is {present.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
+        for name in sorted({*present, *wanted})
+        if present.get(name) != wanted.get(name)
+    ] or [
+        f"{name} has values that are not finite"
+        for name, value in tensors.items()
+        if not torch.isfinite(value).all()
+    ]
+    return "; ".join(problems[:SHOWN])
 
 
 def find(root: Path) -> list[Path]:

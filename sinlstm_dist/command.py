@@ -1,4 +1,4 @@
-"""How every command ends: with its exit code, and each error told once."""
+"""Turn errors and outcomes into exit codes, and print each error once."""
 
 import contextlib
 import time
@@ -7,9 +7,10 @@ from collections.abc import Callable
 from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.roll_call import have_met
+from sinlstm_dist.run_record import Summary
 from sinlstm_dist.screen import show_error, show_text
 
-FAILED, BAD_CONFIG, STOPPED = 1, 2, 75
+FAILED, BAD_CONFIG, BELOW_TARGET, STOPPED = 1, 2, 3, 75
 # A launcher ends all processes when the first one has left, also one that has not spoken yet.
 LATE_START_S = 30.0  # by which one process may be at its error later than another, before they met
 LATE_S = 2.0  # and afterwards
@@ -33,8 +34,14 @@ def exit_code_of(work: Callable[[], int]) -> int:
         return STOPPED
 
 
+def exit_code_of_run(summary: Summary) -> int:
+    """The exit code of a run that ended so."""
+    outcomes = {"completed": 0, "stopped": STOPPED, "failed": FAILED}
+    return BELOW_TARGET if summary.below_target else outcomes[summary.outcome]
+
+
 def tell(message: str, *, speaks: bool | None = None) -> None:
-    """Show an error that ends this process, if that is its part, or let another one do so.
+    """Print the error that ends this process, or wait while another process prints it.
 
     Args:
         speaks: whether it is; unless given, one process per node shows what went wrong before all

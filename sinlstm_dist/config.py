@@ -209,6 +209,13 @@ def _problems(values: dict[str, Any], *, origin: str, strict: bool) -> list[str]
     return []
 
 
+def first_problem(error: ValidationError) -> str:
+    """What is wrong, in one line: pydantic has a paragraph for each problem."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}".removeprefix(": ")
+
+
 def _describe(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -278,29 +285,6 @@ def show_value(value: Any) -> str:
     if isinstance(value, Sequence):
         return "[" + ", ".join(show_value(item) for item in value) + "]"
     return str(value)
-
-
-# Keys that a resumed run may change: they decide when and where, not what is computed.
-MAY_CHANGE = {
-    "train.epochs", "train.target_accuracy", "train.timeout_s",
-    "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
-    "output.dir", "output.plots", "output.trackers",
-}  # fmt: skip
-
-
-def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What makes `after` another run than `before`: `key was X and is Y`, one for each key.
-
-    What `before` does not hold has its default: an older version wrote it.
-    """
-    changes = []
-    for name in KEYS:
-        section, key = name.split(".")
-        default = SECTIONS[section].model_fields[key].default
-        old, new = before.get(section, {}).get(key, default), after[section][key]
-        if name not in MAY_CHANGE and old != new:
-            changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
-    return changes
 
 
 def unknown_keys(values: Mapping[str, Any]) -> list[str]:

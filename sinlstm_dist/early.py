@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 
-STARTS_WITH = ("-m", "sinlstm-dist")  # sys.argv[0] while Python looks for the module; the script
+STARTERS = ("-m", "sinlstm-dist")  # sys.argv[0] while Python looks for the module; the script
 
 
 def is_program() -> bool:
     """Whether this process was started to run a command of the package."""
-    return os.path.basename(next(iter(getattr(sys, "argv", [])), "")) in STARTS_WITH
+    return os.path.basename(next(iter(getattr(sys, "argv", [])), "")) in STARTERS
 
 
 def prepare() -> None:

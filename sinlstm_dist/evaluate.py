@@ -29,7 +29,6 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
 from sinlstm_dist.job import (
     Windows,
-    check_weights,
     datasets,
     describe_source,
     new_model,
@@ -114,7 +113,6 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
 
 def _load_model(trained: Trained, world: World) -> Predictor:
     model, _ = new_model(trained.config, world)
-    check_weights(trained.weights, model.state_dict(), origin="this run")
     model.load_state_dict(trained.weights)
     return world.accelerator.prepare_model(model, evaluation_mode=True)
 

@@ -3,7 +3,6 @@
 import copy
 import functools
 import hashlib
-import itertools
 import math
 import platform
 from collections.abc import Callable, Mapping
@@ -20,13 +19,13 @@ from torch.utils.data import DataLoader
 
 from sinlstm_dist import data, launcher, lstm, plan
 from sinlstm_dist.agreement import Agreement, Samples, check_same_model
-from sinlstm_dist.checkpoint import Layout, Tensors, shapes
-from sinlstm_dist.config import SINE, Config, Data, to_toml
+from sinlstm_dist.checkpoint import Layout, Tensors, shapes, unlike
+from sinlstm_dist.config import SINE, Config, Data, flat
 from sinlstm_dist.data import Batch, SineDataset, StepSampler
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.optim import SGD
+from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.runtime import World
 from sinlstm_dist.series import Scale, SeriesDataset, open_series
@@ -63,7 +62,7 @@ def build(config: Config, world: World) -> Job:
     """
     # Before anything that follows from the configuration: processes that differ would do
     # different collectives, and wait for each other.
-    world.check_same(configuration=to_toml(config), versions=str(versions()))
+    world.check_same(**{key: str(value) for key, value in flat(config).items()}, **versions())
     ordered = config.train.reduction == "ordered"
     if ordered and world.size > config.train.virtual_shards:
         raise ConfigError(
@@ -132,7 +131,7 @@ def build(config: Config, world: World) -> Job:
             arithmetic=own_arithmetic,
         ),
         fingerprint=hashlib.sha256(fingerprint.encode()).hexdigest(),
-        layout=_layout(model, config, train_plan),
+        layout=_layout(model, optimizer, train_plan),
         preview=functools.partial(
             _preview, model, test_data, period=config.data.period, device=world.device
         ),
@@ -180,34 +179,16 @@ def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
     }
 
 
-def optimizer_tensors(job: Job) -> Tensors:
-    """The optimizer's state, as `parameter.key`."""
-    return _optimizer_tensors(job.model, job.optimizer)
-
-
-def _layout(model: Predictor, config: Config, train_plan: Plan) -> Layout:
+def _layout(model: Predictor, optimizer: torch.optim.Optimizer, train_plan: Plan) -> Layout:
     """What this run's checkpoints hold, as a step on a copy shows it."""
-    trial = copy.deepcopy(model)
-    optimizer = new_optimizer(trial, config)
-    for parameter in trial.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    trial = copy.deepcopy((model, optimizer))
+    trial_step(*trial)
     return Layout(
-        weights=shapes(trial.state_dict()),
-        optimizer=shapes(_optimizer_tensors(trial, optimizer)),
+        weights=shapes(model.state_dict()),
+        optimizer=shapes(optimizer_tensors(*trial)),
         num_steps=train_plan.num_steps,
         samples=train_plan.num_samples(0),
     )
-
-
-def _optimizer_tensors(model: Predictor, optimizer: torch.optim.Optimizer) -> Tensors:
-    names = [name for name, _ in model.named_parameters()]
-    return {
-        f"{names[index]}.{key}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if value is not None
-    }
 
 
 def load_tensors(job: Job, weights: Mapping[str, torch.Tensor], optimizer: Tensors) -> None:
@@ -224,8 +205,7 @@ def load_tensors(job: Job, weights: Mapping[str, torch.Tensor], optimizer: Tenso
 
 def describe(job: Job, config: Config, world: World) -> dict[str, str]:
     """What the start panel says: processes, devices and why, the batch algebra, the model."""
-    edges = plan.bounds(job.train_plan.num_samples(0), job.train_plan.num_pieces)
-    sizes = sorted({stop - start for start, stop in itertools.pairwise(edges)})
+    sizes = sorted(set(job.train_plan.all_sizes(0)))
     parameters = sum(parameter.numel() for parameter in job.model.parameters())
     where = ", ".join(dict.fromkeys(world.hosts))
     why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
@@ -351,24 +331,6 @@ def _read_weights(path: Path, model: Predictor, *, into: Tensors) -> None:
         raise ConfigError(
             f"train.init_from={path}: is not a readable .safetensors file: {error}"
         ) from error
-    weights = {name: value for name, value in weights.items() if not name.startswith("scaling.")}
-    check_weights(weights, dict(model.named_parameters()), origin=f"train.init_from={path}")
-    into.update({name: value.float() for name, value in weights.items()})
-
-
-def check_weights(
-    weights: Mapping[str, torch.Tensor], needed: Mapping[str, torch.Tensor], *, origin: str
-) -> None:
-    """Refuse weights that are not exactly the needed ones, by name and shape.
-
-    Raises:
-        ConfigError: names `origin` and every difference.
-    """
-    expected = {name: list(value.shape) for name, value in needed.items()}
-    found = {name: list(value.shape) for name, value in weights.items()}
-    if found != expected:
-        differing = sorted(k for k in expected | found if expected.get(k) != found.get(k))
-        parts = [
-            f"{k} is {found.get(k, 'missing')}, needed {expected.get(k, 'not')}" for k in differing
-        ]
-        raise ConfigError(f"{origin}: weights of another model: {'; '.join(parts)}")
+    into.update({k: value.float() for k, value in weights.items() if not k.startswith("scaling.")})
+    if problem := unlike(into, shapes(dict(model.named_parameters()))):
+        raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")

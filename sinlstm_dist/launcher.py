@@ -4,10 +4,9 @@ The environment is a user's input: an empty variable counts as unset, and one th
 is an error that names it.
 """
 
-import functools
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sinlstm_dist.errors import ConfigError
@@ -90,9 +89,9 @@ def rank() -> int:
 def launching_parent() -> int | None:
     """The number of this process's parent, if it is a launcher that ends when its work does.
 
-    A shell, for one, may be left by what it started: with nohup, or in the background.
+    A shell does not count: what it starts with nohup or in the background outlives it.
     """
-    return os.getppid() if any(name in os.environ for name in PARENT_VARIABLES) else None
+    return os.getppid() if any(map(_value, PARENT_VARIABLES)) else None
 
 
 def is_speaker() -> bool:
@@ -222,53 +221,6 @@ def meeting() -> Meeting:
         # survives a restart, to separate old keys from new.
         (_value("TORCHELASTIC_RESTART_COUNT") or "0") if has_agent else "0",
     )
-
-
-def set_as_checked(launch: Launch) -> Callable[[], None]:
-    """Make the environment say to torch and Accelerate what was checked: `launch`, nothing empty.
-
-    Returns:
-        puts the environment back as it was.
-    """
-    known = (*RANK_VARIABLES, *SIZE_VARIABLES, *LOCAL_RANK_VARIABLES, *LOCAL_SIZE_VARIABLES)
-    changed: dict[str, str | None] = {
-        name: None
-        for name in os.environ
-        if name in known or (_is_for_accelerate(name) and not _value(name))
-    }
-    if launch.size > 1:
-        where = meeting()
-        changed |= {
-            "RANK": str(launch.rank),
-            "WORLD_SIZE": str(launch.size),
-            "LOCAL_RANK": str(launch.local_rank),
-            "LOCAL_WORLD_SIZE": str(launch.local_size),
-            "MASTER_ADDR": where.host,
-            "MASTER_PORT": str(where.port),
-        }
-    if THREADS in os.environ:
-        changed[THREADS] = str(num_threads()) if _value(THREADS) else None  # no list
-    before = {name: os.environ.get(name) for name in changed}
-    _set(changed)
-    return functools.partial(_set, before)
-
-
-def told_to_accelerate() -> str:
-    """The variables by which a user or `accelerate launch` directs Accelerate, as text."""
-    names = filter(_is_for_accelerate, sorted(os.environ))
-    return ", ".join(f"{name}={os.environ[name]}" for name in names)
-
-
-def _is_for_accelerate(name: str) -> bool:
-    return name.startswith("ACCELERATE_") or name == "FORK_LAUNCHED"
-
-
-def _set(variables: dict[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def arithmetic_variables() -> dict[str, str]:

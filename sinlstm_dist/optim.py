@@ -3,6 +3,7 @@
 import inspect
 
 import torch
+from torch import nn
 
 
 class SGD(torch.optim.SGD):
@@ -19,3 +20,24 @@ class SGD(torch.optim.SGD):
     zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
     step.hooked = True  # or torch's constructor wraps it again
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state, as `parameter.key`."""
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        f"{names[index]}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def trial_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A step along a gradient of fixed numbers, for a copy that is thrown away."""
+    for parameter in model.parameters():
+        numbers = torch.arange(parameter.numel()).remainder(251).add(1).div(251)
+        parameter.grad = numbers.to(parameter).view_as(parameter)
+    optimizer.step()

@@ -6,6 +6,7 @@ Nothing here knows what a process is; so the same numbers can be had, and tested
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,14 +86,19 @@ class Plan:
         edges = bounds(self.num_pieces, self.world_size)
         return range(edges[rank], edges[rank + 1])
 
+    def all_sizes(self, step: int) -> list[int]:
+        """Samples in each piece of `step`, whoever computes it."""
+        edges = bounds(self.num_samples(step), self.num_pieces)
+        return [stop - start for start, stop in itertools.pairwise(edges)]
+
     def piece_sizes(self, step: int) -> list[int]:
         """Samples in each piece of `step` that `self.rank` computes.
 
         >>> Plan(size=100, global_batch_size=100, num_pieces=8, world_size=3, rank=1).piece_sizes(0)
         [13, 12, 12]
         """
-        edges = bounds(self.num_samples(step), self.num_pieces)
-        return [edges[piece + 1] - edges[piece] for piece in self.owned(self.rank)]
+        owned = self.owned(self.rank)
+        return self.all_sizes(step)[owned.start : owned.stop]
 
     def share(self, step: int, rank: int) -> tuple[int, int]:
         """Where in an epoch's order the share of process `rank` in `step` begins and ends.

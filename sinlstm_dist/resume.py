@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sinlstm_dist import checkpoint, files
 from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Layout
-from sinlstm_dist.config import SINE, Config, changed_keys, unknown_keys
+from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, show_value, unknown_keys
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run_record import (
     CHECKPOINTS,
@@ -23,6 +23,13 @@ from sinlstm_dist.run_record import (
     read_summary,
     whole_lines,
 )
+
+# Keys that a resumed run may change: they decide when and where, not what is computed.
+MAY_CHANGE = {
+    "train.epochs", "train.target_accuracy", "train.timeout_s",
+    "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
+    "output.dir", "output.plots", "output.trackers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,3 +226,18 @@ def _config_in(path: Path) -> dict[str, Any] | None:
         return Config.model_validate(values, strict=True).model_dump(mode="json")
     except ValidationError:  # damaged: the checkpoints know the configuration too
         return None
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What makes `after` another run than `before`: `key was X and is Y`, one for each key.
+
+    What `before` does not hold has its default: an older version wrote it.
+    """
+    changes = []
+    for name in KEYS:
+        section, key = name.split(".")
+        default = SECTIONS[section].model_fields[key].default
+        old, new = before.get(section, {}).get(key, default), after[section][key]
+        if name not in MAY_CHANGE and old != new:
+            changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
+    return changes

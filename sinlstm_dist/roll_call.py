@@ -17,10 +17,7 @@ from torch.distributed import DistError
 
 from sinlstm_dist import launcher
 from sinlstm_dist.alive import is_gone, where_am_i
-from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.errors import LostProcess as LostProcess
-from sinlstm_dist.errors import RunError as RunError
-from sinlstm_dist.errors import StoppedEarly as StoppedEarly
+from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
 from sinlstm_dist.rendezvous import Board, Foreign, clean, open_board, wait_for_port
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
@@ -41,7 +38,7 @@ def have_met() -> bool:
     return _met
 
 
-class Plan(BaseModel, extra="forbid", strict=True):
+class Decision(BaseModel, extra="forbid", strict=True):
     """What the first process that knew enough decided for all."""
 
     hosts: list[str] = []  # by rank, if all have come
@@ -170,7 +167,7 @@ class RollCall:
                 is_speaker=launcher.is_node_speaker(),
             ) from error
 
-    def _sign_in(self) -> tuple[Plan, bool]:
+    def _sign_in(self) -> tuple[Decision, bool]:
         """What all do now, and whether this process tells the user, if they do not go."""
         board, deadline = self._board, time.monotonic() + self._timeout_s
         board.write(f"process/{self._rank}", where_am_i())
@@ -183,7 +180,7 @@ class RollCall:
                 self._plan(is_late=is_late)
             else:
                 time.sleep(board.poll_s)
-        plan = board.read("plan", Plan)
+        plan = board.read("plan", Decision)
         if len(plan.hosts) == len(plan.processes) == self._size:
             return plan, False
         if not plan.stop and not plan.missing:
@@ -197,11 +194,11 @@ class RollCall:
         reason = self._stop_reason()
         missing = [] if reason else self._board.missing("host")
         if reason:
-            plan = Plan(stop=clean(reason))
+            plan = Decision(stop=clean(reason))
         elif not missing:
-            plan = Plan(hosts=self._read_all("host"), processes=self._read_all("process"))
+            plan = Decision(hosts=self._read_all("host"), processes=self._read_all("process"))
         elif is_late:
-            plan = Plan(missing=missing)
+            plan = Decision(missing=missing)
         else:
             return
         self._board.write_first("plan", plan)

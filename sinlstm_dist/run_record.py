@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sinlstm_dist import files
-from sinlstm_dist.config import Config, load_config
+from sinlstm_dist.config import Config, first_problem, load_config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.hub import WEIGHTS
 
@@ -136,17 +136,9 @@ def read_run(path: Path) -> RunRecord:
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{file} was not written by this program: {_first(error)}") from error
+        what = first_problem(error) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{file} was not written by this program: {what}") from error
     return RunRecord(config, history, summary, sorted(steps - {0}))
-
-
-def _first(error: ValueError) -> str:
-    """What is wrong, in a line: pydantic has a paragraph for each problem."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}".removeprefix(": ")
 
 
 def read_epoch(line: bytes) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist import launcher
-from sinlstm_dist.accelerator import check_world, new_accelerator
+from sinlstm_dist.accelerator import as_checked, check_world, new_accelerator
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.roll_call import RollCall
 
@@ -265,21 +265,20 @@ def _joined(
 ) -> Iterator[World]:
     """Accelerate's view of the processes, set up for exact work and undone at the end."""
     threads = torch.get_num_threads()
-    restore = launcher.set_as_checked(launch)
     if one_thread:
         torch.set_num_threads(1)  # before any tensor work: the number of threads changes bits
     try:
-        accelerator = new_accelerator(timeout_s)
-        if one_thread:
-            torch.set_num_threads(1)  # Accelerate sets it from the number of cores
-        world = World(accelerator, hosts=hosts)
-        try:
-            check_world(accelerator, meant=launch.size)
-            yield world
-        finally:
-            world.let_go()
-            accelerator.end_training()
+        with as_checked(launch):
+            accelerator = new_accelerator(timeout_s)
+            if one_thread:
+                torch.set_num_threads(1)  # Accelerate sets it from the number of cores
+            world = World(accelerator, hosts=hosts)
+            try:
+                check_world(accelerator, meant=launch.size)
+                yield world
+            finally:
+                world.let_go()
+                accelerator.end_training()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-        restore()
         torch.set_num_threads(threads)

@@ -3,13 +3,12 @@
 A file without a format number is of the first format, which lacks what has a default below.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sinlstm_dist import files
-from sinlstm_dist.config import Config, unknown_keys
+from sinlstm_dist.config import Config, first_problem, unknown_keys
 from sinlstm_dist.errors import ConfigError
 
 FORMAT = 2
@@ -61,13 +60,8 @@ class NewerVersion(ConfigError):
     """A newer version of this program wrote it: not damaged, but not to be continued here."""
 
 
-def complete(state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` as a checkpoint of this version holds it."""
-    return {"arithmetic": {}, **state, "format": FORMAT}
-
-
 def parse(content: bytes) -> dict[str, Any]:
-    """The state in a state.json of this format or an older one, as `complete` has it.
+    """The state in a state.json of this format or an older one.
 
     Settings that it does not know yet have their defaults.
 
@@ -90,8 +84,6 @@ def parse(content: bytes) -> dict[str, Any]:
     if number == 1 and "arithmetic" in fields:
         raise ValueError("arithmetic: is not of the first format")
     try:
-        return complete(_State.model_validate(fields).model_dump(mode="json"))
+        return _State.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"{where}: {problem['msg']}".removeprefix(": ")) from error
+        raise ValueError(first_problem(error)) from error

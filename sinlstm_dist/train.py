@@ -19,16 +19,17 @@ from torch import nn
 
 from sinlstm_dist import program
 from sinlstm_dist.checkpoint import Checkpoint
-from sinlstm_dist.command import BAD_CONFIG, FAILED, STOPPED, exit_code_of, tell
+from sinlstm_dist.command import BAD_CONFIG, exit_code_of, exit_code_of_run, tell
 from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_config
 from sinlstm_dist.config import Config, Optim, flat, to_toml
 from sinlstm_dist.data import step_batches
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import evaluate
-from sinlstm_dist.job import Job, build, describe, load_tensors, optimizer_tensors, versions
+from sinlstm_dist.job import Job, build, describe, load_tensors, versions
 from sinlstm_dist.launcher import is_speaker, launching_parent
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
+from sinlstm_dist.optim import optimizer_tensors
 from sinlstm_dist.report import Report
 from sinlstm_dist.run_folder import RunFolder
 from sinlstm_dist.run_record import Summary
@@ -36,9 +37,6 @@ from sinlstm_dist.runtime import World, join_world
 from sinlstm_dist.screen import show_toml, tell_losses
 from sinlstm_dist.stop import StopRequest
 from sinlstm_dist.trackers import Trackers
-
-EXIT_CODES = {"completed": 0, "stopped": STOPPED, "failed": FAILED}
-BELOW_TARGET = 3
 
 
 def train(config: Config) -> Summary:
@@ -314,7 +312,7 @@ class Training:
         Raises:
             RunError: they do not; nothing is written.
         """
-        self.job.agreement.check_now(step=self.step, lost=self._continues())
+        self.job.agreement.check_now(step=self.step, continues=self._continues())
         state = {
             "step": self.step,
             "epoch": self.epoch,
@@ -325,7 +323,11 @@ class Training:
             "tracker_id": self.tracker_id,
             "arithmetic": self.job.agreement.arithmetic,
         }
-        checkpoint = Checkpoint(state, self.job.model.state_dict(), optimizer_tensors(self.job))
+        checkpoint = Checkpoint(
+            state,
+            self.job.model.state_dict(),
+            optimizer_tensors(self.job.model, self.job.optimizer),
+        )
         keep = self.config.checkpoint.keep
         folder: str = self.world.on_main(self.run.save_checkpoint, checkpoint, keep=keep)
         self.saved_step = self.step
@@ -352,7 +354,7 @@ class Training:
         self.saved_step = self.step
         self.step_in_epoch, self.totals = state["step_in_epoch"], Totals(**state["totals"])
         self.report.note(f"continues in epoch {self.epoch + 1}, after step {self.step} of the run")
-        if change := self.job.agreement.what_changed(state.get("arithmetic")):
+        if change := self.job.agreement.what_changed(state["arithmetic"]):
             self.report.note(change)
 
 
@@ -385,14 +387,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_speaker():
             show_toml(to_toml(config))
         return 0
-    code = exit_code_of(lambda: exit_code(train(config)))
+    code = exit_code_of(lambda: exit_code_of_run(train(config)))
     tell_losses()  # the exit code is the run's
     return code
-
-
-def exit_code(summary: Summary) -> int:
-    """What the command returns for a run that ended so."""
-    return BELOW_TARGET if summary.below_target else EXIT_CODES[summary.outcome]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sinlstm_dist import checkpoint, files
-from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors, shapes
+from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.config import SINE, Config, override
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
@@ -106,16 +106,8 @@ def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
             num_layers=config.model.num_layers,
             scaled=config.data.source != SINE,
         )
-    wanted, found = shapes(model.state_dict()), shapes(weights)
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
-            raise ConfigError(
-                f"{origin}: holds weights of another model than its configuration's: "
-                f"{name!r:.80} is {found.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
-            )
-    odd = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if odd:
-        raise ConfigError(f"{origin}: {odd[0]} has values that are not finite")
+    if problem := checkpoint.unlike(weights, checkpoint.shapes(model.state_dict())):
+        raise ConfigError(f"{origin}: weights of another model than its configuration's: {problem}")
 
 
 def _read_final_weights(path: Path) -> Tensors:

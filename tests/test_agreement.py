@@ -14,7 +14,7 @@ from nursery import Nursery
 from sinlstm_dist import agreement, job
 from sinlstm_dist.agreement import changes, digest
 from sinlstm_dist.config import load_config
-from sinlstm_dist.roll_call import RunError
+from sinlstm_dist.errors import RunError
 from sinlstm_dist.runtime import World, join_world
 
 HOST = socket.gethostname()
