@@ -38,8 +38,8 @@ def new_accelerator(timeout_s: float) -> Accelerator:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         _make_cuda_deterministic()
-    # By this number processes find each other in the launcher's store; torch would begin anew with
-    # every group, and find the addresses of the one before.
+    # torch numbers groups from 0 after a reset, and would read the previous group's keys from the
+    # launcher's store.
     distributed_c10d._world.group_count = next(_made)
     try:
         accelerator = Accelerator(

@@ -1,4 +1,4 @@
-"""Whether all processes compute the same bits: before the first step, and at every checkpoint.
+"""Check that all processes compute the same bits: before the first step, and at every checkpoint.
 
 Processes on other CPUs, with other versions or other variables round differently, and no message
 between them would tell. So each computes the same small things, and they compare digests.
@@ -32,8 +32,8 @@ from sinlstm_dist.runtime import Difference, World
 
 Arithmetic = Mapping[str, str]  # what decides the bits of a result: device, versions, ...
 
-# The rehearsal before the first step. Other code rounds few of its results differently: of 13
-# predictions of a piece sometimes none, of some hundred always some.
+# The rehearsal before the first step. Other code changes few results: sometimes none of 13
+# predictions, always some of several hundred.
 NUM_SAMPLES, FEWEST_STEPS, MOST_STEPS = 400, 2, 16
 UNSET = "not set"
 
@@ -48,7 +48,7 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def changes(before: Arithmetic, after: Arithmetic) -> list[str]:
-    """What is another arithmetic: `torch was 2.12.0 and is 2.13.0`, one text per difference."""
+    """The differences between two arithmetics: `torch was 2.12.0 and is 2.13.0`, one text each."""
     return [
         f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
         for key in {**before, **after}

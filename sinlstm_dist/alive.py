@@ -1,4 +1,4 @@
-"""Whether another process of this machine has ended: seen without asking it."""
+"""Tell whether another process of this machine has ended, without asking it."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def where_am_i() -> str:
-    """This process, as others of the same machine and container can look for it; elsewhere ""."""
+    """An id by which other processes of this machine can look for this one; "" without /proc."""
     try:
         return f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')} {os.getpid()}"
     except OSError:  # not Linux
@@ -15,7 +15,7 @@ def where_am_i() -> str:
 
 
 def is_gone(other: str) -> bool:
-    """Whether the process that said `other` of itself has certainly ended.
+    """Whether the process with that id has ended.
 
     One of another machine or container has not; nor has a process whose number was given to
     another one since.

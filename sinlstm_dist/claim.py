@@ -1,4 +1,4 @@
-"""Whose a run folder is: one run's at a time, and still the folder that it was."""
+"""Hold a run folder for one run, and notice if it is moved away or replaced."""
 
 import contextlib
 import errno

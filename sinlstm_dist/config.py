@@ -124,7 +124,7 @@ class Output(Section):
 
 
 class Config(Section):
-    """The whole configuration of a run, one attribute a TOML table."""
+    """The whole configuration of a run, one attribute per TOML table."""
 
     data: Data = Data()
     model: Model = Model()

@@ -1,4 +1,4 @@
-"""What a program does before its large imports, which take seconds.
+"""Prepare the process before the slow imports.
 
 The package's first file calls it where Python starts a command of the package (`python -m
 sinlstm_dist.X`, which launchers do too, and `sinlstm-dist X`), not where somebody imports it.

@@ -28,7 +28,7 @@ LOCAL_SIZE_VARIABLES = (
 )
 # Of launchers that start each process themselves: torchrun (also by accelerate launch), MPI's.
 PARENT_VARIABLES = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-WORLD_SIZE_CHECK = "SINLSTM_DIST_WORLD_SIZE"  # a job script's own reckoning of the world
+WORLD_SIZE_CHECK = "SINLSTM_DIST_WORLD_SIZE"  # the world size that the job script expects
 TASKS = "SLURM_STEP_NUM_TASKS"
 THREADS = "OMP_NUM_THREADS"
 MOST_PROCESSES, MOST_THREADS, MOST_PORTS = 1_000_000, 4096, 65535
@@ -124,7 +124,7 @@ def check_launch() -> Launch:
 
     Raises:
         ConfigError: a variable cannot be right; or several processes were asked for, but nothing
-            joins them; or they are not as many as the job script reckoned.
+            joins them; or they are not as many as the job script expects.
     """
     launch = Launch(
         rank=_read(RANK_VARIABLES, least=0, default=0),
@@ -135,10 +135,10 @@ def check_launch() -> Launch:
     num_threads()
     _check_accelerate()
     _check_joined(launch)
-    reckoned = _read((WORLD_SIZE_CHECK,), least=1, default=launch.size)
-    if reckoned != launch.size:
+    expected = _read((WORLD_SIZE_CHECK,), least=1, default=launch.size)
+    if expected != launch.size:
         raise ConfigError(
-            f"the launcher started {launch.size} processes, but {WORLD_SIZE_CHECK}={reckoned}: "
+            f"the launcher started {launch.size} processes, but {WORLD_SIZE_CHECK}={expected}: "
             "check the launcher's number of nodes and of processes per node"
         )
     return launch
@@ -251,6 +251,6 @@ def _number(name: str, value: str, *, least: int, most: int) -> int:
 
 
 def _first_number(names: Sequence[str]) -> int:
-    """The first of the variables that can be read, or 0: an error is told, whatever is set."""
+    """The first variable that can be read, or 0: errors are printed even if they are wrong."""
     values = (_value(name) for name in names)
     return next((int(v) for v in values if v.isascii() and v.isdigit() and len(v) < 10), 0)

@@ -1,4 +1,4 @@
-"""How a command runs as a program: the process's exit code, whatever happens to its streams."""
+"""Run a command as this process's program and return its exit code."""
 
 import signal
 import traceback

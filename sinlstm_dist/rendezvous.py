@@ -23,7 +23,7 @@ from sinlstm_dist.launcher import Meeting
 MOST_TEXT = 2000  # characters of what one process tells the others, such as why it failed
 ESCAPED = 7  # at most so many characters for one of them in JSON
 POLL_S = 0.02
-REQUESTS_PER_S = 2000  # of all processes that wait: the more they are, the more rarely each asks
+REQUESTS_PER_S = 2000  # of all waiting processes together: in a larger world each asks less often
 CONNECT_S = 1.0  # for one attempt to reach rank 0, between two looks at a request to stop
 
 Answer = TypeVar("Answer")

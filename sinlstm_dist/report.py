@@ -1,7 +1,7 @@
 """What a person sees: rich on a terminal, plain lines of fixed columns in a file.
 
 A `Report` that is not enabled does nothing, so callers need not ask which process they are; one
-that is never waits for its stream: others would wait for this process.
+that is enabled never blocks on its stream: others would wait for this process.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from sinlstm_dist.screen import Screen, fact_lines
 from sinlstm_dist.stream import Stream
 
 REFRESH_S = 0.1  # between updates of what is live, at least
-PATIENCE = 100  # times as long as an update took passes before the next: it takes 1 % at most
+PATIENCE = 100  # the next update waits so many times as long as the last took: 1 % at most
 SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
 SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
 FRONT, BEHIND = "bold cyan", "dim"  # predictions and targets in it

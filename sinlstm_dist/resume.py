@@ -1,4 +1,4 @@
-"""What a start of a run continues from: found, checked, and never another run's."""
+"""Find and check what a start of a run continues from."""
 
 import contextlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Who is there: at the start of a run, and after something went wrong.
+"""Find out which processes are there, at the start of a run and after a failure.
 
 Processes answer through the key-value store in which they first find each other, never through a
 collective: a collective needs everybody, and here somebody is missing. Each answers once, and one

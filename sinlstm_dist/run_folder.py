@@ -46,7 +46,7 @@ class RunFolder:
         self._claim.take()
 
     def close(self) -> None:
-        """Let other runs have the folder; what was made for nothing goes."""
+        """Let other runs have the folder; remove it if no run was begun."""
         self._claim.release(keep=self._has_begun)
 
     def find(self, *, config: dict[str, Any], layout: Layout, fingerprint: str) -> dict[str, Any]:
@@ -91,8 +91,8 @@ class RunFolder:
         begins_at = self._beginning
         self._abandon_newer()
         checkpoint.remove_leftovers(self.checkpoints)
-        # First what says that a run has ended: next to the new configuration it would say that
-        # all of that was done.
+        # Remove the old summary first: next to the new configuration it would claim that the new
+        # run is complete.
         for stale in (SUMMARY, checkpoint.WEIGHTS):
             (self.path / stale).unlink(missing_ok=True)
         files.sync(self.path)

@@ -145,7 +145,7 @@ class World:
                 answer["config_error"] = str(error)
             except OSError as error:
                 what = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
-                answer["run_error"] = f"{what}; the same command continues once that is mended"
+                answer["run_error"] = f"{what}; fix that and run the same command again to continue"
         answer = self._broadcast_json(answer)
         if "config_error" in answer:
             raise ConfigError(answer["config_error"])

@@ -19,7 +19,7 @@ from sinlstm_dist import stream
 from sinlstm_dist.stream import Stream
 
 WIDEST = 10_000  # columns; a table that is not to be wrapped gets them
-COLUMNS, LINES = 80, 25  # where nobody says, or what is said is of no use
+COLUMNS, LINES = 80, 25  # if the terminal does not say, or says nonsense
 
 
 def visible(text: str) -> str:
@@ -57,7 +57,7 @@ class Screen(Console):
         self.is_interactive = self.is_terminal and not self.is_dumb_terminal
 
     def fit(self, *, free: int) -> None:
-        """Take the size that the terminal has by now, but for `free` columns."""
+        """Adopt the terminal's current size, less `free` columns."""
         columns, lines = _terminal_size()
         self.size = (self._fixed_width or max(1, columns - free), lines)
 

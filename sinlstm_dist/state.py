@@ -1,6 +1,6 @@
 """What a checkpoint's state.json says, checked before it is used.
 
-A file without a format number is of the first format, which lacks what has a default below.
+A file without a format number has format 1, and lacks the fields that have defaults below.
 """
 
 from typing import Any

@@ -154,7 +154,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # somebody that shares the stream has made it so
+        except BlockingIOError:  # another process that shares it has set O_NONBLOCK
             can_write = select.poll()
             can_write.register(descriptor, select.POLLOUT)
             can_write.poll()

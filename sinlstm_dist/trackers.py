@@ -76,7 +76,7 @@ class Trackers:
         """
         identity = identity or uuid.uuid4().hex
         values = {key: _plain(value) for key, value in hyperparameters.items()}
-        # What keeps files comes last: where another does not start, they are as they were.
+        # Trackers that keep files start last: if another fails, those files are unchanged.
         for name in sorted(self._names, key=TENSORBOARD.__eq__):
             try:
                 tracker = self._make(name, identity)

@@ -334,7 +334,7 @@ class Training:
         return folder
 
     def _continues(self) -> str:
-        """From where a run goes on that loses this instant."""
+        """Where the run continues if this state is lost."""
         if self.saved_step is None:
             return f"{self._same_command()} starts from the beginning"
         return f"{self._same_command()} continues after step {self.saved_step}"

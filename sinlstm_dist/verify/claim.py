@@ -35,7 +35,7 @@ FEW = {"data.train_size": 23, "data.test_size": 101, "train.global_batch_size": 
 
 
 def settings(config: Config, world: World, **changed: object) -> Config:
-    """What is verified on the way to `config`: its path, on data of verify's own.
+    """The configuration to verify: `config`'s path through the code, on small data.
 
     Args:
         config: the user's.
@@ -135,7 +135,7 @@ class Verdict:
     """What all processes together found of a claim.
 
     Args:
-        result: "PASS", "FAIL", or "SKIP" if another claim must be mended first.
+        result: "PASS", "FAIL", or "SKIP" if it depends on a claim that failed.
         seconds: that it took.
     """
 

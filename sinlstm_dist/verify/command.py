@@ -154,7 +154,7 @@ class Verification:
         """
         broken = [v.claim for v in self.verdicts if v.claim in claim.needs and v.result != "PASS"]
         if broken:
-            return Verdict(claim.name, "SKIP", f"says nothing before {broken[0]} is mended")
+            return Verdict(claim.name, "SKIP", f"depends on {broken[0]}")
         with _time_limit(claim.name, is_large=is_large(self._config)):
             try:
                 finding = claim.check(bench)
