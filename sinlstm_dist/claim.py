@@ -96,10 +96,10 @@ class Claim:
             return
         what = (
             f"the run folder was moved away or replaced, or its {LOCK} removed; nothing was "
-            "written into what is there now"
+            "written into what is there now: move it back"
         )
         if not os.path.lexists(self.path):
-            what = "the run folder was removed or moved away"
+            what = "the run folder was removed or moved away: move it back, or the run starts over"
         raise OSError(errno.ESTALE, what, str(self.path))
 
     def release(self, *, keep: bool) -> None:
@@ -179,4 +179,7 @@ class Claim:
 
 
 def _refusal(path: Path | str, what: str | None) -> str:
-    return f"{path} {what}, where the run keeps its own: remove it, or choose another output.dir"
+    return (
+        f"{path} {what}, but the program writes a file or folder of its own under that name: "
+        "remove it, or choose another output.dir"
+    )

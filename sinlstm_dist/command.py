@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
-from sinlstm_dist.launcher import is_node_speaker, is_speaker
+from sinlstm_dist.launcher import is_node_speaker, is_speaker, rank
 from sinlstm_dist.roll_call import have_met
 from sinlstm_dist.run_record import Summary
 from sinlstm_dist.screen import show_error, show_text
@@ -53,6 +53,8 @@ def tell(message: str, *, speaks: bool | None = None) -> None:
         show_error(message)
     else:
         let_another_speak()
+        if not have_met():  # nobody ended this process: it may be the only one with that problem
+            show_error(f"rank {rank()}: {message}")
 
 
 def let_another_speak(at_most_s: float = LATE_START_S) -> None:

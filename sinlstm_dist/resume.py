@@ -85,7 +85,9 @@ class Search:
         else:
             whole = self._newest(published)
         if whole is None:
-            self._check_restarts()
+            has_begun = self._check_restarts()
+            if published or has_begun:
+                self._notes.append("no whole checkpoint is left: the run starts from its beginning")
             return Beginning(notes=self._notes)
         folder, found = whole
         history = folder.resolve().parent.parent / METRICS
@@ -100,8 +102,6 @@ class Search:
             except DamagedCheckpoint as damage:
                 aside = checkpoint.set_aside(folder, "damaged")
                 self._notes.append(f"{damage}; set aside as {aside.name}")
-        if published:
-            self._notes.append("no whole checkpoint is left: the run starts from its beginning")
         return None
 
     def _has_continued(self, published: list[Path]) -> bool:
@@ -148,11 +148,15 @@ class Search:
             self._notes.append(f"{path} lacks epochs of its run: they stay missing")
         return records
 
-    def _check_restarts(self) -> None:
-        """Refuse to start over in the folder of another run that has something to lose."""
+    def _check_restarts(self) -> bool:
+        """Refuse to start over in the folder of another run that has something to lose.
+
+        Returns:
+            whether the folder holds a run that has something to lose: this one.
+        """
         has_weights = files.kind_of(self._path / checkpoint.WEIGHTS)
         if not has_weights and not whole_lines(self._path / METRICS):
-            return
+            return False
         before = _config_in(self._path)
         if before is None:
             raise ConfigError(
@@ -160,9 +164,7 @@ class Search:
                 f"readable {CONFIG}: choose another output.dir"
             )
         self._refuse_another(before, self._path / CONFIG)
-        self._notes.append(
-            "there is no checkpoint to continue from: the run starts from its beginning"
-        )
+        return True
 
     def _refuse_another(self, before: Mapping[str, Any], where: Path) -> None:
         if differing := changed_keys(before, self._config):

@@ -137,7 +137,7 @@ def read_run(path: Path) -> RunRecord:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     except ValueError as error:
         what = first_problem(error) if isinstance(error, ValidationError) else error
-        raise ConfigError(f"{file} was not written by this program: {what}") from error
+        raise ConfigError(f"{file} is damaged: {what}") from error
     return RunRecord(config, history, summary, sorted(steps - {0}))
 
 
