@@ -4,16 +4,26 @@ The package's first file calls it where Python starts a command of the package (
 sinlstm_dist.X`, which launchers do too, and `sinlstm-dist X`), not where somebody imports it.
 """
 
+import itertools
 import os
 import signal
 import sys
 
-STARTERS = ("-m", "sinlstm-dist")  # sys.argv[0] while Python looks for the module; the script
+_parent = 0  # of this process when it started, if it runs a command of the package
 
 
 def is_program() -> bool:
     """Whether this process was started to run a command of the package."""
-    return os.path.basename(next(iter(getattr(sys, "argv", [])), "")) in STARTERS
+    started = next(iter(getattr(sys, "argv", [])), "")
+    if started == "-m":  # Python is looking for a module, of this package or of another one
+        pairs = itertools.pairwise(sys.orig_argv)
+        return any(flag == "-m" and name.startswith(f"{__package__}.") for flag, name in pairs)
+    return os.path.basename(started) == "sinlstm-dist"
+
+
+def parent() -> int:
+    """The process that started this one, which may have ended since."""
+    return _parent or os.getppid()
 
 
 def prepare() -> None:
@@ -22,6 +32,8 @@ def prepare() -> None:
     Without one, the first file that a run opens would get the number of standard output, and what
     libraries print would be written into it.
     """
+    global _parent
+    _parent = _parent or os.getppid()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     for descriptor in range(3):

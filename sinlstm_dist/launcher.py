@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sinlstm_dist import early
 from sinlstm_dist.errors import ConfigError
 
 RANK_VARIABLES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -91,7 +92,7 @@ def launching_parent() -> int | None:
 
     A shell does not count: what it starts with nohup or in the background outlives it.
     """
-    return os.getppid() if any(map(_value, PARENT_VARIABLES)) else None
+    return early.parent() if any(map(_value, PARENT_VARIABLES)) else None
 
 
 def is_speaker() -> bool:

@@ -94,6 +94,13 @@ def mpirun() -> str:
 
 
 @pytest.fixture(scope="session")
+def tmux() -> str:
+    """The program, on the same terms."""
+    _need([] if shutil.which("tmux") else ["tmux"])
+    return "tmux"
+
+
+@pytest.fixture(scope="session")
 def nameless() -> list[str]:
     """What starts a command as on a machine whose name does not resolve, with no network but its
     own; on the same terms."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import launching
 import pytest
 
+from sinlstm_dist import command
+
 LATE = str(Path(__file__).with_name("late"))
 RUN = ("train", "--output.dir", "run", "--train.timeout_s", "20")
 WRONG = {
@@ -98,3 +100,12 @@ def test_what_is_wrong_on_another_node_alone_is_told_there(tmp_path):
     ]  # fmt: skip
     _, other = (launching.finish(process) for process in started)
     check_told_once(other, "run.toml")
+
+
+def test_a_silent_process_that_nobody_ends_tells_its_own_error(monkeypatch, capsys):
+    """The mistake may be on its rank alone."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
+    command.tell("what is wrong")
+    assert capsys.readouterr().err == "error: rank 1: what is wrong\n"

@@ -72,9 +72,13 @@ def test_ctrl_c_in_a_short_command(tmp_path: Path) -> None:
     os.close(write)
 
 
-def test_importing_the_package_changes_no_handler() -> None:
-    words = [sys.executable, "-c", LIBRARY]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+@pytest.mark.parametrize("start", [["-c", LIBRARY], ["-m", "another.job"]])
+def test_importing_the_package_changes_no_handler(tmp_path: Path, start) -> None:
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "__init__.py").write_text(LIBRARY)
+    (tmp_path / "another" / "job.py").touch()
+    words = [sys.executable, *start]
+    printed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "default_int_handler" in printed
 
 
@@ -161,6 +165,26 @@ def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
     process.communicate()
     assert summary(tmp_path / "run")["outcome"] == "stopped"
     assert str(summary(tmp_path / "run")["reason"]).startswith("the launcher ended")
+
+
+def test_the_launcher_is_killed_while_its_worker_imports(tmp_path: Path) -> None:
+    words = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "1"]
+    process = subprocess.Popen(
+        [*words, "--local-addr", "127.0.0.1", "-m", "sinlstm_dist.train", *flags(LONG)],
+        cwd=tmp_path, env=environment(PATH=path()), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: children(process.pid))
+    (worker,) = children(process.pid)
+    wait_for(lambda: imports(worker, library="_multiarray_umath"))  # numpy's, long before torch's
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    try:
+        wait_for(lambda: not is_alive(worker), timeout=60)
+    finally:
+        if is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
+    assert summary(tmp_path / "run")["outcome"] == "stopped"
 
 
 @pytest.mark.parametrize("how", ["nohup", "setsid", ""])

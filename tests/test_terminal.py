@@ -162,7 +162,7 @@ def shown_by(terminal: str, columns: int) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [62, 80, 120])
-def test_after_ctrl_c_the_terminal_shows_each_thing_once(tmp_path: Path, columns) -> None:
+def test_after_ctrl_c_the_terminal_shows_each_thing_once(tmux, tmp_path: Path, columns) -> None:
     """Nothing torn of what was live, and the epoch in it is the one of the table."""
     name, environment_ = f"sinlstm-{tmp_path.name}", environment(TERM="xterm", PATH=path())
     run = tmp_path / "run"
