@@ -108,6 +108,18 @@ def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
     assert ended.stderr.startswith("Traceback")
 
 
+def test_text_of_others_that_is_lost_at_the_end_is_an_error_too() -> None:
+    """What a library has printed, and Python would only write at exit: there it says 120."""
+    code = (
+        "import sys; from sinlstm_dist import program; print(1); sys.exit(program.run(lambda: 0))"
+    )
+    words = ["env", "-u", "PYTHONUNBUFFERED", sys.executable, "-c", code]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE)
+    assert ended.returncode == 1
+    assert ended.stderr.decode().startswith("error: standard output: No space left on device")
+
+
 # Launchers that are killed
 
 LAUNCHERS = {
