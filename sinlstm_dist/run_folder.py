@@ -91,6 +91,8 @@ class RunFolder:
         begins_at = self._beginning
         self._abandon_newer()
         checkpoint.remove_leftovers(self.checkpoints)
+        if not begins_at.found:
+            self._abandon_weights()
         # Remove the old summary first: next to the new configuration it would claim that the new
         # run is complete.
         for stale in (SUMMARY, checkpoint.WEIGHTS):
@@ -152,6 +154,13 @@ class RunFolder:
         self._remove_stop()
         text = json.dumps(asdict(summary), indent=1) + "\n"
         files.replace_synced(self.path / SUMMARY, text.encode())
+
+    def _abandon_weights(self) -> None:
+        """Set aside final weights that no checkpoint holds, and what was recorded of them."""
+        if files.kind_of(self.path / checkpoint.WEIGHTS):
+            for name in (SUMMARY, METRICS, checkpoint.WEIGHTS):  # last what a new start looks for
+                if files.kind_of(self.path / name):
+                    checkpoint.set_aside(self.path / name, "abandoned")
 
     def _abandon_newer(self) -> None:
         """Set aside what the run did later, so that it is not continued from there."""

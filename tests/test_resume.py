@@ -194,6 +194,35 @@ def test_never_refuses_a_folder_with_a_run(train) -> None:
     assert "choose another folder" in refused.stderr
 
 
+@pytest.mark.parametrize("left", ["model.safetensors", "summary.json", "metrics.jsonl"])
+def test_never_refuses_whatever_is_left_of_a_run(train, tmp_path: Path, left: str) -> None:
+    assert train().codes == [0]
+    run = tmp_path / "run"
+    shutil.rmtree(run / "checkpoints")
+    for name in {"model.safetensors", "summary.json", "metrics.jsonl"} - {left}:
+        (run / name).unlink()
+    before = content(run)
+    refused = train({"checkpoint.resume": "never", "optim.lr": 0.5})
+    assert refused.codes == [2]
+    assert "run already holds a run and checkpoint.resume=never" in refused.stderr
+    assert content(run) == before
+
+
+def test_weights_without_a_checkpoint_are_kept(train, tmp_path: Path) -> None:
+    """More epochs must start over then, and a kill loses nothing."""
+    assert train({"train.epochs": 2}).codes == [0]
+    run = tmp_path / "run"
+    shutil.rmtree(run / "checkpoints")
+    names = ("model.safetensors", "summary.json", "metrics.jsonl")
+    before = {f"abandoned-{name}": (run / name).read_bytes() for name in names}
+    fault = {"rank": 0, "of": "step", "at": 2, "do": "kill"}
+    assert train(faults=[fault]).codes == [-signal.SIGKILL]
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train().codes == [0]
+    check_same(run, tmp_path / "straight")
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
 def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path: Path) -> None:
     assert train({"output.dir": "straight"}).codes == [0]
     assert train().codes == [0]
