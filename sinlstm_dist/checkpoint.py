@@ -225,7 +225,7 @@ def step_of(folder: Path) -> int:
 
 
 def set_aside(folder: Path, why: str) -> Path:
-    """Rename a checkpoint, or a file, so that it is neither used nor counted nor lost. `why` is one word."""
+    """Rename what is no longer to be used, without losing it. `why` is one word."""
     names = (f"{why}-{folder.name}", *(f"{why}-{folder.name}-{n}" for n in range(2, 10_000)))
     aside = next(a for name in names if not os.path.lexists(a := folder.with_name(name)))
     return folder.rename(aside)

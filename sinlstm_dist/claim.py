@@ -9,7 +9,10 @@ import stat
 import uuid
 from pathlib import Path
 
-from sinlstm_dist import files
+import tomli
+
+from sinlstm_dist import checkpoint, files
+from sinlstm_dist.config import SECTIONS
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run_record import (
     CHECKPOINTS,
@@ -19,6 +22,7 @@ from sinlstm_dist.run_record import (
     STOP,
     TENSORBOARD,
     WRITTEN,
+    read_epoch,
 )
 
 MARK = b"sinlstm-dist "  # begins the lock's content while a run has the folder
@@ -162,8 +166,7 @@ class Claim:
     def _check_content(self) -> None:
         """Refuse a folder that holds no run, or in which a link could lead a run elsewhere."""
         names = files.names_in(self.path)
-        is_run = LOCK in names or (CONFIG in names and {METRICS, CHECKPOINTS} & set(names))
-        if set(names) - {STOP} and not is_run:
+        if set(names) - {STOP, LOCK} and not is_run(self.path):
             raise ConfigError(
                 f"output.dir={self.path} is not empty and holds no run: choose another folder"
             )
@@ -176,6 +179,49 @@ class Claim:
             folder = self.path / CHECKPOINTS / name
             if "step-" in name and files.kind_of(folder) == "a link":
                 raise ConfigError(_refusal(folder, "is a link"))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds what only this program writes; a file's name alone proves nothing.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    has_more = {LOCK, METRICS, CHECKPOINTS} & set(files.names_in(path))
+    return bool(
+        _content(path / LOCK).startswith(MARK)  # of a run that was killed
+        or (_is_resolved(_content(path / CONFIG)) and has_more)
+        or any(_is_epoch(line) for line in _content(path / METRICS).splitlines())
+        or any(
+            files.kind_of(folder / checkpoint.MANIFEST) == "a file"
+            for folder in checkpoint.find(path / CHECKPOINTS)
+        )
+    )
+
+
+def _content(path: Path) -> bytes:
+    """A file's content; empty if there is no such file."""
+    try:
+        return files.read(path)
+    except (FileNotFoundError, NotADirectoryError, files.NotAFile):
+        return b""
+
+
+def _is_resolved(content: bytes) -> bool:
+    """Whether it is a configuration as a run keeps it, of this version or another."""
+    try:
+        values = tomli.loads(content.decode())
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(values.get(section), dict) for section in SECTIONS)
+
+
+def _is_epoch(line: bytes) -> bool:
+    try:
+        read_epoch(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _refusal(path: Path | str, what: str | None) -> str:

@@ -12,6 +12,7 @@ from launching import SMALL, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
 from sinlstm_dist.claim import Claim
+from sinlstm_dist.config import Config, to_toml
 from sinlstm_dist.errors import ConfigError
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
@@ -125,16 +126,17 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_link_is_refused_by_name(train, tmp_path: Path, name: str) -> None:
+def test_a_link_is_refused_by_name(train, straight, tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
     if "." in name.removeprefix("checkpoints/.") or name == "STOP":
         victim.write_text("precious")
     else:
         (victim / "step-00000001").mkdir(parents=True)
         (victim / "step-00000001" / "precious").touch()
+    shutil.copytree(straight, tmp_path / "run")
     link = tmp_path / "run" / name
-    link.parent.mkdir(parents=True)
-    (tmp_path / "run" / ".lock").touch()
+    if link.is_dir():
+        shutil.rmtree(link)
     link.unlink(missing_ok=True)
     link.symlink_to(victim)
     before = content(tmp_path)
@@ -203,6 +205,44 @@ def test_a_folder_without_a_run_is_left_alone(train, tmp_path: Path, name: str) 
     before = content(tmp_path)
     check_refused(train(), "is not empty and holds no run")
     assert content(tmp_path) == before
+
+
+STRANGERS = {
+    "a configuration next to checkpoints": {
+        "config.toml": 'my = "own"', "summary.json": '{"mine": 1}', "checkpoints/mine": "mine",
+    },
+    "a user's own settings": {"config.toml": "[train]\nepochs = 3", "model.safetensors": "mine"},
+    "a whole configuration": {"config.toml": to_toml(Config()), "model.safetensors": "mine"},
+    "an empty lock": {".lock": "", "model.safetensors": "mine"},
+    "an empty lock and a configuration": {".lock": "", "config.toml": "x = 1"},
+    "another program's metrics": {".lock": "", "metrics.jsonl": '{"epoch": 1, "loss": 0.5}\n'},
+    "another program's checkpoint": {".lock": "", "checkpoints/step-00000003/state.json": "{}"},
+    "curves": {".lock": "", "tensorboard/events.out.tfevents.1.mine": "mine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("strangers", STRANGERS)
+def test_what_only_looks_like_a_run_is_left_alone(train, tmp_path, strangers, resume) -> None:
+    for name, text in STRANGERS[strangers].items():
+        file = tmp_path / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    before = content(tmp_path)
+    changes = {"checkpoint.resume": resume, "output.trackers": "tensorboard"}
+    check_refused(train(changes), "run is not empty and holds no run: choose another folder")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", [("config.toml",), ("config.toml", "metrics.jsonl"),
+                                  ("config.toml", "checkpoints/step-00000006")])  # fmt: skip
+def test_a_run_that_lost_files_is_still_a_run(train, straight, tmp_path: Path, lost) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    for name in lost:
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train().codes == [0]
+    assert weights_digest(tmp_path / "run") == weights_digest(straight)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
