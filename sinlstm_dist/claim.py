@@ -135,27 +135,43 @@ class Claim:
 
     def _take_lock(self) -> bool:
         """Whether the lock that lies in the folder is now this process's."""
-        descriptor = files.open_own(self._lock, os.O_RDWR | os.O_CREAT)
-        try:
+        token = MARK + uuid.uuid4().hex.encode()
+        with contextlib.ExitStack() as stack:
+            descriptor = self._locked(stack, self._lock)
+            if not re.fullmatch(b"(" + MARK + b".*)?", os.pread(descriptor, 1000, 0), re.S):
+                raise ConfigError(
+                    f"{self._lock} was not written by this program: choose another output.dir"
+                )
+            # One that ends may have removed the lock between our opening and locking it.
+            if not os.path.samestat(os.fstat(descriptor), os.lstat(self._lock)):
+                return False
+            if files.is_shared(descriptor):
+                descriptor = self._replaced(stack)
             with files.naming(self._lock):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not re.fullmatch(b"(" + MARK + b".*)?", os.pread(descriptor, 1000, 0), re.S):
-                    raise ConfigError(
-                        f"{self._lock} was not written by this program: choose another output.dir"
-                    )
-                token = MARK + uuid.uuid4().hex.encode()
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, token, 0)
-            # One that ends may have removed the lock between our opening and locking it.
-            is_ours = files.read(self._lock) == token
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if not is_ours:
-            os.close(descriptor)
-            return False
-        self._descriptor, self._token = descriptor, token
+            self._descriptor, self._token = os.dup(descriptor), token
         return True
+
+    def _locked(self, stack: contextlib.ExitStack, path: Path) -> int:
+        """A file's descriptor, locked; `stack` closes it."""
+        descriptor = files.open_own(path, os.O_RDWR | os.O_CREAT)
+        stack.callback(os.close, descriptor)
+        with files.naming(path):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    def _replaced(self, stack: contextlib.ExitStack) -> int:
+        """A new lock in the place of one that another folder has too (a snapshot by hard links)."""
+        if not is_run(self.path):
+            raise files.NotAFile(
+                errno.EMLINK, "is also another file's name (a hard link)", str(self._lock)
+            )
+        new = self._lock.with_name(files.UNFINISHED + LOCK)
+        new.unlink(missing_ok=True)
+        descriptor = self._locked(stack, new)
+        new.replace(self._lock)
+        return descriptor
 
     def _remove_lock(self) -> None:
         """Remove the lock, unless there is more in the folder than it and a request to stop."""

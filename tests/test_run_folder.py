@@ -159,6 +159,32 @@ def test_a_lock_that_is_no_file_of_its_own(train, tmp_path: Path) -> None:
     assert lock.read_text() == "of another program"
 
 
+def snapshot(run: Path, to: Path) -> dict[str, bytes]:
+    """`cp -al`: the same files under other names. Returns their content, without the lock's."""
+    shutil.copytree(run, to, copy_function=os.link)
+    files = content(to)
+    del files[".lock"]
+    return files
+
+
+def test_a_snapshot_by_hard_links(train, in_mid_run, straight, tmp_path: Path) -> None:
+    """It disturbs neither the run nor a later start, and stays what it was."""
+    run, taken = tmp_path / "run", {}
+    assert in_mid_run(lambda: taken.update(first=snapshot(run, tmp_path / "first"))).codes == [0]
+    check_same(run, straight)
+    taken["second"] = snapshot(run, tmp_path / "second")
+    assert train({"train.epochs": 4}).codes == [0]
+    longer = {"train.epochs": 4, "output.dir": "straight"}
+    assert train(longer).codes == [0]
+    check_same(run, tmp_path / "straight")
+    for name, before in taken.items():
+        after = content(tmp_path / name)
+        del after[".lock"]
+        assert after == before
+    assert train({"output.dir": "first"}).codes == [0]
+    check_same(tmp_path / "first", straight)
+
+
 def test_the_folder_itself_may_be_a_link(train, straight, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
