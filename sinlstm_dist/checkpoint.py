@@ -132,6 +132,7 @@ def read(folder: Path) -> Checkpoint:
         NewerVersion: it is whole, and of a newer version of this program.
         OSError: it cannot be read now, which is no damage.
     """
+    _refuse_newer(folder)
     contents = {}
     for name in FILES:
         try:
@@ -142,11 +143,22 @@ def read(folder: Path) -> Checkpoint:
     if manifest != _manifest(contents):  # every byte of the manifest follows from the other files
         differing = folder / _differing_file(manifest, contents)
         raise DamagedCheckpoint(f"{differing}: is damaged (it does not match {MANIFEST})")
-    for name in files.names_in(folder):
-        if name not in FILES and not name.startswith("."):
-            shown = folder / (name if name.isprintable() else ascii(name))
-            raise DamagedCheckpoint(f"{shown}: does not belong there")
     return _parse(folder, contents)
+
+
+def _refuse_newer(folder: Path) -> None:
+    """Refuse a newer format, of which the set of files and their content may be another."""
+    try:
+        content = files.read(folder / STATE)
+        vouched = files.parse_json(files.read(folder / MANIFEST))[STATE]["sha256"]
+        number = files.parse_json(content)["format"]
+    except (FileNotFoundError, NotADirectoryError, NotAFile, ValueError, LookupError, TypeError):
+        return  # damaged, or of the first format
+    if vouched == hashlib.sha256(content).hexdigest() and type(number) is int:
+        try:
+            state.refuse_newer(number)
+        except NewerVersion as error:
+            raise NewerVersion(f"{folder / STATE} {error}") from error
 
 
 def _parse(folder: Path, contents: Mapping[str, bytes]) -> Checkpoint:
