@@ -208,12 +208,13 @@ def unlike(tensors: Tensors, wanted: Mapping[str, str]) -> str:
         f"{name!r:.80} is {present.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
         for name in sorted({*present, *wanted})
         if present.get(name) != wanted.get(name)
-    ] or [
-        f"{name} has values that are not finite"
-        for name, value in tensors.items()
-        if not torch.isfinite(value).all()
-    ]
+    ] or [f"{name} has values that are not finite" for name in not_finite(tensors)]
     return "; ".join(problems[:SHOWN])
+
+
+def not_finite(tensors: Tensors) -> list[str]:
+    """The names of tensors with an infinite value or a nan, with which nothing can go on."""
+    return [name for name, value in tensors.items() if not torch.isfinite(value).all()]
 
 
 def find(root: Path) -> list[Path]:

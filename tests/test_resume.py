@@ -271,6 +271,18 @@ def test_a_checkpoint_each_step_changes_nothing(train, tmp_path: Path) -> None:
         check_same(tmp_path / f"from-{step}", tmp_path / "straight")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_not_finite_is_not_published(train, tmp_path: Path, processes: int) -> None:
+    """A checkpoint of such weights would be called damaged by the next start."""
+    ended = train({"optim.lr": 1e39, "checkpoint.every_steps": 1}, processes=processes)
+    assert ended.codes == [1] * processes, ended.stderr
+    run = tmp_path / "run"
+    assert summary(run)["outcome"] == "failed"
+    assert "became infinite or nan at step 1 with optim.lr=1e+39" in summary(run)["reason"]
+    assert not (run / "checkpoints").exists()
+    assert not (run / "model.safetensors").exists()
+
+
 def test_a_folder_in_use_is_refused(nursery: Nursery, train, tmp_path: Path) -> None:
     faults = [{"rank": 0, "of": "step", "at": 2, "do": "hang"}]
     settings = {**SETTINGS, "output.dir": "run"}
