@@ -211,8 +211,9 @@ def ended_summary(path: Path, config: Mapping[str, Any]) -> Summary | None:
         summary = read_summary(path / SUMMARY)
     except ValueError:  # not ours: the run is continued, and writes it again
         return None
-    is_done = summary is not None and (summary.outcome == "completed" or summary.below_target)
-    return summary if is_done else None
+    if summary is None or not (summary.outcome == "completed" or summary.below_target):
+        return None
+    return summary if summary.vouches_for(files.read(path / checkpoint.WEIGHTS)) else None
 
 
 def _config_in(path: Path) -> dict[str, Any] | None:

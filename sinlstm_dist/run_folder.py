@@ -4,11 +4,12 @@ All methods do file work and are called on the main process only (`World.on_main
 process needs to see the folder. What they take and give is what JSON can say, or tensors.
 """
 
+import hashlib
 import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class RunFolder:
         self._has_begun = False
         self._is_open = False  # between `begin` and `end`
         self._beginning = Beginning()
+        self._toml = b""
 
     def claim(self) -> None:
         """Make the folder and keep other runs out of it until `close`.
@@ -98,7 +100,8 @@ class RunFolder:
         for stale in (SUMMARY, checkpoint.WEIGHTS):
             (self.path / stale).unlink(missing_ok=True)
         files.sync(self.path)
-        files.replace_synced(self.path / CONFIG, toml.encode())
+        self._toml = toml.encode()
+        files.replace_synced(self.path / CONFIG, self._toml)
         lines = b"".join(json.dumps(record).encode() + b"\n" for record in begins_at.history)
         files.replace_synced(self.path / METRICS, lines)
         step = begins_at.found.state["step"] if begins_at.found else 0
@@ -126,13 +129,19 @@ class RunFolder:
         # Once a step: a Path, or a look at what is not there, would take longer.
         return os.path.exists(self._stop) and self._is_stop_file()
 
-    def end(self, summary: Summary, weights: Tensors | None) -> None:
-        """Write summary.json and, of a finished run, the weights."""
+    def end(self, summary: Summary, weights: Tensors | None) -> str:
+        """Write summary.json and, of a finished run, the weights. Returns their SHA-256 or ""."""
         self._claim.check()
+        digest = ""
         if weights is not None:
-            files.replace_synced(self.path / checkpoint.WEIGHTS, save(weights))
-        self._write_summary(summary)
+            content = save(weights)
+            digest = hashlib.sha256(content).hexdigest()
+            files.replace_synced(self.path / checkpoint.WEIGHTS, content)
+        if not files.kind_of(self.path / CONFIG):  # somebody removed it
+            files.replace_synced(self.path / CONFIG, self._toml)
+        self._write_summary(replace(summary, weights_sha256=digest))
         self._is_open = False
+        return digest
 
     def record_failure(self, summary: Summary) -> None:
         """Write the summary.json of a run that was cut short, if this process had begun it."""

@@ -11,7 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,9 @@ class Training:
         summary = self._summary()
         self._end_trackers(summary)
         is_done = self.epoch >= self.config.train.epochs and self.saved_step == self.step
-        self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
+        weights = self.job.model.state_dict() if is_done else None
+        digest = self.world.on_main(self.run.end, summary, weights)
+        summary = replace(summary, weights_sha256=digest)
         self.report.end(summary, baseline=baseline, folder=str(self.run.path), history=self.history)
         self._draw()
         return summary

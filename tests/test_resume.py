@@ -1,5 +1,6 @@
 """The same command starts a run, continues it, and says that it is complete."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -62,6 +63,34 @@ def test_what_is_missing_of_a_complete_run_is_made_again(train, tmp_path: Path) 
     (run / "metrics.jsonl").unlink()  # the accuracy is then measured, not taken for zero
     assert train({"train.target_accuracy": 1e-9}).codes == [0]
     assert weights_digest(run) == before
+
+
+def test_damaged_final_weights_are_refused_and_made_again(nursery, train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train().codes == [0]
+    before = (run / "model.safetensors").read_bytes()
+    assert summary(run)["weights_sha256"] == hashlib.sha256(before).hexdigest()
+    altered = bytearray(before)
+    altered[-3] ^= 1  # the value stays finite
+    (run / "model.safetensors").write_bytes(altered)
+    refused = nursery.run(["run"], cwd=tmp_path, module="evaluate")
+    assert refused.codes == [2]
+    told = "model.safetensors: is damaged (it does not match summary.json); run train again"
+    assert told in refused.stderr
+    assert train().codes == [0]
+    assert (run / "model.safetensors").read_bytes() == before
+    assert nursery.run(["run"], cwd=tmp_path, module="evaluate").codes == [0]
+
+
+def test_an_older_summary_without_the_weights_sha256_is_read(nursery, train, tmp_path) -> None:
+    assert train().codes == [0]
+    file = tmp_path / "run" / "summary.json"
+    older = summary(tmp_path / "run")
+    del older["weights_sha256"]
+    file.write_text(json.dumps(older))
+    assert nursery.run(["run"], cwd=tmp_path, module="evaluate").codes == [0]
+    assert "nothing was left to do" in train().stdout
+    assert "weights_sha256" not in summary(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("stop_at", "epochs"), [(6, 1), (7, 2)])

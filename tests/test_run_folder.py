@@ -75,8 +75,10 @@ def check_refused(launch: Launch, what: str) -> None:
 
 
 def test_a_lost_configuration_costs_nothing(train, in_mid_run, straight, tmp_path: Path) -> None:
-    ended = in_mid_run((tmp_path / "run" / "config.toml").unlink)
+    config = tmp_path / "run" / "config.toml"
+    ended = in_mid_run(config.unlink)
     assert ended.codes == [0]
+    assert config.read_bytes() == (straight / "config.toml").read_bytes()
     check_same(tmp_path / "run", straight)
     assert train().codes == [0]
     check_same(tmp_path / "run", straight)
