@@ -25,7 +25,7 @@ from sinlstm_dist.run_record import (
     read_epoch,
 )
 
-MARK = b"sinlstm-dist "  # begins the lock's content while a run has the folder
+MARK = b"sinlstm-dist "  # begins the lock's content once a run has begun in the folder
 ATTEMPTS = 20  # at a lock that other starts make and remove at the same time
 
 
@@ -40,6 +40,7 @@ class Claim:
         self.path, self._lock = path, path / LOCK
         self._descriptor: int | None = None
         self._token = b""
+        self._was_marked = False
         self._made: list[Path] = []  # folders
 
     def take(self) -> None:
@@ -117,7 +118,7 @@ class Claim:
             with contextlib.suppress(OSError):
                 if not keep:
                     self._remove_lock()
-                os.ftruncate(self._descriptor, 0)
+                os.ftruncate(self._descriptor, len(MARK) if keep or self._was_marked else 0)
             os.close(self._descriptor)
             self._descriptor = None
         if not keep:
@@ -136,9 +137,10 @@ class Claim:
     def _take_lock(self) -> bool:
         """Whether the lock that lies in the folder is now this process's."""
         token = MARK + uuid.uuid4().hex.encode()
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, files.naming(self._lock):
             descriptor = self._locked(stack, self._lock)
-            if not re.fullmatch(b"(" + MARK + b".*)?", os.pread(descriptor, 1000, 0), re.S):
+            found = os.pread(descriptor, 1000, 0)
+            if not re.fullmatch(b"(" + MARK + b".*)?", found, re.S):
                 raise ConfigError(
                     f"{self._lock} was not written by this program: choose another output.dir"
                 )
@@ -147,10 +149,10 @@ class Claim:
                 return False
             if files.is_shared(descriptor):
                 descriptor = self._replaced(stack)
-            with files.naming(self._lock):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, token, 0)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, token, 0)
             self._descriptor, self._token = os.dup(descriptor), token
+            self._was_marked = bool(found)
         return True
 
     def _locked(self, stack: contextlib.ExitStack, path: Path) -> int:
@@ -205,7 +207,7 @@ def is_run(path: Path) -> bool:
     """
     has_more = {LOCK, METRICS, CHECKPOINTS} & set(files.names_in(path))
     return bool(
-        _content(path / LOCK).startswith(MARK)  # of a run that was killed
+        _content(path / LOCK).startswith(MARK)  # which older versions did not write
         or (_is_resolved(_content(path / CONFIG)) and has_more)
         or any(_is_epoch(line) for line in _content(path / METRICS).splitlines())
         or any(

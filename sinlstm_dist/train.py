@@ -310,13 +310,10 @@ class Training:
         )
 
     def _save(self) -> str:
-        """Publish a checkpoint of this instant, if all processes agree on it.
-
-        Returns:
-            its folder; "" if the run has failed because a value is not finite.
+        """Publish a checkpoint of this instant. Returns its folder; "" if a value is not finite.
 
         Raises:
-            RunError: they do not; nothing is written.
+            RunError: the processes do not agree on it; nothing is written.
         """
         self.job.agreement.check_now(step=self.step, continues=self._continues())
         weights = self.job.model.state_dict()

@@ -345,3 +345,13 @@ def test_what_is_set_aside_again_is_kept_too(train, tmp_path: Path) -> None:
         aside = checkpoints / f"damaged-step-00000009{name}"
         assert (aside / "state.json").read_text() == str(number)
     assert summary(tmp_path / "run")["outcome"] == "completed"
+
+
+def test_a_start_that_could_write_nothing_is_no_stranger(train, straight, tmp_path: Path) -> None:
+    """The disk is full from the first file on: the lock alone says whose folder it is."""
+    faults = [{"rank": 0, "of": "build", "at": 1, "do": "limit 100"}]
+    assert train(faults=faults).codes == [1]
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [".lock", ".unfinished-config.toml", ".unfinished-summary.json"]
+    assert train().codes == [0]
+    check_same(tmp_path / "run", straight)
