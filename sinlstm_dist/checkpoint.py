@@ -132,6 +132,7 @@ def read(folder: Path) -> Checkpoint:
         NewerVersion: it is whole, and of a newer version of this program.
         OSError: it cannot be read now, which is no damage.
     """
+    _refuse_newer(folder)
     contents = {}
     for name in FILES:
         try:
@@ -142,11 +143,22 @@ def read(folder: Path) -> Checkpoint:
     if manifest != _manifest(contents):  # every byte of the manifest follows from the other files
         differing = folder / _differing_file(manifest, contents)
         raise DamagedCheckpoint(f"{differing}: is damaged (it does not match {MANIFEST})")
-    for name in files.names_in(folder):
-        if name not in FILES and not name.startswith("."):
-            shown = folder / (name if name.isprintable() else ascii(name))
-            raise DamagedCheckpoint(f"{shown}: does not belong there")
     return _parse(folder, contents)
+
+
+def _refuse_newer(folder: Path) -> None:
+    """Refuse a newer format, of which the set of files and their content may be another."""
+    try:
+        content = files.read(folder / STATE)
+        vouched = files.parse_json(files.read(folder / MANIFEST))[STATE]["sha256"]
+        number = files.parse_json(content)["format"]
+    except (FileNotFoundError, NotADirectoryError, NotAFile, ValueError, LookupError, TypeError):
+        return  # damaged, or of the first format
+    if vouched == hashlib.sha256(content).hexdigest() and type(number) is int:
+        try:
+            state.refuse_newer(number)
+        except NewerVersion as error:
+            raise NewerVersion(f"{folder / STATE} {error}") from error
 
 
 def _parse(folder: Path, contents: Mapping[str, bytes]) -> Checkpoint:
@@ -196,12 +208,13 @@ def unlike(tensors: Tensors, wanted: Mapping[str, str]) -> str:
         f"{name!r:.80} is {present.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
         for name in sorted({*present, *wanted})
         if present.get(name) != wanted.get(name)
-    ] or [
-        f"{name} has values that are not finite"
-        for name, value in tensors.items()
-        if not torch.isfinite(value).all()
-    ]
+    ] or [f"{name} has values that are not finite" for name in not_finite(tensors)]
     return "; ".join(problems[:SHOWN])
+
+
+def not_finite(tensors: Tensors) -> list[str]:
+    """The names of tensors with an infinite value or a nan, with which nothing can go on."""
+    return [name for name, value in tensors.items() if not torch.isfinite(value).all()]
 
 
 def find(root: Path) -> list[Path]:
@@ -225,7 +238,7 @@ def step_of(folder: Path) -> int:
 
 
 def set_aside(folder: Path, why: str) -> Path:
-    """Rename a checkpoint so that it is neither used nor counted nor lost. `why` is one word."""
+    """Rename what is no longer to be used, without losing it. `why` is one word."""
     names = (f"{why}-{folder.name}", *(f"{why}-{folder.name}-{n}" for n in range(2, 10_000)))
     aside = next(a for name in names if not os.path.lexists(a := folder.with_name(name)))
     return folder.rename(aside)

@@ -9,7 +9,10 @@ import stat
 import uuid
 from pathlib import Path
 
-from sinlstm_dist import files
+import tomli
+
+from sinlstm_dist import checkpoint, files
+from sinlstm_dist.config import SECTIONS
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run_record import (
     CHECKPOINTS,
@@ -19,9 +22,10 @@ from sinlstm_dist.run_record import (
     STOP,
     TENSORBOARD,
     WRITTEN,
+    read_epoch,
 )
 
-MARK = b"sinlstm-dist "  # begins the lock's content while a run has the folder
+MARK = b"sinlstm-dist "  # begins the lock's content once a run has begun in the folder
 ATTEMPTS = 20  # at a lock that other starts make and remove at the same time
 
 
@@ -36,6 +40,7 @@ class Claim:
         self.path, self._lock = path, path / LOCK
         self._descriptor: int | None = None
         self._token = b""
+        self._was_marked = False
         self._made: list[Path] = []  # folders
 
     def take(self) -> None:
@@ -113,7 +118,7 @@ class Claim:
             with contextlib.suppress(OSError):
                 if not keep:
                     self._remove_lock()
-                os.ftruncate(self._descriptor, 0)
+                os.ftruncate(self._descriptor, len(MARK) if keep or self._was_marked else 0)
             os.close(self._descriptor)
             self._descriptor = None
         if not keep:
@@ -131,27 +136,44 @@ class Claim:
 
     def _take_lock(self) -> bool:
         """Whether the lock that lies in the folder is now this process's."""
-        descriptor = files.open_own(self._lock, os.O_RDWR | os.O_CREAT)
-        try:
-            with files.naming(self._lock):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not re.fullmatch(b"(" + MARK + b".*)?", os.pread(descriptor, 1000, 0), re.S):
-                    raise ConfigError(
-                        f"{self._lock} was not written by this program: choose another output.dir"
-                    )
-                token = MARK + uuid.uuid4().hex.encode()
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, token, 0)
+        token = MARK + uuid.uuid4().hex.encode()
+        with contextlib.ExitStack() as stack, files.naming(self._lock):
+            descriptor = self._locked(stack, self._lock)
+            found = os.pread(descriptor, 1000, 0)
+            if not re.fullmatch(b"(" + MARK + b".*)?", found, re.S):
+                raise ConfigError(
+                    f"{self._lock} was not written by this program: choose another output.dir"
+                )
             # One that ends may have removed the lock between our opening and locking it.
-            is_ours = files.read(self._lock) == token
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if not is_ours:
-            os.close(descriptor)
-            return False
-        self._descriptor, self._token = descriptor, token
+            if not os.path.samestat(os.fstat(descriptor), os.lstat(self._lock)):
+                return False
+            if files.is_shared(descriptor):
+                descriptor = self._replaced(stack)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, token, 0)
+            self._descriptor, self._token = os.dup(descriptor), token
+            self._was_marked = bool(found)
         return True
+
+    def _locked(self, stack: contextlib.ExitStack, path: Path) -> int:
+        """A file's descriptor, locked; `stack` closes it."""
+        descriptor = files.open_own(path, os.O_RDWR | os.O_CREAT)
+        stack.callback(os.close, descriptor)
+        with files.naming(path):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    def _replaced(self, stack: contextlib.ExitStack) -> int:
+        """A new lock in the place of one that another folder has too (a snapshot by hard links)."""
+        if not is_run(self.path):
+            raise files.NotAFile(
+                errno.EMLINK, "is also another file's name (a hard link)", str(self._lock)
+            )
+        new = self._lock.with_name(files.UNFINISHED + LOCK)
+        new.unlink(missing_ok=True)
+        descriptor = self._locked(stack, new)
+        new.replace(self._lock)
+        return descriptor
 
     def _remove_lock(self) -> None:
         """Remove the lock, unless there is more in the folder than it and a request to stop."""
@@ -162,8 +184,7 @@ class Claim:
     def _check_content(self) -> None:
         """Refuse a folder that holds no run, or in which a link could lead a run elsewhere."""
         names = files.names_in(self.path)
-        is_run = LOCK in names or (CONFIG in names and {METRICS, CHECKPOINTS} & set(names))
-        if set(names) - {STOP} and not is_run:
+        if set(names) - {STOP, LOCK} and not is_run(self.path):
             raise ConfigError(
                 f"output.dir={self.path} is not empty and holds no run: choose another folder"
             )
@@ -176,6 +197,49 @@ class Claim:
             folder = self.path / CHECKPOINTS / name
             if "step-" in name and files.kind_of(folder) == "a link":
                 raise ConfigError(_refusal(folder, "is a link"))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds what only this program writes; a file's name alone proves nothing.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    has_more = {LOCK, METRICS, CHECKPOINTS} & set(files.names_in(path))
+    return bool(
+        _content(path / LOCK).startswith(MARK)  # which older versions did not write
+        or (_is_resolved(_content(path / CONFIG)) and has_more)
+        or any(_is_epoch(line) for line in _content(path / METRICS).splitlines())
+        or any(
+            files.kind_of(folder / checkpoint.MANIFEST) == "a file"
+            for folder in checkpoint.find(path / CHECKPOINTS)
+        )
+    )
+
+
+def _content(path: Path) -> bytes:
+    """A file's content; empty if there is no such file."""
+    try:
+        return files.read(path)
+    except (FileNotFoundError, NotADirectoryError, files.NotAFile):
+        return b""
+
+
+def _is_resolved(content: bytes) -> bool:
+    """Whether it is a configuration as a run keeps it, of this version or another."""
+    try:
+        values = tomli.loads(content.decode())
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(values.get(section), dict) for section in SECTIONS)
+
+
+def _is_epoch(line: bytes) -> bool:
+    try:
+        read_epoch(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _refusal(path: Path | str, what: str | None) -> str:

@@ -39,18 +39,19 @@ def read(path: Path) -> bytes:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a file that only this program writes: no link, and under no other name.
+    """A descriptor of a file that this program writes; links are not followed.
 
     Raises:
         NotAFile: it is something else.
         OSError: it cannot be opened; the error names it.
     """
     with naming(path):
-        descriptor = _open(path, flags | os.O_NOFOLLOW)
-        if os.fstat(descriptor).st_nlink > 1:
-            os.close(descriptor)
-            raise NotAFile(errno.EMLINK, "is also another file's name (a hard link)", str(path))
-    return descriptor
+        return _open(path, flags | os.O_NOFOLLOW)
+
+
+def is_shared(descriptor: int) -> bool:
+    """Whether a file has another name too (a hard link), which must keep what it has."""
+    return os.fstat(descriptor).st_nlink > 1
 
 
 def _open(path: Path, flags: int) -> int:
@@ -91,27 +92,37 @@ def names_in(folder: Path) -> list[str]:
 
 def append(path: Path, content: bytes) -> None:
     """Add to the end of a file, which is made if need be."""
-    _write(path, content, os.O_APPEND)
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
+        if not is_shared(descriptor):
+            return _write(descriptor, content)
+    replace_synced(path, read(path) + content)
 
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
-    _write(path, content, 0, is_new=True)
+    with _opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
+        if not is_shared(descriptor):
+            os.ftruncate(descriptor, 0)
+            _write(descriptor, content)
+            return os.fsync(descriptor)
+    path.unlink()
+    write_synced(path, content)
 
 
-def _write(path: Path, content: bytes, flags: int, *, is_new: bool = False) -> None:
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
     with naming(path):
-        descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | flags)
+        descriptor = open_own(path, flags)
         try:
-            if is_new:
-                os.ftruncate(descriptor, 0)
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            if is_new:
-                os.fsync(descriptor)
+            yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def replace_synced(path: Path, content: bytes) -> None:

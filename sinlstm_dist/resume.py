@@ -74,7 +74,8 @@ class Search:
         """
         published = checkpoint.find(self._checkpoints)
         if self._resume == "never":
-            if published or files.kind_of(self._path / METRICS):
+            kept = (METRICS, SUMMARY, checkpoint.WEIGHTS)
+            if published or any(files.kind_of(self._path / name) for name in kept):
                 raise ConfigError(
                     f"output.dir={self._path} already holds a run and checkpoint.resume=never: "
                     "choose another folder, or resume=auto to continue"
@@ -88,6 +89,8 @@ class Search:
             has_begun = self._check_restarts()
             if published or has_begun:
                 self._notes.append("no whole checkpoint is left: the run starts from its beginning")
+            if files.kind_of(self._path / checkpoint.WEIGHTS):
+                self._notes.append("its weights and records so far are kept as abandoned-*")
             return Beginning(notes=self._notes)
         folder, found = whole
         history = folder.resolve().parent.parent / METRICS
@@ -208,8 +211,9 @@ def ended_summary(path: Path, config: Mapping[str, Any]) -> Summary | None:
         summary = read_summary(path / SUMMARY)
     except ValueError:  # not ours: the run is continued, and writes it again
         return None
-    is_done = summary is not None and (summary.outcome == "completed" or summary.below_target)
-    return summary if is_done else None
+    if summary is None or not (summary.outcome == "completed" or summary.below_target):
+        return None
+    return summary if summary.vouches_for(files.read(path / checkpoint.WEIGHTS)) else None
 
 
 def _config_in(path: Path) -> dict[str, Any] | None:

@@ -4,11 +4,12 @@ All methods do file work and are called on the main process only (`World.on_main
 process needs to see the folder. What they take and give is what JSON can say, or tensors.
 """
 
+import hashlib
 import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class RunFolder:
         self._has_begun = False
         self._is_open = False  # between `begin` and `end`
         self._beginning = Beginning()
+        self._toml = b""
 
     def claim(self) -> None:
         """Make the folder and keep other runs out of it until `close`.
@@ -91,12 +93,15 @@ class RunFolder:
         begins_at = self._beginning
         self._abandon_newer()
         checkpoint.remove_leftovers(self.checkpoints)
+        if not begins_at.found:
+            self._abandon_weights()
         # Remove the old summary first: next to the new configuration it would claim that the new
         # run is complete.
         for stale in (SUMMARY, checkpoint.WEIGHTS):
             (self.path / stale).unlink(missing_ok=True)
         files.sync(self.path)
-        files.replace_synced(self.path / CONFIG, toml.encode())
+        self._toml = toml.encode()
+        files.replace_synced(self.path / CONFIG, self._toml)
         lines = b"".join(json.dumps(record).encode() + b"\n" for record in begins_at.history)
         files.replace_synced(self.path / METRICS, lines)
         step = begins_at.found.state["step"] if begins_at.found else 0
@@ -124,13 +129,19 @@ class RunFolder:
         # Once a step: a Path, or a look at what is not there, would take longer.
         return os.path.exists(self._stop) and self._is_stop_file()
 
-    def end(self, summary: Summary, weights: Tensors | None) -> None:
-        """Write summary.json and, of a finished run, the weights."""
+    def end(self, summary: Summary, weights: Tensors | None) -> str:
+        """Write summary.json and, of a finished run, the weights. Returns their SHA-256 or ""."""
         self._claim.check()
+        digest = ""
         if weights is not None:
-            files.replace_synced(self.path / checkpoint.WEIGHTS, save(weights))
-        self._write_summary(summary)
+            content = save(weights)
+            digest = hashlib.sha256(content).hexdigest()
+            files.replace_synced(self.path / checkpoint.WEIGHTS, content)
+        if not files.kind_of(self.path / CONFIG):  # somebody removed it
+            files.replace_synced(self.path / CONFIG, self._toml)
+        self._write_summary(replace(summary, weights_sha256=digest))
         self._is_open = False
+        return digest
 
     def record_failure(self, summary: Summary) -> None:
         """Write the summary.json of a run that was cut short, if this process had begun it."""
@@ -152,6 +163,13 @@ class RunFolder:
         self._remove_stop()
         text = json.dumps(asdict(summary), indent=1) + "\n"
         files.replace_synced(self.path / SUMMARY, text.encode())
+
+    def _abandon_weights(self) -> None:
+        """Set aside final weights that no checkpoint holds, and what was recorded of them."""
+        if files.kind_of(self.path / checkpoint.WEIGHTS):
+            for name in (SUMMARY, METRICS, checkpoint.WEIGHTS):  # last what a new start looks for
+                if files.kind_of(self.path / name):
+                    checkpoint.set_aside(self.path / name, "abandoned")
 
     def _abandon_newer(self) -> None:
         """Set aside what the run did later, so that it is not continued from there."""

@@ -1,6 +1,7 @@
 """What a run's folder tells about the run: its configuration, its metrics, and how it ended."""
 
 import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Summary:
         wall_s: seconds of this start of the run.
         versions: of what computes.
         below_target: whether it ended below `target_accuracy`.
+        weights_sha256: of model.safetensors; "" without it, or of an older version.
     """
 
     outcome: str
@@ -93,6 +95,11 @@ class Summary:
     wall_s: Amount
     versions: Mapping[str, str]
     below_target: bool = False
+    weights_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    def vouches_for(self, weights: bytes) -> bool:
+        """Whether the content of a model.safetensors can be this run's."""
+        return self.weights_sha256 in ("", hashlib.sha256(weights).hexdigest())
 
 
 @dataclass(frozen=True)

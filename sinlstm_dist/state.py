@@ -60,6 +60,18 @@ class NewerVersion(ConfigError):
     """A newer version of this program wrote it: not damaged, but not to be continued here."""
 
 
+def refuse_newer(number: int) -> None:
+    """Refuse a format that this version does not know.
+
+    Raises:
+        NewerVersion: it is one.
+    """
+    if number > FORMAT:
+        raise NewerVersion(
+            f"is of format {number}, written by a newer version; this version knows up to {FORMAT}"
+        )
+
+
 def parse(content: bytes) -> dict[str, Any]:
     """The state in a state.json of this format or an older one.
 
@@ -75,10 +87,7 @@ def parse(content: bytes) -> dict[str, Any]:
     number = fields.pop("format", 1)
     if type(number) is not int or number < 1:
         raise ValueError(f"format: {number!r:.40} is no format's number")
-    if number > FORMAT:
-        raise NewerVersion(
-            f"is of format {number}, written by a newer version; this version knows up to {FORMAT}"
-        )
+    refuse_newer(number)
     if isinstance(fields.get("config"), dict) and (unknown := unknown_keys(fields["config"])):
         raise NewerVersion(f"has settings of a newer version: {', '.join(unknown)}")
     if number == 1 and "arithmetic" in fields:

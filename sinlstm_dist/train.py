@@ -11,14 +11,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sinlstm_dist import program
-from sinlstm_dist.checkpoint import Checkpoint
+from sinlstm_dist.checkpoint import Checkpoint, not_finite
 from sinlstm_dist.command import BAD_CONFIG, exit_code_of, exit_code_of_run, tell
 from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_config
 from sinlstm_dist.config import Config, Optim, flat, to_toml
@@ -164,8 +164,8 @@ class Training:
             elif result.stop:
                 self._stop()
                 return False
-            elif _is_due(self.step, every=self.config.checkpoint.every_steps):
-                self._save()
+            elif _is_due(self.step, every=self.config.checkpoint.every_steps) and not self._save():
+                return False
         return True
 
     def end_epoch(self) -> None:
@@ -219,8 +219,10 @@ class Training:
             self._complete()
         summary = self._summary()
         self._end_trackers(summary)
-        is_done = self.epoch >= self.config.train.epochs
-        self.world.on_main(self.run.end, summary, self.job.model.state_dict() if is_done else None)
+        is_done = self.epoch >= self.config.train.epochs and self.saved_step == self.step
+        weights = self.job.model.state_dict() if is_done else None
+        digest = self.world.on_main(self.run.end, summary, weights)
+        summary = replace(summary, weights_sha256=digest)
         self.report.end(summary, baseline=baseline, folder=str(self.run.path), history=self.history)
         self._draw()
         return summary
@@ -288,7 +290,8 @@ class Training:
         self.reason = f"{what} with optim.lr={lr:g}: try a smaller one, such as {smaller:g}"
 
     def _stop(self) -> None:
-        folder = self._save()
+        if not (folder := self._save()):
+            return
         by_file = self.world.on_main(self.run.stop_requested)
         asked = self.request.reason or ("STOP file" if by_file else "asked by another process")
         self.outcome = "stopped"
@@ -307,12 +310,17 @@ class Training:
         )
 
     def _save(self) -> str:
-        """Publish a checkpoint of this instant, if all processes agree on it. Returns its folder.
+        """Publish a checkpoint of this instant. Returns its folder; "" if a value is not finite.
 
         Raises:
-            RunError: they do not; nothing is written.
+            RunError: the processes do not agree on it; nothing is written.
         """
         self.job.agreement.check_now(step=self.step, continues=self._continues())
+        weights = self.job.model.state_dict()
+        optimizer = optimizer_tensors(self.job.model, self.job.optimizer)
+        if names := not_finite({**weights, **optimizer}):
+            self._fail(f"{names[0]} became infinite or nan at step {self.step}")
+            return ""
         state = {
             "step": self.step,
             "epoch": self.epoch,
@@ -323,11 +331,7 @@ class Training:
             "tracker_id": self.tracker_id,
             "arithmetic": self.job.agreement.arithmetic,
         }
-        checkpoint = Checkpoint(
-            state,
-            self.job.model.state_dict(),
-            optimizer_tensors(self.job.model, self.job.optimizer),
-        )
+        checkpoint = Checkpoint(state, weights, optimizer)
         keep = self.config.checkpoint.keep
         folder: str = self.world.on_main(self.run.save_checkpoint, checkpoint, keep=keep)
         self.saved_step = self.step

@@ -18,7 +18,7 @@ from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.config import SINE, Config, override
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.run_record import CHECKPOINTS, read_run
+from sinlstm_dist.run_record import CHECKPOINTS, SUMMARY, Summary, read_run
 from sinlstm_dist.runtime import World
 from sinlstm_dist.series import Scale
 
@@ -57,7 +57,8 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
     if any(os.path.lexists(path / name) for name in (checkpoint.STATE, checkpoint.MANIFEST)):
         config, weights = _read_checkpoint(path)
     else:
-        config, weights = read_run(path).config, _read_final_weights(path)
+        record = read_run(path)
+        config, weights = record.config, _read_final_weights(path, record.summary)
     _check(weights, config, origin=path)
     trained = Trained(override(config, overrides or {}), weights)
     source = trained.config.data.source
@@ -110,14 +111,19 @@ def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
         raise ConfigError(f"{origin}: weights of another model than its configuration's: {problem}")
 
 
-def _read_final_weights(path: Path) -> Tensors:
+def _read_final_weights(path: Path, summary: Summary | None) -> Tensors:
     file = path / checkpoint.WEIGHTS
     if not os.path.exists(file):
         newest = next(iter(checkpoint.find(path / CHECKPOINTS)), None)
         instead = f", or name its newest checkpoint, {newest}" if newest else ""
         raise ConfigError(f"{path} holds a run that has not finished: train it on{instead}")
     try:
-        return load(files.read(file))
+        content = files.read(file)
+        if summary and not summary.vouches_for(content):
+            raise ConfigError(
+                f"{file}: is damaged (it does not match {SUMMARY}); run train again to restore it"
+            )
+        return load(content)
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError) as error:

@@ -1,5 +1,6 @@
 """The same command starts a run, continues it, and says that it is complete."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -62,6 +63,34 @@ def test_what_is_missing_of_a_complete_run_is_made_again(train, tmp_path: Path) 
     (run / "metrics.jsonl").unlink()  # the accuracy is then measured, not taken for zero
     assert train({"train.target_accuracy": 1e-9}).codes == [0]
     assert weights_digest(run) == before
+
+
+def test_damaged_final_weights_are_refused_and_made_again(nursery, train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train().codes == [0]
+    before = (run / "model.safetensors").read_bytes()
+    assert summary(run)["weights_sha256"] == hashlib.sha256(before).hexdigest()
+    altered = bytearray(before)
+    altered[-3] ^= 1  # the value stays finite
+    (run / "model.safetensors").write_bytes(altered)
+    refused = nursery.run(["run"], cwd=tmp_path, module="evaluate")
+    assert refused.codes == [2]
+    told = "model.safetensors: is damaged (it does not match summary.json); run train again"
+    assert told in refused.stderr
+    assert train().codes == [0]
+    assert (run / "model.safetensors").read_bytes() == before
+    assert nursery.run(["run"], cwd=tmp_path, module="evaluate").codes == [0]
+
+
+def test_an_older_summary_without_the_weights_sha256_is_read(nursery, train, tmp_path) -> None:
+    assert train().codes == [0]
+    file = tmp_path / "run" / "summary.json"
+    older = summary(tmp_path / "run")
+    del older["weights_sha256"]
+    file.write_text(json.dumps(older))
+    assert nursery.run(["run"], cwd=tmp_path, module="evaluate").codes == [0]
+    assert "nothing was left to do" in train().stdout
+    assert "weights_sha256" not in summary(tmp_path / "run")
 
 
 @pytest.mark.parametrize(("stop_at", "epochs"), [(6, 1), (7, 2)])
@@ -194,6 +223,35 @@ def test_never_refuses_a_folder_with_a_run(train) -> None:
     assert "choose another folder" in refused.stderr
 
 
+@pytest.mark.parametrize("left", ["model.safetensors", "summary.json", "metrics.jsonl"])
+def test_never_refuses_whatever_is_left_of_a_run(train, tmp_path: Path, left: str) -> None:
+    assert train().codes == [0]
+    run = tmp_path / "run"
+    shutil.rmtree(run / "checkpoints")
+    for name in {"model.safetensors", "summary.json", "metrics.jsonl"} - {left}:
+        (run / name).unlink()
+    before = content(run)
+    refused = train({"checkpoint.resume": "never", "optim.lr": 0.5})
+    assert refused.codes == [2]
+    assert "run already holds a run and checkpoint.resume=never" in refused.stderr
+    assert content(run) == before
+
+
+def test_weights_without_a_checkpoint_are_kept(train, tmp_path: Path) -> None:
+    """More epochs must start over then, and a kill loses nothing."""
+    assert train({"train.epochs": 2}).codes == [0]
+    run = tmp_path / "run"
+    shutil.rmtree(run / "checkpoints")
+    names = ("model.safetensors", "summary.json", "metrics.jsonl")
+    before = {f"abandoned-{name}": (run / name).read_bytes() for name in names}
+    fault = {"rank": 0, "of": "step", "at": 2, "do": "kill"}
+    assert train(faults=[fault]).codes == [-signal.SIGKILL]
+    assert train({"output.dir": "straight"}).codes == [0]
+    assert train().codes == [0]
+    check_same(run, tmp_path / "straight")
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
 def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path: Path) -> None:
     assert train({"output.dir": "straight"}).codes == [0]
     assert train().codes == [0]
@@ -240,6 +298,18 @@ def test_a_checkpoint_each_step_changes_nothing(train, tmp_path: Path) -> None:
         name = f"run/checkpoints/step-{step:08d}"
         assert train({"checkpoint.resume": name, "output.dir": f"from-{step}"}).codes == [0]
         check_same(tmp_path / f"from-{step}", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_not_finite_is_not_published(train, tmp_path: Path, processes: int) -> None:
+    """A checkpoint of such weights would be called damaged by the next start."""
+    ended = train({"optim.lr": 1e39, "checkpoint.every_steps": 1}, processes=processes)
+    assert ended.codes == [1] * processes, ended.stderr
+    run = tmp_path / "run"
+    assert summary(run)["outcome"] == "failed"
+    assert "became infinite or nan at step 1 with optim.lr=1e+39" in summary(run)["reason"]
+    assert not (run / "checkpoints").exists()
+    assert not (run / "model.safetensors").exists()
 
 
 def test_a_folder_in_use_is_refused(nursery: Nursery, train, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from launching import SMALL, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
 from sinlstm_dist.claim import Claim
+from sinlstm_dist.config import Config, to_toml
 from sinlstm_dist.errors import ConfigError
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
@@ -74,8 +75,10 @@ def check_refused(launch: Launch, what: str) -> None:
 
 
 def test_a_lost_configuration_costs_nothing(train, in_mid_run, straight, tmp_path: Path) -> None:
-    ended = in_mid_run((tmp_path / "run" / "config.toml").unlink)
+    config = tmp_path / "run" / "config.toml"
+    ended = in_mid_run(config.unlink)
     assert ended.codes == [0]
+    assert config.read_bytes() == (straight / "config.toml").read_bytes()
     check_same(tmp_path / "run", straight)
     assert train().codes == [0]
     check_same(tmp_path / "run", straight)
@@ -125,16 +128,17 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_link_is_refused_by_name(train, tmp_path: Path, name: str) -> None:
+def test_a_link_is_refused_by_name(train, straight, tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
     if "." in name.removeprefix("checkpoints/.") or name == "STOP":
         victim.write_text("precious")
     else:
         (victim / "step-00000001").mkdir(parents=True)
         (victim / "step-00000001" / "precious").touch()
+    shutil.copytree(straight, tmp_path / "run")
     link = tmp_path / "run" / name
-    link.parent.mkdir(parents=True)
-    (tmp_path / "run" / ".lock").touch()
+    if link.is_dir():
+        shutil.rmtree(link)
     link.unlink(missing_ok=True)
     link.symlink_to(victim)
     before = content(tmp_path)
@@ -155,6 +159,32 @@ def test_a_lock_that_is_no_file_of_its_own(train, tmp_path: Path) -> None:
     lock.write_text("of another program")
     check_refused(train(), "run/.lock was not written by this program")
     assert lock.read_text() == "of another program"
+
+
+def snapshot(run: Path, to: Path) -> dict[str, bytes]:
+    """`cp -al`: the same files under other names. Returns their content, without the lock's."""
+    shutil.copytree(run, to, copy_function=os.link)
+    files = content(to)
+    del files[".lock"]
+    return files
+
+
+def test_a_snapshot_by_hard_links(train, in_mid_run, straight, tmp_path: Path) -> None:
+    """It disturbs neither the run nor a later start, and stays what it was."""
+    run, taken = tmp_path / "run", {}
+    assert in_mid_run(lambda: taken.update(first=snapshot(run, tmp_path / "first"))).codes == [0]
+    check_same(run, straight)
+    taken["second"] = snapshot(run, tmp_path / "second")
+    assert train({"train.epochs": 4}).codes == [0]
+    longer = {"train.epochs": 4, "output.dir": "straight"}
+    assert train(longer).codes == [0]
+    check_same(run, tmp_path / "straight")
+    for name, before in taken.items():
+        after = content(tmp_path / name)
+        del after[".lock"]
+        assert after == before
+    assert train({"output.dir": "first"}).codes == [0]
+    check_same(tmp_path / "first", straight)
 
 
 def test_the_folder_itself_may_be_a_link(train, straight, tmp_path: Path) -> None:
@@ -203,6 +233,44 @@ def test_a_folder_without_a_run_is_left_alone(train, tmp_path: Path, name: str) 
     before = content(tmp_path)
     check_refused(train(), "is not empty and holds no run")
     assert content(tmp_path) == before
+
+
+STRANGERS = {
+    "a configuration next to checkpoints": {
+        "config.toml": 'my = "own"', "summary.json": '{"mine": 1}', "checkpoints/mine": "mine",
+    },
+    "a user's own settings": {"config.toml": "[train]\nepochs = 3", "model.safetensors": "mine"},
+    "a whole configuration": {"config.toml": to_toml(Config()), "model.safetensors": "mine"},
+    "an empty lock": {".lock": "", "model.safetensors": "mine"},
+    "an empty lock and a configuration": {".lock": "", "config.toml": "x = 1"},
+    "another program's metrics": {".lock": "", "metrics.jsonl": '{"epoch": 1, "loss": 0.5}\n'},
+    "another program's checkpoint": {".lock": "", "checkpoints/step-00000003/state.json": "{}"},
+    "curves": {".lock": "", "tensorboard/events.out.tfevents.1.mine": "mine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("strangers", STRANGERS)
+def test_what_only_looks_like_a_run_is_left_alone(train, tmp_path, strangers, resume) -> None:
+    for name, text in STRANGERS[strangers].items():
+        file = tmp_path / "run" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    before = content(tmp_path)
+    changes = {"checkpoint.resume": resume, "output.trackers": "tensorboard"}
+    check_refused(train(changes), "run is not empty and holds no run: choose another folder")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", [("config.toml",), ("config.toml", "metrics.jsonl"),
+                                  ("config.toml", "checkpoints/step-00000006")])  # fmt: skip
+def test_a_run_that_lost_files_is_still_a_run(train, straight, tmp_path: Path, lost) -> None:
+    shutil.copytree(straight, tmp_path / "run")
+    for name in lost:
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train().codes == [0]
+    assert weights_digest(tmp_path / "run") == weights_digest(straight)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -277,3 +345,13 @@ def test_what_is_set_aside_again_is_kept_too(train, tmp_path: Path) -> None:
         aside = checkpoints / f"damaged-step-00000009{name}"
         assert (aside / "state.json").read_text() == str(number)
     assert summary(tmp_path / "run")["outcome"] == "completed"
+
+
+def test_a_start_that_could_write_nothing_is_no_stranger(train, straight, tmp_path: Path) -> None:
+    """The disk is full from the first file on: the lock alone says whose folder it is."""
+    faults = [{"rank": 0, "of": "build", "at": 1, "do": "limit 100"}]
+    assert train(faults=faults).codes == [1]
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [".lock", ".unfinished-config.toml", ".unfinished-summary.json"]
+    assert train().codes == [0]
+    check_same(tmp_path / "run", straight)

@@ -133,6 +133,30 @@ def test_a_newer_checkpoint_is_refused(
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("vouched", [True, False])
+def test_a_newer_format_may_have_other_files(train, runs, tmp_path: Path, vouched: bool) -> None:
+    """It is refused and not taken for damage; negative control: a number that nothing vouches for
+    is damage."""
+    shutil.copytree(runs / "killed", tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "step-00000006"
+    rewrite(folder, newer_format)
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["model-1.safetensors"] = manifest.pop("model.safetensors")
+    if not vouched:
+        manifest["state.json"]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(as_json(manifest))
+    before = content(tmp_path)
+    started = train()
+    if vouched:
+        assert started.codes == [2]
+        assert "step-00000006/state.json is of format 3" in started.stderr
+        assert content(tmp_path) == before
+    else:
+        assert started.codes == [0]
+        assert "set aside as damaged-step-00000006" in started.stdout
+
+
 def test_an_older_complete_run_is_left_byte_for_byte(train, runs, tmp_path: Path) -> None:
     shutil.copytree(runs / "complete", tmp_path / "run")
     file = tmp_path / "run" / "config.toml"
