@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from sinlstm_dist import metrics
 from sinlstm_dist.data import Batch
-from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.gradient import gradient_rows, totals_rows
 from sinlstm_dist.optim import optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan
@@ -32,9 +32,15 @@ from sinlstm_dist.runtime import Difference, World
 
 Arithmetic = Mapping[str, str]  # what decides the bits of a result: device, versions, ...
 
-# The rehearsal before the first step. Other code changes few results: sometimes none of 13
-# predictions, always some of several hundred.
-NUM_SAMPLES, FEWEST_STEPS, MOST_STEPS = 400, 2, 16
+# Other code changes few results: some 4 of 100 gradients of one sample, most gradients of 13
+# (2026-11-25, nn.LSTM of 64).
+# So many samples are computed in pieces of each size: in the rehearsal, and at a checkpoint.
+NUM_SAMPLES, NUM_STEPS, NUM_SAMPLES_NOW = 400, 4, 16
+MOST_NUMBERS = 1 << 22  # in the gradients of one size at once; those of a large model are few
+SAME = (
+    "make the CPUs, the versions and variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, "
+    "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
+)
 UNSET = "not set"
 
 
@@ -64,7 +70,7 @@ def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, 
         code: that computes the recurrence, in words.
 
     Raises:
-        ConfigError: names what differs and where.
+        Disagreement: names what differs and where.
 
     Collective: yes, one.
     """
@@ -75,10 +81,19 @@ def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, 
 
 
 def _check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, str]) -> None:
-    """Raise a ConfigError for the first of `facts`, digests by what they are of, that differs."""
+    """Raise a Disagreement for the first of `facts`, digests by what they are of, that differs."""
     found = world.difference(facts)
     if not found:
         return
+    who, clues = _who_has_what(found, world), _clues(found, world, arithmetic)
+    raise Disagreement(f"{who}{clues}: {SAME}")
+
+
+def _clues(found: Difference, world: World, arithmetic: Arithmetic) -> str:
+    """What is known to differ between the processes that `found` tells apart, if anything.
+
+    Collective: yes, one.
+    """
     everyones = world.gather_json(dict(arithmetic))
     here, there = everyones[found.reference], everyones[found.ranks[0]]
     clues = [
@@ -86,12 +101,7 @@ def _check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, s
         for key in {**here, **there}
         if there.get(key, UNSET) != here.get(key, UNSET)
     ]
-    raise ConfigError(
-        f"{_who_has_what(found, world)}"
-        f"{' (' + ', '.join(clues) + ')' if clues else ''}: make the CPUs, the versions and "
-        "variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, MKL_CBWR and "
-        "SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
-    )
+    return f" ({', '.join(clues)})" if clues else ""
 
 
 def _who_has_what(found: Difference, world: World) -> str:
@@ -120,11 +130,10 @@ class Samples:
         sizes = self.plan.all_sizes(0) + self.plan.all_sizes(self.plan.num_steps - 1)
         return sorted(set(sizes) - {0}, reverse=True)
 
-    def pieces(self, sizes: Sequence[int], device: torch.device) -> Batch:
-        """The same pieces on every process, of samples from all over the data."""
-        last = len(self.data) - 1  # type: ignore[arg-type]  # a map-style data set has a length
-        some = np.linspace(0, last, num=sum(sizes)).astype(np.int64)
-        windows, targets = self.data[some]
+    def pieces(self, sizes: Sequence[int], device: torch.device, *, step: int) -> Batch:
+        """The same pieces on every process, of samples from all over the data, others each step."""
+        size = len(self.data)  # type: ignore[arg-type]  # a map-style data set has a length
+        windows, targets = self.data[np.random.default_rng(step).integers(0, size, sum(sizes))]
         return windows.to(device), targets.to(device)
 
 
@@ -160,7 +169,7 @@ class Agreement:
         """Compare some steps of everything that training will do, made with copies.
 
         Raises:
-            ConfigError: names what differs and where.
+            Disagreement: names what differs and where.
 
         Collective: yes, one.
         """
@@ -168,7 +177,7 @@ class Agreement:
             _check_same_bits(self._world, self.arithmetic, self._rehearse())
 
     def check_now(self, *, step: int, continues: str) -> None:
-        """Compare weights, optimizer state and a piece's gradient between two steps.
+        """Compare weights, optimizer state and some pieces' gradients between two steps.
 
         A process that computes wrongly sends its wrong rows to everybody, so weights alone would
         agree.
@@ -178,7 +187,7 @@ class Agreement:
             continues: how the run goes on without this state, for the message.
 
         Raises:
-            RunError: names what differs and where.
+            DriftedApart: names what differs and where.
 
         Collective: yes, one.
         """
@@ -189,14 +198,14 @@ class Agreement:
             "optimizer state": digest(optimizer_tensors(self._model, self._optimizer)),
         }
         if self._is_exact:
-            sizes = self._train.piece_sizes()[:1]
-            facts["gradients"] = digest({"rows": self._gradients(self._model, sizes)})
+            rows = self._gradients(self._model, NUM_SAMPLES_NOW, step=step)
+            facts["gradients"] = digest(rows)
         found = self._world.difference(facts)
         if found:
-            raise RunError(
-                f"{_who_has_what(found, self._world)} after step {step}, as with failing memory or "
-                f"a faulty processor: no checkpoint was written; {continues}"
-            )
+            clues = _clues(found, self._world, self.arithmetic)
+            why = f": {SAME}" if clues else ", as with failing memory or a faulty processor"
+            what = f"{_who_has_what(found, self._world)}{clues} after step {step}{why}"
+            raise DriftedApart(what, continues=continues)
 
     def what_changed(self, before: Arithmetic) -> str:
         """A line for a run that continues with another arithmetic; "" with the same.
@@ -217,36 +226,49 @@ class Agreement:
         that gradients which differ do not show as steps which differ.
         """
         model, optimizer = copy.deepcopy((self._model, self._optimizer))
-        sizes, test_sizes = self._train.piece_sizes(), self._test.piece_sizes()
         steps: list[str] = []
         gradients: list[str] = []
         totals: list[str] = []
-        for _ in range(min(max(FEWEST_STEPS, -(-NUM_SAMPLES // sum(sizes))), MOST_STEPS)):
+        for step in range(NUM_STEPS):
             steps.append(digest({**model.state_dict(), **optimizer_tensors(model, optimizer)}))
             if self._is_exact:
-                gradients.append(digest({"rows": self._gradients(model, sizes)}))
-                totals.append(digest({"totals": self._test_totals(model, test_sizes)}))
+                num_samples = NUM_SAMPLES // NUM_STEPS
+                gradients.append(digest(self._gradients(model, num_samples, step=step)))
+                totals.append(digest(self._test_totals(model, num_samples, step=step)))
             trial_step(model, optimizer)
         facts = {"weights": steps[0], "optimizer steps": steps}
         facts |= {"gradients": gradients, "test results": totals}
         return {name: str(digests) for name, digests in facts.items()}
 
-    def _gradients(self, model: nn.Module, sizes: Sequence[int]) -> torch.Tensor:
-        """(pieces, G + 3) rows, as training computes them."""
-        parameters = list(model.parameters())
+    def _gradients(
+        self, model: nn.Module, num_samples: int, *, step: int
+    ) -> dict[str, torch.Tensor]:
+        """(pieces, G + 3) rows for each size of a piece, as training computes them."""
+        parameters, device = list(model.parameters()), self._world.device
         width = sum(parameter.numel() for parameter in parameters) + metrics.NUM_TOTALS
-        rows = torch.zeros(len(sizes), width, device=self._world.device)
-        gradient_rows(
-            model, parameters, self._train.pieces(sizes, self._world.device),
-            piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
-            out=rows,
-        )  # fmt: skip
-        return rows
+        found: dict[str, torch.Tensor] = {}
+        for size in self._train.piece_sizes():
+            most = max(1, MOST_NUMBERS // width)
+            sizes = [size] * min(most, -(-num_samples // size))
+            rows = torch.zeros(len(sizes), width, device=device)
+            gradient_rows(
+                model, parameters, self._train.pieces(sizes, device, step=step),
+                piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
+                out=rows,
+            )  # fmt: skip
+            found[f"of {size}"] = rows
+        return found
 
     @torch.no_grad()
-    def _test_totals(self, model: nn.Module, sizes: Sequence[int]) -> torch.Tensor:
-        """(pieces, 3) totals, as testing computes them."""
-        return totals_rows(
-            model, self._test.pieces(sizes, self._world.device), piece_sizes=sizes,
-            tolerance=self._tolerance, num_threads=self._world.num_threads,
-        )  # fmt: skip
+    def _test_totals(
+        self, model: nn.Module, num_samples: int, *, step: int
+    ) -> dict[str, torch.Tensor]:
+        """(pieces, 3) totals for each size of a piece, as testing computes them."""
+        found: dict[str, torch.Tensor] = {}
+        for size in self._test.piece_sizes():
+            sizes = [size] * -(-num_samples // size)
+            found[f"of {size}"] = totals_rows(
+                model, self._test.pieces(sizes, self._world.device, step=step),
+                piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
+            )  # fmt: skip
+        return found

@@ -5,8 +5,25 @@ class ConfigError(Exception):
     """Something that the user must change; exit code 2."""
 
 
+class Disagreement(ConfigError):
+    """Processes that must be alike are not; all of them raise it."""
+
+
 class RunError(Exception):
     """The run cannot go on, for a reason that all processes know; exit code 1."""
+
+
+class DriftedApart(RunError):
+    """Processes that computed the same bits no longer do; all of them raise it.
+
+    Args:
+        what: who has what, after which step.
+        continues: how the run goes on without the state that differs.
+    """
+
+    def __init__(self, what: str, *, continues: str) -> None:
+        super().__init__(f"{what}; no checkpoint was written; {continues}")
+        self.what = what
 
 
 class LostProcess(Exception):

@@ -17,7 +17,14 @@ from torch.distributed import DistError
 
 from sinlstm_dist import launcher
 from sinlstm_dist.alive import is_gone, where_am_i
-from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
+from sinlstm_dist.errors import (
+    ConfigError,
+    Disagreement,
+    DriftedApart,
+    LostProcess,
+    RunError,
+    StoppedEarly,
+)
 from sinlstm_dist.rendezvous import Board, Foreign, clean, open_board, wait_for_port
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
@@ -25,7 +32,8 @@ LONGEST_STEP_S = 20.0  # and how much longer for one that computes; torchrun giv
 SAME_S = 0.5  # how long one that failed waits for others to say that they failed alike
 PATIENCE_S = 2.0  # more for a store that does not answer, as that of a stopped process
 
-TOLD_BY_RANK_0 = (f"{ConfigError.__name__}: ", f"{RunError.__name__}: ")
+TOLD = (ConfigError, Disagreement, RunError, DriftedApart)
+TOLD_BY_RANK_0 = tuple(f"{kind.__name__}: " for kind in TOLD)
 
 Answer = TypeVar("Answer")
 

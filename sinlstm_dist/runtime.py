@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist import launcher
 from sinlstm_dist.accelerator import as_checked, check_world, new_accelerator
-from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.roll_call import RollCall
 
 
@@ -171,12 +171,12 @@ class World:
         """Refuse a world whose processes do not agree on `facts`.
 
         Raises:
-            ConfigError: names the first fact that differs, and the ranks whose is another one.
+            Disagreement: names the first fact that differs, and the ranks whose is another one.
 
         Collective: yes, one.
         """
         if found := self.difference(facts):
-            raise ConfigError(
+            raise Disagreement(
                 f"{found.fact} differs from rank {found.reference}'s on {self.names(found.ranks)}: "
                 "make it the same"
             )

@@ -63,6 +63,7 @@ class Launch:
     folder: Path
     port: int  # where rank 0 waits for the others
     children: list[Child] = field(default_factory=list)
+    absent: list[dict[str, Any]] = field(default_factory=list)  # orders for those that may come
 
     @property
     def codes(self) -> list[int | None]:
@@ -129,7 +130,7 @@ class Nursery:
             cwd: where they run.
             processes: how many the others expect.
             faults: see above.
-            absent: ranks that never come.
+            absent: ranks that never come, unless `come` is called.
             module: the command, such as "train".
             more: arguments that one rank has and the others do not, by rank.
             variables: of the environment.
@@ -147,8 +148,6 @@ class Nursery:
             "MASTER_PORT": str(launch.port),
         }
         for rank in range(processes):
-            if rank in absent:
-                continue
             order = {
                 "module": f"sinlstm_dist.{module}",
                 "arguments": [*arguments, *(more or {}).get(rank, [])],
@@ -164,8 +163,19 @@ class Nursery:
                 order["environment"] = {
                     **world, "RANK": str(rank), "LOCAL_RANK": str(rank), **order["environment"]
                 }  # fmt: skip
-            launch.children.append(Child(self._ask({"fork": order})["pid"], rank))
+            if rank in absent:
+                launch.absent.append(order)
+            else:
+                self._fork(launch, order)
         return launch
+
+    def come(self, launch: Launch) -> None:
+        """Start those that were absent."""
+        while launch.absent:
+            self._fork(launch, launch.absent.pop(0))
+
+    def _fork(self, launch: Launch, order: dict[str, Any]) -> None:
+        launch.children.append(Child(self._ask({"fork": order})["pid"], order["rank"]))
 
     def wait(self, launch: Launch, *, timeout: float = 60) -> Launch:
         """Wait until all processes of a world have ended; those that do not are killed."""

@@ -2,8 +2,10 @@
 
 import json
 import socket
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import launching
 import pytest
@@ -15,15 +17,21 @@ from sinlstm_dist import agreement, job
 from sinlstm_dist.agreement import changes, digest
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import RunError
+from sinlstm_dist.gradient import gradient_rows
 from sinlstm_dist.runtime import World, join_world
 
 HOST = socket.gethostname()
-# On one rank, the first three and the last once gave other weights and exit code 0.
+# On one rank, the first four and the last once gave other weights and exit code 0.
 ELSEWHERE = {
     "aten": ({"ATEN_CPU_CAPABILITY": "default"}, {}, "initial weights"),
     "onednn": ({"DNNL_MAX_CPU_ISA": "SSE41"}, {"model.lstm": "torch"}, "gradients"),
     "mkl": (
         {"MKL_CBWR": "COMPATIBLE"}, {"model.lstm": "torch", "model.hidden_size": 32}, "gradients"
+    ),
+    "mkl, pieces of one sample": (
+        {"MKL_CBWR": "COMPATIBLE"},
+        {"model.lstm": "torch", "model.hidden_size": 64, "train.global_batch_size": 8},
+        "gradients",
     ),
     "kernel": (
         {"SINLSTM_DIST_INSTRUCTION_SET": "plain"}, {"model.lstm": "fused"}, "code of the recurrence"
@@ -119,7 +127,7 @@ def test_a_rank_that_fails_ends_the_run_at_the_next_checkpoint(
     others = "the others" if processes > 2 else f"rank 0 on {HOST}"
     assert error == (
         f"error: rank {processes - 1} on {HOST} has other {what} than {others} after step 6, as "
-        "with failing memory or a faulty processor: no checkpoint was written; the same command "
+        "with failing memory or a faulty processor; no checkpoint was written; the same command "
         "continues after step 3"
     )
     run = tmp_path / "run"
@@ -240,11 +248,38 @@ def test_all_sizes_of_pieces_are_rehearsed(world: World, batch: int, sizes: list
     assert built.agreement._train.piece_sizes() == sizes
 
 
+@pytest.mark.parametrize("batch", [1, 100])
+def test_as_many_samples_of_each_size_are_rehearsed(world: World, monkeypatch, batch: int) -> None:
+    """Other code changes few results: of one sample, hundreds of pieces have to be seen."""
+    counts: Counter[int] = Counter()
+
+    def rows(*arguments: Any, piece_sizes: list[int], **keywords: Any) -> None:
+        for size in piece_sizes:
+            counts[size] += size
+        gradient_rows(*arguments, piece_sizes=piece_sizes, **keywords)
+
+    built = build(world, **{"train.global_batch_size": batch})
+    monkeypatch.setattr(agreement, "gradient_rows", rows)
+    built.agreement._rehearse()
+    assert sorted(counts, reverse=True) == built.agreement._train.piece_sizes()
+    assert all(400 <= samples < 450 for samples in counts.values())
+    counts.clear()
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "difference", lambda facts: None)
+    built.agreement.check_now(step=1, continues="")
+    assert sorted(counts, reverse=True) == built.agreement._train.piece_sizes()
+    assert all(16 <= samples <= 32 for samples in counts.values())
+    monkeypatch.setattr(agreement, "MOST_NUMBERS", 1)  # as in a model of many parameters
+    counts.clear()
+    built.agreement.check_now(step=1, continues="")
+    assert all(samples == size for size, samples in counts.items())
+
+
 def test_one_process_compares_and_computes_nothing(world, monkeypatch) -> None:
     built = build(world)
     monkeypatch.setattr(agreement, "digest", None)
     built.agreement.check_start()
-    built.agreement.check_now(step=1, lost="")
+    built.agreement.check_now(step=1, continues="")
     monkeypatch.setattr(world, "size", 2)  # negative control
     with pytest.raises(TypeError):
         built.agreement.check_start()
@@ -259,13 +294,29 @@ def test_optimizer_state_is_compared(world, monkeypatch) -> None:
     for scale in (1.0, 2.0):
         for parameter in built.model.parameters():
             built.optimizer.state[parameter]["momentum_buffer"] = scale * torch.ones_like(parameter)
-        built.agreement.check_now(step=1, lost="")
+        built.agreement.check_now(step=1, continues="")
         states.append(dict(found))
     assert [name for name in found if states[0][name] != states[1][name]] == ["optimizer state"]
-    where = SimpleNamespace(fact="optimizer state", ranks=[0], reference=0)
+
+
+def test_what_is_known_to_differ_is_said_at_a_checkpoint_too(world, monkeypatch) -> None:
+    built = build(world)
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "hosts", ["h0", "h1"])
+    where = SimpleNamespace(fact="weights", ranks=[1], reference=0)
     monkeypatch.setattr(world, "difference", lambda facts: where)
-    with pytest.raises(RunError, match=r"has other optimizer state than .* after step 7"):
-        built.agreement.check_now(step=7, lost="so")
+    for there, said in (
+        ({}, ", as with failing memory or a faulty processor"),
+        ({"MKL_CBWR": "AVX2"}, f": {agreement.SAME}"),
+    ):
+        monkeypatch.setattr(world, "gather_json", lambda own, there=there: [own, {**own, **there}])
+        clues = " (MKL_CBWR is AVX2 there and not set elsewhere)" if there else ""
+        with pytest.raises(RunError) as raised:
+            built.agreement.check_now(step=7, continues="so")
+        assert str(raised.value) == (
+            f"rank 1 on h1 has other weights than rank 0 on h0{clues} after step 7{said}; "
+            "no checkpoint was written; so"
+        )
 
 
 def test_a_digest_is_of_every_bit_name_and_shape() -> None:

@@ -111,6 +111,9 @@ NAMED = (
 )  # fmt: skip
 
 
+SAYS_WHERE = ("flipped-later", "dies")  # what the claim's own parts have no share in
+
+
 def check_red(launch: Launch, path: Path, fault: str) -> None:
     claim = FAULTS[fault].claim
     assert list(results(path)) == NAMES
@@ -120,7 +123,10 @@ def check_red(launch: Launch, path: Path, fault: str) -> None:
     assert last in problems(path) or not named
     text = launch.stdout
     assert text.count(" FAIL ") == list(results(path).values()).count("FAIL"), text
-    assert "look at:" in text
+    assert ("look at:" in text) is (
+        fault not in SAYS_WHERE or "Speed" in red(path, expected="Speed")
+    )
+    assert "the same command" not in problems(path)
     assert re.search(rf"{claim}(, Speed)? failed", text.splitlines()[-1])
 
 
@@ -202,6 +208,31 @@ def test_a_bad_configuration_is_one_error(capsys, arguments, error):
     assert printed == ""
     assert errors.startswith(f"error: {error}")
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        ({"data.source": "nope.csv"}, "data.source=nope.csv: cannot be read"),
+        ({"train.init_from": "nope.safetensors"}, "train.init_from=nope.safetensors: is not"),
+    ],
+)
+def test_a_user_s_mistake_is_no_claim_that_fails(nursery, tmp_path, processes, mistake, error):
+    launch = nursery.run(
+        launching.flags(mistake), cwd=tmp_path, module="verify", processes=processes
+    )
+    assert launch.codes == [2] * processes
+    assert launch.stdout == ""
+    [line] = launch.stderr.splitlines()
+    assert line.startswith(f"error: {error}")
+
+
+def test_a_mistake_in_the_number_of_processes_is_one_too(nursery, tmp_path):
+    mistake = launching.flags({"train.virtual_shards": 1})
+    launch = nursery.run(mistake, cwd=tmp_path, module="verify", processes=2)
+    assert launch.codes == [2, 2]
+    assert launch.stderr.startswith("error: 2 processes cannot share train.virtual_shards=1")
 
 
 def pytest_generate_tests(metafunc):

@@ -106,11 +106,13 @@ class Finding:
         problems: why the claim does not hold; empty if it does. Those that not all processes see
             are shown with the names of those that do.
         figures: measurements by name, a row each.
+        look_at: where to look, if the problems say better than the claim; "" if they say it.
     """
 
     measured: str
     problems: Sequence[str] = ()
     figures: Sequence[Mapping[str, float]] = ()
+    look_at: str | None = None
 
 
 @dataclass(frozen=True)

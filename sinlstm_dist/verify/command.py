@@ -15,8 +15,15 @@ from typing import Any
 from sinlstm_dist.command import let_another_speak, tell
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_with_config
 from sinlstm_dist.config import KEYS, Config
-from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
-from sinlstm_dist.job import versions
+from sinlstm_dist.errors import (
+    ConfigError,
+    Disagreement,
+    DriftedApart,
+    LostProcess,
+    RunError,
+    StoppedEarly,
+)
+from sinlstm_dist.job import build, versions
 from sinlstm_dist.launcher import is_node_speaker, is_speaker
 from sinlstm_dist.roll_call import have_met
 from sinlstm_dist.runtime import World, join_world
@@ -102,7 +109,7 @@ class Verification:
         """Join the world and check all claims in it.
 
         Raises:
-            ConfigError: the fault cannot happen here.
+            BadArguments: the fault cannot happen here, or the configuration is wrong.
             LostProcess: a process died, hangs or has not come; the verdicts say so.
 
         Collective: yes.
@@ -116,8 +123,8 @@ class Verification:
                 ) as world:
                     self._check_all(world, request)
             except Exception as error:
-                if not isinstance(error, BadFault):
-                    self._end_with(str(error) if _is_plain(error) else repr(error))
+                if not isinstance(error, BadArguments):
+                    self._end_with(error)
                 raise
 
     @property
@@ -133,10 +140,11 @@ class Verification:
             "versions": versions(),
         }
         if self._fault and world.size < self._fault.least_processes:
-            raise BadFault(
+            raise BadArguments(
                 f"--inject needs {self._fault.least_processes} processes for this fault, and there "
                 f"is {world.size}: {self._fault.what}"
             )
+        _check_configuration(self._config, world)
         parts = self._fault.parts() if self._fault else Parts()
         bench = Bench(parts.world(world), parts, self._config)
         for claim in CLAIMS:
@@ -158,6 +166,8 @@ class Verification:
         with _time_limit(claim.name, is_large=is_large(self._config)):
             try:
                 finding = claim.check(bench)
+            except DriftedApart as error:
+                finding = Finding("", [error.what], look_at="")
             except (ConfigError, RunError) as error:  # which all processes raise alike
                 finding = Finding("", [str(error)])
             everyones = world.gather_json(list(finding.problems))
@@ -168,22 +178,24 @@ class Verification:
             for problem in theirs
             if problem not in shared
         ]
+        look_at = claim.look_at if finding.look_at is None else finding.look_at
         return Verdict(
             claim.name,
             "FAIL" if problems else "PASS",
             finding.measured,
             problems,
-            claim.look_at if problems else "",
+            look_at if problems else "",
             time.perf_counter() - self._claim_started,
             finding.figures,
         )
 
-    def _end_with(self, problem: str) -> None:
-        """The claim that was being checked fails with `problem`, and nothing is left to check."""
+    def _end_with(self, error: Exception) -> None:
+        """The claim that was being checked fails with `error`, and nothing is left to check."""
+        problem = str(error) if _is_plain(error) else repr(error)
         for claim in CLAIMS[len(self.verdicts) :][:1]:
+            look_at = "" if isinstance(error, LostProcess) else claim.look_at
             seconds = time.perf_counter() - self._claim_started
-            verdict = Verdict(claim.name, "FAIL", "", [problem], claim.look_at, seconds)
-            self.verdicts.append(verdict)
+            self.verdicts.append(Verdict(claim.name, "FAIL", "", [problem], look_at, seconds))
             self._skip_rest(f"{claim.name} did not end")
 
     def _skip_rest(self, why: str) -> None:
@@ -234,8 +246,21 @@ class Verification:
         path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-class BadFault(ConfigError):
-    """A fault that cannot happen in this world."""
+class BadArguments(ConfigError):
+    """What the user asked for cannot be verified in this world."""
+
+
+def _check_configuration(config: Config, world: World) -> None:
+    """Raise BadArguments for what is the user's mistake, before a claim takes the blame for it.
+
+    Collective: yes.
+    """
+    try:
+        build(config, world)
+    except Disagreement:
+        pass  # the claims say where
+    except ConfigError as error:
+        raise BadArguments(str(error)) from error
 
 
 def _is_plain(error: Exception) -> bool:
@@ -293,8 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speaks = is_speaker()
     try:
         verification.run()
-    except BadFault as error:
-        tell(str(error), speaks=speaks)
+    except BadArguments as error:
+        tell(str(error))
         return BAD_ARGUMENTS
     except (ConfigError, RunError, TimeLimit):
         speaks = speaks if have_met() else is_node_speaker()
