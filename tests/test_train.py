@@ -444,7 +444,7 @@ def test_another_run_is_refused_where_no_checkpoint_is_left_too(tmp_path, capsys
     assert "train.seed was 0 and is 9" in refused(tmp_path / "run", capsys, **{"train.seed": 9})
     assert files(tmp_path / "run") == before
     assert run_main(tmp_path / "run", **{"train.epochs": 3}) == 0
-    assert "no checkpoint to continue from" in capsys.readouterr().out
+    assert "no whole checkpoint is left: the run starts" in capsys.readouterr().out
 
 
 def test_a_misspelt_tracker_costs_a_finished_run_nothing(tmp_path, capsys):
