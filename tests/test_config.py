@@ -140,14 +140,17 @@ def test_all_unsupported_keys_are_in_one_report():
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_errors_are_shown_once_by_two_processes(nursery, tmp_path):
+def test_errors_are_told_by_each_process_that_no_launcher_ends(nursery, tmp_path):
+    """With a launcher, which ends them, they are told once: test_one_speaks.py."""
     wrong = ["--data.noize", "1", "--train.epochs", "0"]
     launch = nursery.run(wrong, cwd=tmp_path, processes=2)
     assert launch.codes == [2, 2]
-    assert sorted(launch.stderr.splitlines()) == [
-        'error: train.epochs="0": should be greater than or equal to 1',
-        "error: unknown key data.noize: did you mean data.noise?",
+    problems = [
+        "unknown key data.noize: did you mean data.noise?",
+        'train.epochs="0": should be greater than or equal to 1',
     ]
+    told = [f"error: {line}" for line in problems]
+    assert launch.stderr.splitlines() == [*told, f"error: rank 1: {problems[0]}", told[1]]
     assert list(tmp_path.iterdir()) == []
 
 

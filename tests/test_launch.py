@@ -116,9 +116,12 @@ def test_more_processes_than_pieces_are_refused_once(nursery, tmp_path):
 @pytest.mark.parametrize(
     ("differing", "which"),
     [
-        ({1: ["--optim.lr", "0.5"]}, "rank 0's on rank 1 on {}"),
-        ({0: ["--train.epochs", "3"]}, "rank 1's on rank 0 on {}"),  # two know better than one
-        ({2: ["--output.dir", "other"]}, "rank 0's on rank 2 on {}"),
+        ({1: ["--optim.lr", "0.5"]}, "optim.lr differs from rank 0's on rank 1 on {}"),
+        (
+            {0: ["--train.epochs", "3"]},
+            "train.epochs differs from rank 1's on rank 0 on {}",
+        ),  # two know better than one
+        ({2: ["--output.dir", "other"]}, "output.dir differs from rank 0's on rank 2 on {}"),
     ],
 )
 def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path, differing, which):
@@ -126,8 +129,7 @@ def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path
     flags = launching.flags({**QUICK, "output.dir": "run"})
     launch = nursery.run(flags, cwd=tmp_path, processes=3, more=differing)
     assert launch.codes == [2, 2, 2]
-    where = which.format(socket.gethostname())
-    assert launch.stderr == (f"error: configuration differs from {where}: make it the same\n")
+    assert launch.stderr == f"error: {which.format(socket.gethostname())}: make it the same\n"
     assert list(tmp_path.iterdir()) == []
 
 
