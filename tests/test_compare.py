@@ -61,19 +61,19 @@ def test_the_folder_is_no_difference(runs, capsys):
     [
         (None, "is no folder"),
         ({"config.toml": "[train]\nepoch = 3\n"}, "did you mean train.epochs?"),
-        ({"config.toml": "", "summary.json": "{}"}, "summary.json was not written by"),
-        ({"config.toml": "", "summary.json": "{"}, "summary.json was not written by"),
-        ({"config.toml": "", "summary.json": "[]"}, "summary.json was not written by"),
+        ({"config.toml": "", "summary.json": "{}"}, "summary.json is damaged"),
+        ({"config.toml": "", "summary.json": "{"}, "summary.json is damaged"),
+        ({"config.toml": "", "summary.json": "[]"}, "summary.json is damaged"),
         ({"config.toml": "", "summary.json": NO_TIME}, "wall_s: Input should be a valid number"),
         (
             {"config.toml": "", "metrics.jsonl": '{"epoch": 1}\n'},
-            "metrics.jsonl was not written by",
+            "metrics.jsonl is damaged",
         ),
         (
             {"config.toml": "", "metrics.jsonl": '{"epoch": Infinity}\n'},
             "Infinity is not",
         ),
-        ({"config.toml": "", "starts.jsonl": '{"step": Infinity}\n'}, "starts.jsonl was not"),
+        ({"config.toml": "", "starts.jsonl": '{"step": Infinity}\n'}, "starts.jsonl is damaged"),
         ({"config.toml": "", "starts.jsonl": None}, "starts.jsonl cannot be read: is a folder"),
     ],
 )
