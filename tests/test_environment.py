@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sinlstm_dist import launcher
+from sinlstm_dist import accelerator, launcher
 from sinlstm_dist.errors import ConfigError
 
 QUICK = {
@@ -51,13 +51,11 @@ def test_any_environment_is_a_launch_or_an_error_that_names_a_variable(variables
         launcher.is_node_speaker()
         try:
             launch = launcher.check_launch()
-            restore = launcher.set_as_checked(launch)
+            with accelerator.as_checked(launch):
+                told = dict(os.environ)
+                assert launcher.num_threads() > 0
         except ConfigError as error:
             launch, message = None, str(error)
-        told = dict(os.environ)
-        if launch:
-            assert launcher.num_threads() > 0
-            restore()
         assert dict(os.environ) == variables
     if not launch:
         assert [name for name in variables if name in message] or "MASTER_ADDR" in message
