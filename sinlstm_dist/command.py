@@ -47,13 +47,14 @@ def tell(message: str, *, speaks: bool | None = None) -> None:
         speaks: whether it is; unless given, one process per node shows what went wrong before all
             processes have met, as that may be so on this node alone, and rank 0 what did later.
     """
+    may_be_its_own = speaks is None and not have_met()
     if speaks is None:
         speaks = is_speaker() if have_met() else is_node_speaker()
     if speaks:
         show_error(message)
     else:
         let_another_speak()
-        if not have_met():  # nobody ended this process: it may be the only one with that problem
+        if may_be_its_own:  # nobody has ended this process, so nobody else may have the problem
             show_error(f"rank {rank()}: {message}")
 
 
