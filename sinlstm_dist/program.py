@@ -1,5 +1,6 @@
 """Run a command as this process's program and return its exit code."""
 
+import atexit
 import signal
 import traceback
 from collections.abc import Callable
@@ -21,7 +22,7 @@ def run(main: Callable[[], int]) -> int:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `early` left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _code_of(main)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is short, and `code` is known
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # `code` is known by then
     return FAILED if tell_losses() and code == 0 else code
 
 
