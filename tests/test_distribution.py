@@ -1,4 +1,4 @@
-"""The sdist is the project, the wheel is the package; what describes them agrees."""
+"""The sdist holds the project and the wheel the package; the files that describe them agree."""
 
 import os
 import re
@@ -26,7 +26,7 @@ needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's
 
 
 def git_files() -> set[str]:
-    """The files of the project: what git has, or would add."""
+    """The files of the project: those that git has or would add."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {path for path in listed.splitlines() if (ROOT / path).exists()}
@@ -64,7 +64,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sdist_is_the_project(sdist):
     files = {str(path.relative_to(sdist)) for path in sdist.rglob("*") if path.is_file()}
     packed = {path for path in files if not path.startswith(GENERATED)}
-    assert packed == git_files(), "MANIFEST.in names what goes into the sdist"
+    assert packed == git_files(), "MANIFEST.in lists the files of the sdist"
 
 
 @needs_git
@@ -81,8 +81,8 @@ def test_the_wheel_is_the_package(wheel):
 def test_the_wheel_trains_away_from_the_checkout(wheel, tmp_path):
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    # The other packages of this environment, but not its editable install: Python does not read
-    # the .pth files of a folder that it knows from a .pth file.
+    # It shares this environment's other packages, but not its editable install: Python ignores .pth
+    # files in a folder that a .pth file names.
     [packages] = (tmp_path / "venv/lib").glob("python*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
@@ -149,11 +149,11 @@ mkdir -p .venv/bin && cd .venv/bin && ln -s /bin/echo ruff && ln -s /bin/echo my
 
 
 def test_ci_leaves_the_checkout_as_it_is(tmp_path):
-    """The real .ci/run in a small repository, whose commands only print."""
+    """The real .ci/run runs in a small repository whose commands only print."""
     toy, programs = tmp_path / "toy", tmp_path / "programs"
     programs.mkdir()
     for name in ("cc", "shellcheck", "mpirun", "tmux", "slurmctld", "munge", "ip", "apt-get"):
-        (programs / name).symlink_to("/bin/true")  # so that nothing is installed
+        (programs / name).symlink_to("/bin/true")  # .ci/run installs nothing then
     (toy / ".ci").mkdir(parents=True)
     (toy / ".ci/run").write_bytes((ROOT / ".ci/run").read_bytes())
     (toy / "README.md").write_text(TOY_README)
@@ -170,6 +170,6 @@ def test_ci_leaves_the_checkout_as_it_is(tmp_path):
     assert ended.returncode == 0, ended.stderr
     printed = [line for line in ended.stdout.splitlines() if not line.startswith("==")]
     train = "trains --config configs/smoke.toml --output.dir runs/ci"
-    assert sorted(printed) == sorted(["tests", "check .", "format --check .", "", train])
+    assert printed == ["tests", "check .", "format --check .", "", train]
     assert sorted(toy.rglob("*")) == before
     assert sorted(tmp_path.iterdir()) == [programs, toy]  # the clone is gone
