@@ -25,10 +25,10 @@ from accelerate.utils import broadcast
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sinlstm_dist import launcher
-from sinlstm_dist.accelerator import as_checked, check_world, new_accelerator
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
-from sinlstm_dist.roll_call import RollCall
+from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.accelerator import as_checked, check_world, new_accelerator
+from sinlstm_dist.processes.roll_call import RollCall
 
 
 @dataclass(frozen=True)
