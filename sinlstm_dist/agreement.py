@@ -14,22 +14,21 @@ between them would tell. So each computes the same small things, and they compar
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from sinlstm_dist import metrics
 from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes
 from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
-from sinlstm_dist.gradient import gradient_rows, totals_rows
+from sinlstm_dist.gradient import gradient_rows
+from sinlstm_dist.metrics import NUM_TOTALS
 from sinlstm_dist.optim import optimizer_tensors, trial_step
-from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import Difference, World
+from sinlstm_dist.reduction import totals_rows
 
 # Other code changes few results: some 4 of 100 gradients of one sample, most gradients of 13
 # (2026-11-25, nn.LSTM of 64).
@@ -100,30 +99,12 @@ def _who_has_what(found: Difference, world: World) -> str:
     return f"{world.names(found.ranks)} {verb} other {found.fact} than {others}"
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A data set, and how it is cut into pieces.
-
-    Args:
-        data: gives a batch for an array of indices.
-        plan: of training or of testing.
-    """
-
-    data: Dataset[Batch]
-    plan: Plan
-
-    def piece_sizes(self) -> list[int]:
-        """The sizes of pieces that occur, the largest first: a matrix library may choose other
-        code for each.
-        """
-        sizes = self.plan.all_sizes(0) + self.plan.all_sizes(self.plan.num_steps - 1)
-        return sorted(set(sizes) - {0}, reverse=True)
-
-    def pieces(self, sizes: Sequence[int], device: torch.device, *, step: int) -> Batch:
-        """The same pieces on every process, of samples from all over the data, others each step."""
-        size = len(self.data)  # type: ignore[arg-type]  # a map-style data set has a length
-        windows, targets = self.data[np.random.default_rng(step).integers(0, size, sum(sizes))]
-        return windows.to(device), targets.to(device)
+def _some_samples(split: Split, num_samples: int, device: torch.device, *, step: int) -> Batch:
+    """The same samples on every process, from all over the data; other samples for each step."""
+    windows, targets = split.data[
+        np.random.default_rng(step).integers(0, len(split.data), num_samples)
+    ]
+    return windows.to(device), targets.to(device)
 
 
 class Agreement:
@@ -142,8 +123,8 @@ class Agreement:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        train: Samples,
-        test: Samples,
+        train: Split,
+        test: Split,
         world: World,
         is_exact: bool,
         tolerance: float,
@@ -234,14 +215,14 @@ class Agreement:
     ) -> dict[str, torch.Tensor]:
         """(pieces, G + 3) rows for each size of a piece, as training computes them."""
         parameters, device = list(model.parameters()), self._world.device
-        width = sum(parameter.numel() for parameter in parameters) + metrics.NUM_TOTALS
+        width = sum(parameter.numel() for parameter in parameters) + NUM_TOTALS
         found: dict[str, torch.Tensor] = {}
-        for size in self._train.piece_sizes():
+        for size in self._train.plan.distinct_sizes():
             most = max(1, MOST_NUMBERS // width)
             sizes = [size] * min(most, -(-num_samples // size))
             rows = torch.zeros(len(sizes), width, device=device)
             gradient_rows(
-                model, parameters, self._train.pieces(sizes, device, step=step),
+                model, parameters, _some_samples(self._train, sum(sizes), device, step=step),
                 piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
                 out=rows,
             )  # fmt: skip
@@ -254,10 +235,10 @@ class Agreement:
     ) -> dict[str, torch.Tensor]:
         """(pieces, 3) totals for each size of a piece, as testing computes them."""
         found: dict[str, torch.Tensor] = {}
-        for size in self._test.piece_sizes():
+        for size in self._test.plan.distinct_sizes():
             sizes = [size] * -(-num_samples // size)
             found[f"of {size}"] = totals_rows(
-                model, self._test.pieces(sizes, self._world.device, step=step),
+                model, _some_samples(self._test, sum(sizes), self._world.device, step=step),
                 piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
             )  # fmt: skip
         return found

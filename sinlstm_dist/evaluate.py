@@ -20,8 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from sinlstm_dist import metrics, program
-from sinlstm_dist import plan as plans
+from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
 from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
@@ -29,12 +28,12 @@ from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
 from sinlstm_dist.data.steps import StepSampler, step_loader
-from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
-from sinlstm_dist.job import new_model, new_test_plan
-from sinlstm_dist.metrics import Totals
+from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
+from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.plan import in_order
 from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
 from sinlstm_dist.run.trained import Trained, read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 
@@ -83,22 +82,17 @@ class Evaluation:
 
 
 def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:
-    """`read_trained` on the main process, for all: no other needs to see the folder.
+    """Read a trained model on the main process for all: no other process needs to see the folder.
 
     Raises:
         ConfigError: as `read_trained`.
 
     Collective: yes.
     """
-    weights: dict[str, torch.Tensor] = {}
-
-    def read() -> Any:
-        trained = read_trained(path, overrides)
-        weights.update(trained.weights)
-        return trained.config.model_dump(mode="json")
-
-    config = Config.model_validate(world.on_main(read))
-    return Trained(config, world.broadcast_tensors(weights))
+    read = functools.cache(lambda: read_trained(path, overrides))
+    config = world.on_main(lambda: read().config.model_dump(mode="json"))
+    weights = world.tensors_from_main(lambda: read().weights)
+    return Trained(Config.model_validate(config), weights)
 
 
 def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
@@ -111,11 +105,7 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     Collective: yes.
     """
     config = trained.config
-    if world.size > config.train.virtual_shards:
-        raise ConfigError(
-            f"{world.size} processes cannot share train.virtual_shards="
-            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes"
-        )
+    check_enough_pieces(config, world)
     _, test = datasets(config.data, trained.scale)
     unit = (trained.scale or NO_SCALE).std
     assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
@@ -158,40 +148,41 @@ def _assess(
     config: Config,
     world: World,
 ) -> Quality:
-    """Errors are multiplied by `unit`. Collective: yes, two."""
+    """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
     plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
-    sampler = StepSampler(plan, order=lambda _: plans.in_order(plan.size))
+    sampler = StepSampler(plan, order=lambda _: in_order(plan.size))
     loader = world.accelerator.prepare(
         step_loader(_Questions(inputs, targets, config.data), sampler)
     )
-    shape = (len(plan.owned(0)), metrics.NUM_TOTALS + 2 * SECTORS)
-    sums = torch.zeros(shape, device=world.device).double()
     largest = torch.zeros(1, SECTORS, device=world.device)
-    for step, (windows, answers, sectors) in enumerate(loader):
-        sizes = plan.piece_sizes(step)
+
+    def rows(batch: tuple[torch.Tensor, ...], sizes: Sequence[int]) -> torch.Tensor:
+        """(pieces, 3 + 2 * SECTORS): totals, then errors and samples by sector."""
+        windows, answers, sectors = batch
         totals = totals_rows(
             model, (windows, answers), piece_sizes=sizes, tolerance=config.train.tolerance,
             num_threads=world.num_threads,
         )  # fmt: skip
         errors = _errors(model, (windows, answers), piece_sizes=sizes) * unit  # (B, 1)
         place = sectors[:, None] == torch.arange(SECTORS, device=world.device)  # (B, SECTORS)
+        largest.copy_(torch.cat((largest, errors * place)).amax(0, keepdim=True))
         placed = torch.cat((errors * place, place), dim=1).double()
-        by_piece = torch.stack([rows.sum(0) for rows in placed.split(sizes)])
-        sums[: len(sizes)] += torch.cat((totals, by_piece), dim=1)
-        largest = torch.cat((largest, errors * place)).amax(0, keepdim=True)
-    total = tree_sum(gather_pieces(sums, plan=plan, world=world))  # collective
-    squared_error, correct, samples, *by_sector = total.tolist()
-    errors_there, samples_there = np.reshape(by_sector, (2, SECTORS))
+        by_piece = torch.stack([piece.sum(0) for piece in placed.split(list(sizes))])
+        return torch.cat((totals, by_piece), dim=1)
+
+    width = NUM_TOTALS + 2 * SECTORS
+    numbers = sum_over(loader, rows, width=width, plan=plan, peers=world).tolist()  # collective
+    errors, samples = np.reshape(numbers[NUM_TOTALS:], (2, SECTORS))
     return Quality(
-        totals=Totals(squared_error, int(correct), int(samples)),
-        errors=errors_there,
-        samples=samples_there,
+        totals=to_totals(numbers[:NUM_TOTALS]),
+        errors=errors,
+        samples=samples,
         largest=world.gather(largest).amax(0).cpu().numpy(),  # collective
     )
 
 
 def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> torch.Tensor:
-    """Absolute errors (B, 1), computed piece by piece: so they are the same on any process."""
+    """Absolute errors (B, 1), computed piece by piece, so they are the same on any process."""
     parts = [(model(x) - y).abs() for x, y in pieces(batch, piece_sizes) if len(x)]
     return torch.cat(parts) if parts else torch.zeros_like(batch[1])
 

@@ -91,6 +91,11 @@ class Plan:
         edges = bounds(self.num_samples(step), self.num_pieces)
         return [stop - start for start, stop in itertools.pairwise(edges)]
 
+    def distinct_sizes(self) -> list[int]:
+        """The sizes of the pieces of an epoch, each once, the largest first; 0 is left out."""
+        sizes = self.all_sizes(0) + self.all_sizes(self.num_steps - 1)
+        return sorted(set(sizes) - {0}, reverse=True)
+
     def piece_sizes(self, step: int) -> list[int]:
         """Samples in each piece of `step` that `self.rank` computes.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist import forecast, metrics, program
+from sinlstm_dist import forecast, program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
 from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
@@ -21,6 +21,7 @@ from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.reduction import count
 from sinlstm_dist.run.checkpoint import WEIGHTS
 from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WINDOWS, RunRecord, read_run
 from sinlstm_dist.run.trained import read_trained
@@ -63,7 +64,7 @@ def _baseline(config: Config) -> tuple[float, float]:
     """Loss and accuracy of "the last value again" on the test windows."""
     _, test = datasets(config.data)
     windows, targets = test[np.arange(min(len(test), BASELINE_SAMPLES))]
-    totals = metrics.count(Persistence()(windows), targets, tolerance=config.train.tolerance)
+    totals = count(Persistence()(windows), targets, tolerance=config.train.tolerance)
     squared_error, correct, samples = totals.tolist()
     return squared_error / samples, correct / samples
 

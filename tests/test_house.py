@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
     "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "hub", "model",
-    "optim", "rollout", "processes", "arithmetic", "gradient", "agreement", "run", "screen",
-    "command_line", "program", "command", "job", "forecast", "plot", "train", "evaluate",
-    "export", "compare", "verify", "__main__",
+    "optim", "rollout", "processes", "arithmetic", "reduction", "gradient", "agreement", "run", "screen",
+    "command_line", "program", "command", "job", "gallery", "logbook", "train", "evaluate",
+    "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -182,7 +182,7 @@ def test_the_environment_is_read_in_few_places(path):
 
 @pytest.mark.parametrize("path", SOURCES)
 def test_files_stay_small(path):
-    assert len(SOURCES[path].splitlines()) <= 401
+    assert len(SOURCES[path].splitlines()) <= 350
 
 
 def test_the_rules_find_what_they_forbid():

@@ -42,10 +42,10 @@ def summary(**changed: object) -> Summary:
 
 def tell(epochs: int, *, enabled: bool = True) -> None:
     """A whole run's calls."""
-    account = Report(enabled=enabled, epochs=epochs, num_steps=10)
+    account = Report(enabled=enabled, epochs=epochs)
     account.start(FACTS)
     account.note("continues after step 0")
-    account.begin_training(finished_epochs=0)
+    account.begin_training(finished_epochs=0, num_steps=10)
     for epoch in range(1, epochs + 1):
         for step in range(1, 11):
             account.step(epoch=epoch, step=step)
@@ -86,8 +86,8 @@ def test_a_file_s_values_are_the_record_s(capsys):
 
 
 def test_large_numbers_keep_their_columns(capsys):
-    account = Report(enabled=True, epochs=10**6, num_steps=1)
-    account.begin_training(finished_epochs=0)
+    account = Report(enabled=True, epochs=10**6)
+    account.begin_training(finished_epochs=0, num_steps=10)
     account.epoch(record(999_999, step=99_999_999, samples_per_s=1e9, train_loss=1e-300))
     account.epoch(record(10**6, step=99_999_999, samples_per_s=1e9, train_loss=1e300))
     head, *rows = capsys.readouterr().out.splitlines()
@@ -124,7 +124,7 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
 
 
 def test_a_run_without_an_epoch_has_no_table(capsys):
-    account = Report(enabled=True, epochs=3, num_steps=10)
+    account = Report(enabled=True, epochs=3)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
     account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/[x]")
     assert capsys.readouterr().out == "failed: [why] it was\nresults in runs/[x]\n"
@@ -137,7 +137,7 @@ def test_one_that_is_not_enabled_says_nothing(capsys):
 
 def test_a_long_epoch_gives_a_sign_of_life(capsys, monkeypatch):
     monkeypatch.setattr(report, "QUIET_S", 0.0)
-    account = Report(enabled=True, epochs=3, num_steps=10)
+    account = Report(enabled=True, epochs=3)
     account.step(epoch=1, step=4)
     assert capsys.readouterr().out == "epoch 1: step 4 of 10\n"
 
@@ -197,9 +197,9 @@ def test_what_is_live_takes_a_hundredth_of_the_time_at_most(clock, monkeypatch):
         drawn.append(clock[0])
         return [0.0, 1.0], [0.5, 0.5]
 
-    account = Report(enabled=True, epochs=10**6, num_steps=1)
+    account = Report(enabled=True, epochs=10**6)
     account._screen = screen(monkeypatch, columns=80, lines=40)
-    account.begin_training(finished_epochs=0, preview=slow_preview)
+    account.begin_training(finished_epochs=0, num_steps=10, preview=slow_preview)
     for epoch in range(1, 20_001):  # 200 s of epochs
         clock[0] += 0.01
         account.epoch(record(epoch))
@@ -213,10 +213,10 @@ def test_a_small_terminal_and_a_file_have_no_picture(monkeypatch, size):
     def no_preview() -> None:
         raise AssertionError("is not to be called")
 
-    account = Report(enabled=True, epochs=3, num_steps=1)
+    account = Report(enabled=True, epochs=3)
     if size:
         account._screen = screen(monkeypatch, **size)
-    account.begin_training(finished_epochs=0, preview=no_preview)
+    account.begin_training(finished_epochs=0, num_steps=10, preview=no_preview)
     account.epoch(record(3))
     account.end_training()
     account.close()

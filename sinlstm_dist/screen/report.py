@@ -44,11 +44,11 @@ class Report:
     Args:
         enabled: whether this process prints.
         epochs: epochs of the run.
-        num_steps: optimizer steps in an epoch.
     """
 
-    def __init__(self, *, enabled: bool, epochs: int, num_steps: int) -> None:
-        self._enabled, self._epochs, self._num_steps = enabled, epochs, num_steps
+    def __init__(self, *, enabled: bool, epochs: int) -> None:
+        self._enabled, self._epochs = enabled, epochs
+        self._num_steps = 0  # in an epoch
         self._stream = Stream("stdout", waits=False)
         self._screen = Screen(self._stream, width=None if self._stream.isatty() else FILE_WIDTH)
         self._live: Live | None = None
@@ -81,15 +81,19 @@ class Report:
         if self._enabled:
             self._screen.print(text, soft_wrap=True)
 
-    def begin_training(self, *, finished_epochs: int, preview: Preview | None = None) -> None:
+    def begin_training(
+        self, *, finished_epochs: int, num_steps: int, preview: Preview | None = None
+    ) -> None:
         """Start the live line, or the head of the columns in a file.
 
         Args:
             finished_epochs: of earlier starts.
+            num_steps: optimizer steps in an epoch.
             preview: gives targets and predictions over one cycle; called on a terminal only.
         """
         if not self._enabled:
             return
+        self._num_steps = num_steps
         if not self._screen.is_interactive:
             self._screen.print(_file_line(HEAD))
             return
