@@ -24,6 +24,7 @@ from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_confi
 from sinlstm_dist.config import Config, Optim, flat, to_toml
 from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors
 from sinlstm_dist.metrics import Totals
@@ -54,8 +55,7 @@ def train(config: Config) -> Summary:
 
     Collective: yes.
     """
-    if config.output.plots:
-        _check_pictures()
+    Pictures(enabled=config.output.plots, folder=Path(config.output.dir)).check()
     training = None
     with (
         StopRequest(parent=launching_parent()) as request,
@@ -236,9 +236,8 @@ class Training:
             self.run.record_failure(self._summary())
 
     def _draw(self) -> None:
-        if not self.config.output.plots:
-            return
-        drawn = self.world.on_main(_draw_pictures, self.run.path, only_missing=bool(self.ended))
+        pictures = Pictures(enabled=self.config.output.plots, folder=self.run.path)
+        drawn = self.world.on_main(pictures.draw, only_missing=bool(self.ended))
         if drawn:
             self.report.note(f"pictures there: {', '.join(drawn)}")
 
@@ -365,18 +364,6 @@ class Training:
 
 def _is_due(count: int, *, every: int) -> bool:
     return every > 0 and count % every == 0
-
-
-def _check_pictures() -> None:
-    from sinlstm_dist.screen.pictures import check_matplotlib  # on use: a start should load little
-
-    check_matplotlib()
-
-
-def _draw_pictures(folder: Path, *, only_missing: bool) -> list[str]:
-    from sinlstm_dist.plot import draw_missing, draw_run
-
-    return draw_missing(folder) if only_missing else draw_run(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

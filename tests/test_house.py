@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 ORDER = [
     "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "hub", "model",
     "optim", "rollout", "processes", "arithmetic", "gradient", "agreement", "run", "screen",
-    "command_line", "program", "command", "job", "forecast", "plot", "train", "evaluate",
-    "export", "compare", "verify", "__main__",
+    "gallery", "command_line", "program", "command", "job", "train", "evaluate", "forecast",
+    "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
