@@ -29,6 +29,7 @@ from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Layout, Tensors, shapes, unlike
+from sinlstm_dist.screen.report import start_facts
 
 PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
 
@@ -265,20 +266,20 @@ def _read_weights(path: Path, model: Predictor) -> Tensors:
 
 
 def describe(job: Job, config: Config, world: World) -> dict[str, str]:
-    """What the start panel says: processes, devices and why, the batch algebra, the model."""
-    sizes = sorted(set(job.train.plan.all_sizes(0)))
-    parameters = sum(parameter.numel() for parameter in job.model.parameters())
-    where = ", ".join(dict.fromkeys(world.hosts))
-    why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
-    return {
-        "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
-        f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
-        "data": f"{config.data.train_size:,} train and {config.data.test_size:,} test windows of "
-        f"{config.data.window} steps, {describe_source(config.data)}",
-        "batch": f"{job.train.plan.num_samples(0):,} samples a step = {job.train.plan.num_pieces} "
-        f"pieces of {' or '.join(map(str, sizes))}; {job.train.plan.num_steps:,} steps an epoch",
-        "reduction": config.train.reduction,
-        "model": f"{parameters:,} parameters, recurrence: {job.recurrence.name} "
-        f"({job.recurrence.reason})",
-        "run folder": config.output.dir,
-    }
+    """The facts of the start panel."""
+    return start_facts(
+        hosts=world.hosts,
+        device=world.device.type,
+        num_threads=world.num_threads,
+        train_size=config.data.train_size,
+        test_size=config.data.test_size,
+        window=config.data.window,
+        source=describe_source(config.data),
+        piece_sizes=job.train.plan.all_sizes(0),
+        num_steps=job.train.plan.num_steps,
+        reduction=config.train.reduction,
+        num_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
+        recurrence=job.recurrence.name,
+        recurrence_reason=job.recurrence.reason,
+        folder=config.output.dir,
+    )

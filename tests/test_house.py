@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
     "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "hub", "model",
-    "optim", "rollout", "processes", "arithmetic", "reduction", "gradient", "agreement", "run", "screen",
-    "command_line", "program", "command", "job", "gallery", "logbook", "train", "evaluate",
-    "forecast", "plot", "export", "compare", "verify", "__main__",
+    "optim", "rollout", "processes", "arithmetic", "reduction", "gradient", "agreement", "run",
+    "screen", "command_line", "program", "command", "job", "gallery", "logbook", "train",
+    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
