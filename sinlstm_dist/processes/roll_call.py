@@ -38,12 +38,6 @@ TOLD_BY_RANK_0 = tuple(f"{kind.__name__}: " for kind in TOLD)
 Answer = TypeVar("Answer")
 
 _joins = itertools.count()  # a process may join several worlds, one after the other
-_met = False
-
-
-def have_met() -> bool:
-    """Whether this process and others have ever heard of each other."""
-    return _met
 
 
 class Decision(BaseModel, extra="forbid", strict=True):
@@ -81,7 +75,6 @@ class RollCall:
     def __init__(
         self, *, rank: int, size: int, timeout_s: float, stop_reason: Callable[[], str]
     ) -> None:
-        global _met
         self._rank, self._size, self._stop_reason = rank, size, stop_reason
         self._timeout_s, self._has_answered = timeout_s, False
         self._seen_dead: set[int] = set()
@@ -93,7 +86,7 @@ class RollCall:
                 f"rank 0's store at {self._where.host}:{self._where.port} was there and is not now"
             )
             raise LostProcess(lost, is_speaker=self._speaks_for_rank_0())
-        _met = True
+        launcher.note_that_we_met()
         plan, is_first = signed_in
         if plan.stop:
             raise StoppedEarly(plan.stop, is_speaker=is_first)
