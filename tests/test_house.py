@@ -129,6 +129,7 @@ def test_configuration_and_plan_work_without_torch():
     program = (
         "import sys\n"
         "import sinlstm_dist.config, sinlstm_dist.plan\n"
+        "import sinlstm_dist.command, sinlstm_dist.early\n"
         "import sinlstm_dist.processes.launcher, sinlstm_dist.processes.stop\n"
         "sys.exit('torch' in sys.modules)"
     )

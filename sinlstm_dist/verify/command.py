@@ -25,8 +25,7 @@ from sinlstm_dist.errors import (
     StoppedEarly,
 )
 from sinlstm_dist.job import build
-from sinlstm_dist.processes.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.processes.roll_call import have_met
+from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.screen.console import show_error, show_table, show_text, tell_losses
