@@ -25,12 +25,10 @@ def test_the_sources_compile_without_warnings(tmp_path: Path) -> None:
         timeout=300,
         check=False,
     )
+    assert list(tmp_path.glob("lib/**/_kernel*.so")), built.stderr  # the extension is optional
     commands = [line for line in built.stdout.splitlines() if " -c " in line]
-    assert {Path(c.split(" -c ")[1].split()[0]).name for c in commands} >= {
-        "isa_avx2.c", "isa_avx512.c", "isa_plain.c", "module.c", "pool.c"
-    }  # fmt: skip
+    assert len(commands) == len(list(ROOT.glob("sinlstm_dist/lstm/csrc/*.c")))
     assert all("-Wall -Wextra" in command for command in commands)
-    assert list(tmp_path.glob("lib/**/_kernel*.so")), built.stderr
 
 
 def test_arguments_have_names_and_an_order() -> None:

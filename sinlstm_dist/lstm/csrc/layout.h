@@ -1,4 +1,4 @@
-/* How a block of 16 samples lies in memory: vectors of 16 samples, in which a sample has a lane.
+/* How a block of 16 samples lies in memory: as vectors of 16 samples, one sample per lane.
  *
  * This file and those that include it are compiled once per instruction set (isa_*.c). Functions
  * take H and D as arguments and are always inlined, so calling them with constants makes a version
