@@ -30,7 +30,7 @@ KNOW_ACCELERATE = {
     "processes/accelerator.py", "processes/world.py", "job.py", "run/trackers.py"
 }  # fmt: skip
 # The only ones that print; screen/report.py draws by rich, through the console.
-PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py"}
+PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py", "screen/live.py"}
 READ_ENVIRONMENT = {"processes/launcher.py", "processes/accelerator.py", "lstm/compiled.py"}
 
 
