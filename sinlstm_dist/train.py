@@ -95,10 +95,8 @@ class Training:
         if beginning["summary"]:  # nothing is left to do
             ended = Summary(**beginning["summary"])
             return self.log.show_ended(ended, baseline=self._count(Persistence()))
-        self.request.announce, self.request.leave = (
-            self.log.report.stopping,
-            self.log.report.abandon,
-        )
+        self.request.announce = self.log.report.stopping
+        self.request.leave = self.log.report.abandon
         self.progress = self.log.begin(beginning)
         while self.progress.epoch < self.config.train.epochs and not self.outcome:
             if self._train_epoch():
@@ -114,10 +112,8 @@ class Training:
         for step, batch in train.batches(epoch=epoch, first_step=self.progress.step_in_epoch):
             result = self.job.gradient(batch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
-                self._fail(
-                    f"the training loss became {result.totals.loss} at step "
-                    f"{self.progress.step + 1}"
-                )
+                at = f"at step {self.progress.step + 1}"
+                self._fail(f"the training loss became {result.totals.loss} {at}")
                 return False
             self.job.optimizer.step()
             self.progress = self.progress.after_step(result.totals)
