@@ -1,4 +1,4 @@
-"""Test a trained model, beside two predictions that take no learning.
+"""Test a trained model and compare it with two baselines.
 
     python -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
     python -m sinlstm_dist.evaluate runs/default --data.noise 0.1
@@ -46,11 +46,11 @@ SETTABLE = [
 
 @dataclass(frozen=True)
 class Quality:
-    """How well something predicts the test windows.
+    """The quality of predictions for the test windows.
 
     Args:
         totals: loss and accuracy, as training counts them.
-        errors: (SECTORS,) sum of absolute errors by the target's place in the cycle.
+        errors: (SECTORS,) sum of absolute errors, by the target's place in the cycle.
         samples: (SECTORS,) number of samples there.
         largest: (SECTORS,) largest absolute error there.
     """
@@ -68,12 +68,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's quality, and that of what it must be better than.
+    """The quality of a model and of two baselines.
 
     Args:
-        model: the trained model's.
-        last_value: of "the last value again".
-        period_ago: of "the value one period ago".
+        model: of the trained model.
+        last_value: of the baseline "the last value again".
+        period_ago: of the baseline "the value one period ago".
     """
 
     model: Quality
@@ -99,8 +99,8 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """Test a model on the test windows of its configuration.
 
     Raises:
-        ConfigError: the weights are not of the configuration's model, or it cannot be tested on
-            so many processes.
+        ConfigError: the weights do not fit the configuration, or there are more processes than
+            pieces.
 
     Collective: yes.
     """
@@ -123,7 +123,7 @@ def _load_model(trained: Trained, world: World) -> Predictor:
 
 
 class _Questions(Dataset[tuple[torch.Tensor, ...]]):
-    """What to predict from: inputs (B, W, 1), targets (B, 1), and the targets' sectors (B,)."""
+    """A data set of inputs (B, W, 1), targets (B, 1) and the targets' sectors (B,)."""
 
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
@@ -132,7 +132,7 @@ class _Questions(Dataset[tuple[torch.Tensor, ...]]):
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
         turns = (indices + self._first) / self._period
-        # A target at the edge of a sector belongs to the one that begins there, as it is rounded.
+        # A target at the edge of a sector, which is rounded, belongs to the sector that begins.
         sectors = np.floor(turns % 1 * SECTORS + 1e-6).astype(np.int64) % SECTORS
         inputs, targets = self._inputs[indices][0], self._targets[indices][1]
         return inputs, targets, torch.from_numpy(sectors)
@@ -188,20 +188,20 @@ def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> to
 
 
 def facts(path: Path, trained: Trained) -> dict[str, str]:
-    """What was tested, on what."""
+    """The facts that the command shows first: the run and its test windows."""
     config = trained.config
-    told = {
+    shown = {
         "run": str(path),
         "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, "
         f"{describe_source(config.data)}",
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
-        told["units"] = (
+        shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
             "of them, the train part's standard deviation"
         )
-    return told
+    return shown
 
 
 def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="sinlstm_dist.evaluate",
-        description="Test a trained model, beside two predictions that take no learning.",
+        description="Test a trained model and compare it with two baselines.",
     )
     parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
     add_key_flags(parser, SETTABLE)
