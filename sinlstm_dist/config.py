@@ -1,6 +1,6 @@
-"""What a user may set, where each value comes from, and what is wrong with it.
+"""The configuration: keys, defaults, precedence, and validation errors.
 
-Precedence: defaults < TOML file < command line. Every problem of all sources is reported at once.
+Precedence: defaults < TOML file < command line. One report names the problems of all sources.
 
     python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
 """
@@ -173,10 +173,23 @@ def load_config(
     return config
 
 
+def check_keys(overrides: Mapping[str, Any]) -> Config:
+    """The defaults with `overrides`, each of which is checked by itself.
+
+    For keys that will override the configuration of a run: only there do they meet the others.
+
+    Raises:
+        ConfigError: names every problem of the overrides.
+    """
+    nested = _nest(overrides)
+    if problems := _problems(nested, origin="", strict=False):
+        raise ConfigError("\n".join(problems))
+    return Config.model_validate(nested)
+
+
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """`config` with some of its keys set anew; arguments and errors as for `load_config`."""
-    values = {f"{s}.{k}": v for s, table in config.model_dump().items() for k, v in table.items()}
-    return load_config(None, {**values, **overrides})
+    """`config` with other values of some keys; arguments and errors as for `load_config`."""
+    return load_config(None, {**flat(config), **overrides})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -6,29 +6,24 @@
 The forecast starts from the first test window.
 """
 
-import functools
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist import program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
-from sinlstm_dist.config import KEYS, Config, Data
+from sinlstm_dist.command import as_program, command
+from sinlstm_dist.config import Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.source import continuation
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.rollout import Cycle, by_cycle, roll_out
 from sinlstm_dist.run.trained import Trained, read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
 
-SETTABLE = [key for key in KEYS if key.startswith("data.")]
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and each of them ten, a hundred, ... times as far
 
 
@@ -119,29 +114,12 @@ def _known(text: str) -> str:
     return "" if "nan" in text else text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    if not is_speaker():
-        return 0  # one process is enough
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="sinlstm_dist.forecast",
-        description="Feed a trained model with its own predictions, from the first test window on.",
-    )
-    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="values to forecast (default: ten cycles)"
-    )
-    parser.add_argument("--output", metavar="PNG", help="draw truth, seed window and forecast")
-    parser.add_argument("--csv", metavar="FILE", help="write step, forecast and truth")
-    add_key_flags(parser, SETTABLE)
-    options, overrides = parse_overrides(parser, arguments)
+@command("forecast", by_one=True)
+def main(options: Namespace) -> int:
+    """Forecast from the first test window on, by a trained model's own predictions."""
     if options.output:
         check_matplotlib()
-    trained = read_trained(Path(options.path), overrides)
+    trained = read_trained(Path(options.path), options.keys)
     steps = ten_cycles(trained.config.data) if options.steps is None else options.steps
     if steps < 1:
         raise ConfigError(f"--steps {steps}: at least 1 is needed")
@@ -179,4 +157,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

@@ -27,6 +27,7 @@ from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import count
 
 Rows = Any  # numpy's array on the CPU, torch's tensor on a GPU: for what both do alike
 
@@ -104,7 +105,7 @@ class DdpGradient:
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
         windows, targets = batch
-        totals = metrics.count(self._model(windows), targets, tolerance=self._tolerance)
+        totals = count(self._model(windows), targets, tolerance=self._tolerance)
         # The wrapper divides by the number of processes; the loss divides by samples instead,
         # so shares of different sizes, an empty one included, weigh what they should.
         share = totals[0] * (self._world.size / self._plan.num_samples(step))
@@ -147,7 +148,7 @@ def gradient_rows(
         if len(piece[0]) == 0:
             row.zero_()
             continue
-        totals = metrics.count(model(piece[0]), piece[1], tolerance=tolerance)
+        totals = count(model(piece[0]), piece[1], tolerance=tolerance)
         gradients = torch.autograd.grad(totals[0], parameters)
         torch.cat([*(g.flatten() for g in gradients), totals.detach()], out=row)
 
@@ -202,7 +203,7 @@ def totals_rows(
     rows = []
     for windows, targets in pieces(batch, piece_sizes):
         predictions = model(windows) if len(windows) else targets
-        rows.append(metrics.count(predictions, targets, tolerance=tolerance))
+        rows.append(count(predictions, targets, tolerance=tolerance))
     return torch.stack(rows)
 
 

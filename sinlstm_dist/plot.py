@@ -5,22 +5,21 @@ python -m sinlstm_dist.plot runs/one runs/two --output both.png
 python -m sinlstm_dist.plot data --config configs/noisy.toml
 """
 
-import functools
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist import forecast, metrics, program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
-from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
+from sinlstm_dist import forecast
+from sinlstm_dist.command import as_program, command
+from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.reduction import count
 from sinlstm_dist.run.checkpoint import WEIGHTS
 from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WINDOWS, RunRecord, read_run
 from sinlstm_dist.run.trained import read_trained
@@ -28,7 +27,6 @@ from sinlstm_dist.screen.console import show_text
 from sinlstm_dist.screen.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 
 BASELINE_SAMPLES = 100_000  # at most, of test windows: more would not move a line in a picture
-SETTABLE = [key for key in KEYS if key.startswith("data.")]
 EXAMPLE_NOISE = 0.05  # of the picture with noise, where the data have none
 
 
@@ -63,7 +61,7 @@ def _baseline(config: Config) -> tuple[float, float]:
     """Loss and accuracy of "the last value again" on the test windows."""
     _, test = datasets(config.data)
     windows, targets = test[np.arange(min(len(test), BASELINE_SAMPLES))]
-    totals = metrics.count(Persistence()(windows), targets, tolerance=config.train.tolerance)
+    totals = count(Persistence()(windows), targets, tolerance=config.train.tolerance)
     squared_error, correct, samples = totals.tolist()
     return squared_error / samples, correct / samples
 
@@ -129,30 +127,14 @@ def draw_missing(path: Path) -> list[str]:
     return [] if is_drawn else draw_run(path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    if not is_speaker():
-        return 0  # one process is enough
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="sinlstm_dist.plot",
-        description="Draw the curves of runs, or the windows of a data set.",
-    )
-    parser.add_argument("what", nargs="+", metavar="RUN_DIR|data", help='run folders, or "data"')
-    parser.add_argument(
-        "--output", metavar="PNG", help=f"default: {CURVES} in the run's folder, or here"
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file; for data only")
-    add_key_flags(parser, SETTABLE)
-    options, overrides = parse_overrides(parser, arguments)
+@command("plot", by_one=True)
+def main(options: Namespace) -> int:
+    """Draw the curves of runs, or the windows of a data set."""
     check_matplotlib()
     if options.what == ["data"]:
         output = Path(options.output or WINDOWS)
-        draw_windows(load_config(options.config, overrides).data, output)
-    elif options.config or overrides:
+        draw_windows(options.config.data, output)
+    elif options.config_file or options.keys:
         raise ConfigError("--config and --data.* are for plot data: a run has its own settings")
     else:
         paths = [Path(what) for what in options.what]
@@ -163,4 +145,4 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

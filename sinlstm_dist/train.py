@@ -10,33 +10,30 @@ The same command continues a run that was stopped or killed. Results are in the 
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sinlstm_dist import program
 from sinlstm_dist.arithmetic import versions
-from sinlstm_dist.command import BAD_CONFIG, exit_code_of, exit_code_of_run, tell
-from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_config
+from sinlstm_dist.command import as_program, command, exit_code_of, exit_code_of_run
 from sinlstm_dist.config import Config, Optim, flat, to_toml
 from sinlstm_dist.data.steps import step_batches
-from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build, describe, load_tensors
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.optim import optimizer_tensors
-from sinlstm_dist.processes.launcher import is_speaker, launching_parent
+from sinlstm_dist.processes.launcher import launching_parent
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.run.checkpoint import Checkpoint, not_finite
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.run.trackers import Trackers
-from sinlstm_dist.screen.console import show_toml, tell_losses
+from sinlstm_dist.screen.console import tell_losses
 from sinlstm_dist.screen.report import Report
 
 
@@ -379,23 +376,13 @@ def _draw_pictures(folder: Path, *, only_missing: bool) -> list[str]:
     return draw_missing(folder) if only_missing else draw_run(folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(prog="sinlstm_dist.train", description="Train an LSTM to predict a sine wave.")
-    add_config_flags(parser)
-    try:
-        options, config = parse_with_config(parser, arguments)
-    except ConfigError as error:
-        tell(str(error))
-        return BAD_CONFIG
-    if options.print_config:
-        if is_speaker():
-            show_toml(to_toml(config))
-        return 0
-    code = exit_code_of(lambda: exit_code_of_run(train(config)))
+@command("train")
+def main(options: Namespace) -> int:
+    """Train an LSTM to predict a sine wave."""
+    code = exit_code_of(lambda: exit_code_of_run(train(options.config)))
     tell_losses()  # the exit code is the run's
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

@@ -98,9 +98,9 @@ def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
 def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
     """A traceback may quote what comes from outside."""
     code = (
-        "from sinlstm_dist import program\n"
+        "from sinlstm_dist.command import as_program\n"
         "def main(): raise ValueError('\\x1b[2J')\n"
-        "raise SystemExit(program.run(main))"
+        "raise SystemExit(as_program(main))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1
@@ -111,7 +111,8 @@ def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
 def test_text_of_others_that_is_lost_at_the_end_is_an_error_too() -> None:
     """What a library has printed, and Python would only write at exit: there it says 120."""
     code = (
-        "import sys; from sinlstm_dist import program; print(1); sys.exit(program.run(lambda: 0))"
+        "import sys; from sinlstm_dist.command import as_program\n"
+        "print(1); sys.exit(as_program(lambda: 0))"
     )
     words = ["env", "-u", "PYTHONUNBUFFERED", sys.executable, "-c", code]
     with open("/dev/full", "w") as full:

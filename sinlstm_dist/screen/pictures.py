@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.errors import ConfigError, MissingPackage
 from sinlstm_dist.rollout import Cycle
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check_matplotlib() -> None:
         ConfigError: they cannot.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigError("a picture needs matplotlib: pip install 'sinlstm-dist[plot]'")
+        raise MissingPackage("a picture", package="matplotlib", install="sinlstm-dist[plot]")
 
 
 @dataclass(frozen=True)

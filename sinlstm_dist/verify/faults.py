@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sinlstm_dist import metrics
 from sinlstm_dist.config import Config, did_you_mean
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import ConfigError
@@ -27,6 +26,7 @@ from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import count
 from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.folder import RunFolder
@@ -251,8 +251,7 @@ def _average(
     means = [
         totals[:2] / totals[2]
         for windows, targets in loader
-        if len(totals := metrics.count(model(windows), targets, tolerance=tolerance))
-        and len(windows)
+        if len(totals := count(model(windows), targets, tolerance=tolerance)) and len(windows)
     ]
     mean = torch.stack(means).mean(dim=0) if means else torch.zeros(2, device=world.device)
     loss, accuracy = (world.sum(mean) / world.size).tolist()
