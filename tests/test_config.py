@@ -1,4 +1,4 @@
-"""What a user may set: precedence, every kind of bad input, and the way back to TOML."""
+"""Configuration and command line: precedence, every kind of bad input, and the way back to TOML."""
 
 import re
 import tempfile
@@ -165,7 +165,7 @@ def test_config_is_shown_once_by_two_processes(nursery, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_defaults_are_the_contract_s():
+def test_defaults_are_those_of_the_contract():
     resolved = tomli.loads(to_toml(load_config()))
     assert resolved == {
         "data": {
@@ -354,6 +354,6 @@ def test_mistakes_in_other_commands(arguments, expected, capsys):
     assert expected in problem
 
 
-def test_a_key_of_the_run_s_own_file_is_not_refused_by_itself():
+def test_a_key_that_depends_on_the_run_is_not_refused_before_it_is_read():
     """The column of a file, where only the run knows that its source is a file."""
     assert parse("evaluate", ["run", "--data.column", "y"]).keys == {"data.column": "y"}

@@ -21,6 +21,8 @@ from launching import (
     wait_for,
 )
 
+from sinlstm_dist import early
+
 STARTS = {
     "python -m": [sys.executable, "-m", "sinlstm_dist.train"],
     "verify": [sys.executable, "-m", "sinlstm_dist.verify"],
@@ -80,6 +82,16 @@ def test_importing_the_package_changes_no_handler(tmp_path: Path, start) -> None
     words = [sys.executable, *start]
     printed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "default_int_handler" in printed
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [("sinlstm_dist", True), ("sinlstm_dist.train", True), ("sinlstm_dist_2.train", False)],
+)
+def test_the_package_knows_that_it_was_started_with_m(monkeypatch, module, expected) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", module])
+    assert early.is_program() is expected
 
 
 def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
