@@ -17,7 +17,7 @@ def is_program() -> bool:
     started = next(iter(getattr(sys, "argv", [])), "")
     if started == "-m":  # Python is still looking for the module, which may be another package's
         pairs = itertools.pairwise(sys.orig_argv)
-        return any(flag == "-m" and name.startswith(f"{__package__}.") for flag, name in pairs)
+        return any(flag == "-m" and name.split(".")[0] == __package__ for flag, name in pairs)
     return os.path.basename(started) == "sinlstm-dist"
 
 
