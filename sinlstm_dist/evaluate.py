@@ -35,8 +35,8 @@ from sinlstm_dist.job import new_model, new_test_plan
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.processes.world import World, join_world
-from sinlstm_dist.run.trained import Trained, read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.trained import Trained, read_trained
 
 SECTORS = 12  # of the cycle, 30 degrees each
 SETTABLE = [

@@ -21,9 +21,9 @@ from sinlstm_dist.config import KEYS, Config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.rollout import Forecast
-from sinlstm_dist.run.trained import read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
+from sinlstm_dist.trained import read_trained
 
 SETTABLE = [key for key in KEYS if key.startswith("data.")]
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...

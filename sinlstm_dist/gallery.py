@@ -20,7 +20,6 @@ from sinlstm_dist.run.record import (
     RunRecord,
     read_run,
 )
-from sinlstm_dist.run.trained import read_trained
 from sinlstm_dist.screen.pictures import (
     Curve,
     check_matplotlib,
@@ -28,6 +27,7 @@ from sinlstm_dist.screen.pictures import (
     forecast_picture,
     windows_picture,
 )
+from sinlstm_dist.trained import read_trained
 
 BASELINE_SAMPLES = 100_000  # test windows at most: more would not move a line in a picture
 EXAMPLE_NOISE = 0.05  # in the picture with noise, if the data have no noise

@@ -13,10 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
-    "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "hub", "model",
-    "optim", "rollout", "processes", "arithmetic", "gradient", "agreement", "run", "screen",
-    "gallery", "command_line", "program", "command", "job", "train", "evaluate", "forecast",
-    "plot", "export", "compare", "verify", "__main__",
+    "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "run", "hub",
+    "model", "optim", "rollout", "trained", "processes", "arithmetic", "gradient", "agreement",
+    "screen", "gallery", "command_line", "program", "command", "job", "train", "evaluate",
+    "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}

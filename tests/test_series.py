@@ -19,7 +19,7 @@ from sinlstm_dist.data.series import Scale, open_series, read_values
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.run.trained import read_trained
+from sinlstm_dist.trained import read_trained
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -306,7 +306,7 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     model.save_pretrained("saved")
     again = Predictor.from_pretrained("saved")
     assert again.predict(torch.from_numpy(windows)).numpy()[:, 0].tolist() == predictions.tolist()
-    with pytest.raises(ConfigError, match="does not know a series' units"):
+    with pytest.raises(ConfigError, match="has no units for a series"):
         read_trained(Path("run"), {"data.source": SINE, "data.column": ""})
 
 
