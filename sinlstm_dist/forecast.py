@@ -1,4 +1,4 @@
-"""Forecast far ahead: feed a trained model with its own predictions.
+"""Forecast far ahead: feed a trained model its own predictions.
 
     python -m sinlstm_dist.forecast runs/default --steps 600
     python -m sinlstm_dist.forecast runs/default --steps 10000 --output far.png --csv far.csv
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     parser = Parser(
         prog="sinlstm_dist.forecast",
-        description="Feed a trained model with its own predictions, from the first test window on.",
+        description="Feed a trained model its own predictions, from the first test window on.",
     )
     parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
     parser.add_argument(
@@ -110,8 +110,8 @@ def facts(path: str, config: Config, *, steps: int) -> dict[str, str]:
         "run": path,
         "forecast": f"{steps:,} steps from the first test window, {steps / config.data.period:.3g} "
         f"cycles of {config.data.period:g} steps",
-        "memory": f"each prediction follows from the last {config.data.window} values alone, "
-        "as in training",
+        "memory": f"each prediction reads only the last {config.data.window} values, as in "
+        "training",
     }
 
 

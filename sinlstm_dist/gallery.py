@@ -1,4 +1,4 @@
-"""The pictures of runs and data sets, each drawn from what a run folder or a configuration says."""
+"""Draws the pictures of a run from its folder, and those of a data set from its configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path

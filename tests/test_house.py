@@ -135,6 +135,12 @@ def test_configuration_and_plan_work_without_torch():
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["forecast", "plot"])
+def test_commands_that_only_read_a_run_load_no_accelerate(command):
+    program = f"import sys, sinlstm_dist.{command}; sys.exit('accelerate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("path", SOURCES)
 def test_few_files_know_accelerate(path):
     assert imports_package(SOURCES[path], "accelerate") == (path in KNOW_ACCELERATE)

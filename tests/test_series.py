@@ -196,7 +196,9 @@ def test_values_that_cannot_be_scaled_are_refused(train, tmp_path):
     """0.1 has no exact mean, so that the deviation of equal values is not 0."""
     cases = {
         "102 values to train on are all 0.1": np.full(150, 0.1),
-        "1e+38 and 3e+39, of which float32 holds no mean": np.where(np.arange(150) % 2, 1e38, 3e39),
+        "1e+38 and 3e+39, and float32 cannot hold their mean": np.where(
+            np.arange(150) % 2, 1e38, 3e39
+        ),
         "-1e+308 and 1e+308, of which": np.where(np.arange(150) % 2, -1e308, 1e308),
         "0 and 1e-60, of which": np.where(np.arange(150) % 2, 0, 1e-60),
     }

@@ -137,7 +137,7 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, fragile
     notes: list[str] = []
     tracked = start(tmp_path, notes)
     for step in (1, 2, 3):
-        tracked.epoch({**dict.fromkeys(trackers.FIGURES, 0.5), "step": step})
+        tracked.epoch({**dict.fromkeys(trackers.TRACKED, 0.5), "step": step})
     tracked.end({"best_test_loss": 0.5}, step=3)
     tracked.close()
     assert Fragile.logged == [1]
