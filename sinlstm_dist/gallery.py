@@ -11,15 +11,7 @@ from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.run.record import (
-    CURVES,
-    FORECAST,
-    SUMMARY,
-    WEIGHTS,
-    WINDOWS,
-    RunRecord,
-    read_run,
-)
+from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
 from sinlstm_dist.screen.pictures import (
     Curve,
     check_matplotlib,

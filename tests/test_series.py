@@ -199,8 +199,8 @@ def test_values_that_cannot_be_scaled_are_refused(train, tmp_path):
         "1e+38 and 3e+39, and float32 cannot hold their mean": np.where(
             np.arange(150) % 2, 1e38, 3e39
         ),
-        "-1e+308 and 1e+308, of which": np.where(np.arange(150) % 2, -1e308, 1e308),
-        "0 and 1e-60, of which": np.where(np.arange(150) % 2, 0, 1e-60),
+        "-1e+308 and 1e+308, and float32": np.where(np.arange(150) % 2, -1e308, 1e308),
+        "0 and 1e-60, and float32": np.where(np.arange(150) % 2, 0, 1e-60),
     }
     for message, values in cases.items():
         np.save(tmp_path / "a.npy", values)
