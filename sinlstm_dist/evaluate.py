@@ -33,8 +33,8 @@ from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import in_order
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
-from sinlstm_dist.run.trained import Trained, read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.trained import Trained, read_trained
 
 SECTORS = 12  # of the cycle, 30 degrees each
 

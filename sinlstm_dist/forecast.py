@@ -1,4 +1,4 @@
-"""Forecast far ahead: feed a trained model with its own predictions.
+"""Forecast far ahead: feed a trained model its own predictions.
 
     python -m sinlstm_dist.forecast runs/default --steps 600
     python -m sinlstm_dist.forecast runs/default --steps 10000 --output far.png --csv far.csv
@@ -17,9 +17,9 @@ from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import Config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.rollout import Forecast
-from sinlstm_dist.run.trained import read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
+from sinlstm_dist.trained import read_trained
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
 
@@ -88,8 +88,8 @@ def facts(path: str, config: Config, *, steps: int) -> dict[str, str]:
         "run": path,
         "forecast": f"{steps:,} steps from the first test window, {steps / config.data.period:.3g} "
         f"cycles of {config.data.period:g} steps",
-        "memory": f"each prediction follows from the last {config.data.window} values alone, "
-        "as in training",
+        "memory": f"each prediction reads only the last {config.data.window} values, as in "
+        "training",
     }
 
 
