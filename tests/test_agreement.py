@@ -150,7 +150,7 @@ def test_a_rank_that_fails_before_the_first_checkpoint(nursery: Nursery, tmp_pat
     assert launch.stderr.endswith(how)
 
 
-def test_ddp_s_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> None:
+def test_ddp_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> None:
     arguments = flags({**SMALL, "train.reduction": "ddp", "output.dir": "run"})
     faults = [{"rank": 1, "of": "step", "at": 5, "do": "flip"}]
     launch = nursery.run(arguments, cwd=tmp_path, processes=2, faults=faults)

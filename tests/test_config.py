@@ -162,7 +162,7 @@ def test_config_is_shown_once_by_two_processes(nursery, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_defaults_are_the_contract_s():
+def test_defaults_are_those_of_the_contract():
     resolved = tomli.loads(to_toml(load_config()))
     assert resolved == {
         "data": {

@@ -149,7 +149,7 @@ def test_empty_variables_and_lists_of_threads_train(nursery, tmp_path):
     assert launching.weights_digest(tmp_path / "two") == launching.weights_digest(tmp_path / "run")
 
 
-def test_what_a_user_s_accelerate_configuration_asks_for_is_told_once(tmp_path):
+def test_a_users_accelerate_configuration_is_named_once(tmp_path):
     """As `accelerate config` writes it; found in HF_HOME, so that nothing on the line names it."""
     folder = tmp_path / "accelerate"
     folder.mkdir()

@@ -93,7 +93,7 @@ def test_accelerate_launch_with_two_on_cpu(tmp_path, alone):
     check_trained(tmp_path, ended, world_size=2, weights=alone)
 
 
-def test_accelerate_s_silent_single_process_is_refused(tmp_path):
+def test_a_single_process_of_accelerate_that_should_be_two_is_refused(tmp_path):
     ended = accelerate_launch("--cpu", "--num_processes", "2", cwd=tmp_path)
     assert ended.code != 0
     [error] = errors(ended)

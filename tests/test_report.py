@@ -79,7 +79,7 @@ def test_a_file_has_few_lines_of_fixed_columns(epochs, capsys):
     assert max(map(cell_len, printed.splitlines())) <= 100
 
 
-def test_a_file_s_values_are_the_record_s(capsys):
+def test_values_in_a_file_are_those_of_the_record(capsys):
     tell(3)
     row = table_lines(capsys.readouterr().out)[2]
     assert row.split() == ["2", "20", "2.5000e-01", "0.2500", "2.0000e-07", "1.0000", "100000"]

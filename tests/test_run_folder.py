@@ -108,7 +108,7 @@ def test_a_folder_moved_away_and_another_in_its_place(
     check_same(tmp_path / "run", straight)
 
 
-def test_another_run_in_the_folder_s_place(in_mid_run, straight, tmp_path: Path) -> None:
+def test_another_run_in_place_of_the_folder(in_mid_run, straight, tmp_path: Path) -> None:
     def act() -> None:
         (tmp_path / "run").rename(tmp_path / "moved")
         shutil.copytree(straight, tmp_path / "run")

@@ -64,7 +64,7 @@ def test_with_any_number_of_threads(nursery: Nursery, tmp_path: Path, lstm: str)
 
 
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
-def test_accelerate_s_variables_change_nothing(
+def test_variables_of_accelerate_change_nothing(
     nursery: Nursery, tmp_path: Path, reduction: str
 ) -> None:
     """Left by a user's `accelerate config`: other numbers, a compiled model, fewer updates."""

@@ -114,7 +114,7 @@ class ArticleProgram:
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("sampling", ["permutation", "replacement"])
-def test_five_epochs_are_the_article_s(sampling, noise, reduction, lstm, tmp_path):
+def test_five_epochs_equal_the_articles(sampling, noise, reduction, lstm, tmp_path):
     torch.manual_seed(11)
     start = {name: value.clone() for name, value in Predictor().state_dict().items()}
     save_file(start, tmp_path / "start.safetensors")
@@ -237,7 +237,7 @@ def test_the_two_reductions_agree(case, world_runs):
 # The run folder
 
 
-def test_the_contract_s_files(tmp_path):
+def test_files_of_the_contract(tmp_path):
     run = tmp_path / "run"
     assert run_main(run, **{"data.noise": 0.02}) == 0
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
@@ -283,7 +283,7 @@ def test_the_contract_s_files(tmp_path):
     assert suffixes == {".safetensors", ".json"}
 
 
-def test_samples_per_s_is_training_alone_and_epoch_s_has_the_test(tmp_path):
+def test_samples_per_s_is_training_only_and_epoch_s_includes_the_test(tmp_path):
     """One train window, many test windows: the epoch is nearly all test."""
     run_main(tmp_path / "run", **{"data.train_size": 1, "data.test_size": 30_000})
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
@@ -407,7 +407,7 @@ def test_starting_weights_that_do_not_fit_are_refused(kind, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_in_the_folder_s_place_is_refused(tmp_path, capsys):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path, capsys):
     (tmp_path / "run").write_text("mine")
     assert "is a file: choose a folder" in refused(tmp_path / "run", capsys)
     assert "cannot be written" in refused(tmp_path / "run" / "below", capsys)
