@@ -1,15 +1,13 @@
 """Commands whose standard output or error fails: full, closed, left by its reader, in ASCII."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli
-from launching import SMALL, environment, flags
+from launching import SMALL, command, environment, flags, train
 from nursery import CLOSED_PIPE, Launch, Nursery
-
 
 COMMANDS = {
     "help": ["train", "--help"],
@@ -70,41 +68,33 @@ def test_every_command_in_ascii(run_whole, name) -> None:
     assert ended.stdout.isascii()
 
 
-# What Python does before it runs anything is for processes of their own
+def test_a_printed_configuration_is_utf_8(nursery, tmp_path: Path) -> None:
+    words, ascii_only = ["--print-config", "--output.dir", "é😀\x1b"], {"PYTHONIOENCODING": "ascii"}
+    printed = nursery.run(words, cwd=tmp_path, is_whole=True, variables=ascii_only).stdout
+    assert "é😀\\u001b" in printed or "é😀\\U0000001B" in printed
+    assert tomli.loads(printed)["output"]["dir"] == "é😀\x1b"
 
 
-def subprocess_of(words: list[str], **keywords) -> subprocess.CompletedProcess[bytes]:
-    module, *arguments = words
-    return subprocess.run(
-        ["sh", "-c", keywords.pop("line", 'exec "$@"'), "sh"]
-        + [sys.executable, "-m", f"sinlstm_dist.{module}", *arguments],
-        capture_output=True, check=True, **keywords,
-    )  # fmt: skip
+# What Python does before it runs anything is seen in processes of their own
 
 
 @pytest.mark.parametrize(
     ("name", "streams"),
     [
-        ("train", ">&-"), ("train", "2>&-"), ("train", "<&- >&- 2>&-"), ("train", "2>/dev/full"),
-        ("compare", ">&-"), ("compare", "<&- >&- 2>&-"),
+        ("train", "<&- >&- 2>&-"), ("train", "2>/dev/full"), ("compare", ">&-"),
+        ("compare", "2>&-"), ("compare", "<&- >&- 2>&-"),
     ],
 )  # fmt: skip
 def test_streams_that_are_closed(trained_run, tmp_path: Path, name, streams) -> None:
-    words = words_of(name, run=trained_run, cwd=tmp_path)
-    subprocess_of(words, line=f'exec "$@" {streams}', cwd=tmp_path, env=environment())
+    module, *arguments = words_of(name, run=trained_run, cwd=tmp_path)
+    words = command(*arguments, module=f"sinlstm_dist.{module}")
+    line = ["sh", "-c", f'exec "$@" {streams}', "sh"]
+    subprocess.run([*line, *words], cwd=tmp_path, env=environment(), check=True)
     assert all((tmp_path / file).exists() for file in FILES.get(name, []))
 
 
 def test_a_locale_of_ascii(tmp_path: Path) -> None:
     variables = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    words = words_of("train", run=tmp_path, cwd=tmp_path)
-    ended = subprocess_of(words, cwd=tmp_path, env=environment(**variables))
-    assert ended.stderr == b""
+    ended = train(flags({**SMALL, "output.dir": "run"}), cwd=tmp_path, **variables)
+    assert (ended.code, ended.stderr) == (0, "")
     assert ended.stdout.isascii()
-
-
-def test_a_printed_configuration_is_utf_8(tmp_path: Path) -> None:
-    words = ["train", "--print-config", "--output.dir", "é😀\x1b"]
-    printed = subprocess_of(words, env=environment(PYTHONIOENCODING="ascii")).stdout
-    assert "é😀\\u001b" in printed.decode() or "é😀\\U0000001B" in printed.decode()
-    assert tomli.loads(printed.decode())["output"]["dir"] == "é😀\x1b"
