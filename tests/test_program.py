@@ -16,6 +16,7 @@ from launching import (
     finish,
     flags,
     free_port,
+    is_alive,
     path,
     summary,
     wait_for,
@@ -135,13 +136,6 @@ def started(run: Path) -> bool:
 
 def descendants(pid: int) -> list[int]:
     return [p for child in children(pid) for p in (child, *descendants(child))]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
