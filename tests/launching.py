@@ -66,9 +66,12 @@ def command(*arguments: str, processes: int = 1, module: str = "sinlstm_dist.tra
 def environment(**variables: str) -> dict[str, str]:
     """This environment without what a launcher or a user may have left in it."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT",
+        "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR",
+    ):  # fmt: skip
         inherited.pop(name, None)
-    return {**inherited, "OMP_NUM_THREADS": "1", **variables}
+    return {**inherited, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **variables}
 
 
 def path() -> str:

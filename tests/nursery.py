@@ -260,9 +260,10 @@ def _be_child(order: dict[str, Any]) -> None:
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
     if order["is_whole"]:
-        encoding = os.environ.get("PYTHONIOENCODING")
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding=encoding)
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            encoding = os.environ.get("PYTHONIOENCODING")
+            stream = open(descriptor, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
         sys.argv = [order["module"], *order["arguments"]]
         sys.modules.pop(order["module"], None)  # it is this process's program, and read again
         runpy.run_module(order["module"], run_name="__main__", alter_sys=True)

@@ -19,7 +19,6 @@ RUN = ("train", "--output.dir", "run", "--train.timeout_s", "20")
 WRONG = {
     "misspelt": (("train", "--train.epohcs", "3"), {}, "did you mean train.epochs?"),
     "fault": (("verify", "--inject", "x"), {}, "the known faults are"),
-    "flag": (("evaluate", "run", "--data.noize", "1"), {}, "--data.noize"),
     "no-run": (("evaluate", "nowhere"), {}, "nowhere is not a run folder"),
     "export": (("export", "run", "--outptu", "x"), {}, "--output"),
     "world": (RUN, {"SINLSTM_DIST_WORLD_SIZE": "4"}, "SINLSTM_DIST_WORLD_SIZE=4"),

@@ -182,6 +182,7 @@ def test_the_launcher_is_killed_while_its_worker_imports(tmp_path: Path) -> None
     )  # fmt: skip
     wait_for(lambda: children(process.pid))
     (worker,) = children(process.pid)
+    wait_for(lambda: "torchrun" not in Path(f"/proc/{worker}/cmdline").read_text())
     wait_for(lambda: imports(worker, library="_multiarray_umath"))  # numpy's, long before torch's
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -196,7 +197,7 @@ def test_the_launcher_is_killed_while_its_worker_imports(tmp_path: Path) -> None
 @pytest.mark.parametrize("how", ["nohup", "setsid", ""])
 def test_a_shell_that_ends_is_no_launcher(tmp_path: Path, how) -> None:
     """What it started in the background goes on, also with a launcher's variables by hand."""
-    words = command(*flags({**SMALL, "train.epochs": 1000, "output.dir": "run"}))
+    words = command(*flags({**LONG, "train.epochs": 1000}))
     line = f'{how} "$@" > out 2>&1 & echo $!; while [ ! -s run/metrics.jsonl ]; do sleep 0.1; done'
     shell = subprocess.run(
         ["sh", "-c", line, "sh", *words], cwd=tmp_path, text=True, capture_output=True, timeout=60,
