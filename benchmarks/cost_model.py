@@ -27,9 +27,9 @@ from rich.table import Table
 
 from sinlstm_dist import metrics
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data import step_batches
+from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.job import Job, build
-from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.processes.world import World, join_world
 
 REDUCTIONS = ("ordered", "ddp")
 HIDDEN_SIZES = (5, 64)  # 166 and 17,217 parameters

@@ -29,9 +29,9 @@ from rich.table import Table  # noqa: E402
 
 from sinlstm_dist import job, lstm  # noqa: E402
 from sinlstm_dist.config import load_config  # noqa: E402
-from sinlstm_dist.data import step_batches  # noqa: E402
+from sinlstm_dist.data.steps import step_batches  # noqa: E402
 from sinlstm_dist.gradient import evaluate  # noqa: E402
-from sinlstm_dist.runtime import join_world  # noqa: E402
+from sinlstm_dist.processes.world import join_world  # noqa: E402
 
 ROUNDS = 40
 

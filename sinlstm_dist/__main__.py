@@ -8,7 +8,7 @@ from sinlstm_dist import early, program
 from sinlstm_dist.command_line import Parser
 from sinlstm_dist.config import did_you_mean
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.screen import show_error
+from sinlstm_dist.screen.console import show_error
 
 COMMANDS = ("train", "verify", "evaluate", "forecast", "plot", "compare", "export")
 

@@ -23,14 +23,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from sinlstm_dist import metrics
-from sinlstm_dist.data import Batch
+from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes
+from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.gradient import gradient_rows, totals_rows
 from sinlstm_dist.optim import optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.runtime import Difference, World
-
-Arithmetic = Mapping[str, str]  # what decides the bits of a result: device, versions, ...
+from sinlstm_dist.processes.world import Difference, World
 
 # Other code changes few results: some 4 of 100 gradients of one sample, most gradients of 13
 # (2026-11-25, nn.LSTM of 64).
@@ -41,7 +40,6 @@ SAME = (
     "make the CPUs, the versions and variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, "
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
 )
-UNSET = "not set"
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -51,15 +49,6 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def changes(before: Arithmetic, after: Arithmetic) -> list[str]:
-    """The differences between two arithmetics: `torch was 2.12.0 and is 2.13.0`, one text each."""
-    return [
-        f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
-        for key in {**before, **after}
-        if before.get(key, UNSET) != after.get(key, UNSET)
-    ]
 
 
 def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, code: str) -> None:

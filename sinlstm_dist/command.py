@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 
 from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
-from sinlstm_dist.launcher import is_node_speaker, is_speaker, rank
-from sinlstm_dist.roll_call import have_met
-from sinlstm_dist.run_record import Summary
-from sinlstm_dist.screen import show_error, show_text
+from sinlstm_dist.processes.launcher import is_node_speaker, is_speaker, rank
+from sinlstm_dist.processes.roll_call import have_met
+from sinlstm_dist.run.record import Summary
+from sinlstm_dist.screen.console import show_error, show_text
 
 FAILED, BAD_CONFIG, BELOW_TARGET, STOPPED = 1, 2, 3, 75
 # A launcher ends all processes when the first one has left, also one that has not spoken yet.

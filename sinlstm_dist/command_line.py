@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from sinlstm_dist.config import KEYS, SECTIONS, Config, did_you_mean, load_config, show_value
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.screen import show_text
+from sinlstm_dist.screen.console import show_text
 
 
 class Parser(argparse.ArgumentParser):

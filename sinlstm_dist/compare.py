@@ -14,9 +14,9 @@ from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser
 from sinlstm_dist.config import KEYS
-from sinlstm_dist.launcher import is_speaker
-from sinlstm_dist.run_record import NoRun, RunRecord, read_run
-from sinlstm_dist.screen import show_table
+from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.run.record import NoRun, RunRecord, read_run
+from sinlstm_dist.screen.console import show_table
 
 NUMBERS = (
     "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",

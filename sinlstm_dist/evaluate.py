@@ -10,9 +10,10 @@ The numbers are the same on any number of processes.
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,23 +25,18 @@ from sinlstm_dist import plan as plans
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
 from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
-from sinlstm_dist.data import Batch, StepSampler, step_loader
+from sinlstm_dist.data.series import NO_SCALE
+from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
+from sinlstm_dist.data.steps import StepSampler, step_loader
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
-from sinlstm_dist.job import (
-    Windows,
-    datasets,
-    describe_source,
-    new_model,
-    new_test_plan,
-    period_ago,
-)
+from sinlstm_dist.job import new_model, new_test_plan
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence, Predictor
-from sinlstm_dist.runtime import World, join_world
-from sinlstm_dist.screen import show_facts, show_table, show_text
-from sinlstm_dist.series import NO_SCALE
-from sinlstm_dist.trained import Trained, share_trained
+from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.run.trained import Trained, read_trained
+from sinlstm_dist.screen.console import show_facts, show_table, show_text
 
 SECTORS = 12  # of the cycle, 30 degrees each
 SETTABLE = [
@@ -86,6 +82,25 @@ class Evaluation:
     period_ago: Quality
 
 
+def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:
+    """`read_trained` on the main process, for all: no other needs to see the folder.
+
+    Raises:
+        ConfigError: as `read_trained`.
+
+    Collective: yes.
+    """
+    weights: dict[str, torch.Tensor] = {}
+
+    def read() -> Any:
+        trained = read_trained(path, overrides)
+        weights.update(trained.weights)
+        return trained.config.model_dump(mode="json")
+
+    config = Config.model_validate(world.on_main(read))
+    return Trained(config, world.broadcast_tensors(weights))
+
+
 def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """Test a model on the test windows of its configuration.
 
@@ -120,7 +135,7 @@ def _load_model(trained: Trained, world: World) -> Predictor:
 class _Questions(Dataset[tuple[torch.Tensor, ...]]):
     """What to predict from: inputs (B, W, 1), targets (B, 1), and the targets' sectors (B,)."""
 
-    def __init__(self, inputs: Windows, targets: Windows, settings: Data) -> None:
+    def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
         phase = settings.test_phase if settings.source == SINE else 0.0
         self._first, self._period = phase + settings.window, settings.period
@@ -137,8 +152,8 @@ class _Questions(Dataset[tuple[torch.Tensor, ...]]):
 def _assess(
     model: nn.Module,
     *,
-    inputs: Windows,
-    targets: Windows,
+    inputs: WindowDataset,
+    targets: WindowDataset,
     unit: float,
     config: Config,
     world: World,

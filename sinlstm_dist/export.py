@@ -24,9 +24,9 @@ from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser
 from sinlstm_dist.errors import ConfigError, RunError
-from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.screen import show_text
+from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.screen.console import show_text
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it

@@ -19,14 +19,14 @@ from sinlstm_dist import program
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
 from sinlstm_dist.config import KEYS, Config, Data
+from sinlstm_dist.data.series import NO_SCALE
+from sinlstm_dist.data.source import continuation
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.job import continuation
-from sinlstm_dist.launcher import is_speaker
-from sinlstm_dist.pictures import check_matplotlib, forecast_picture
+from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.rollout import Cycle, by_cycle, roll_out
-from sinlstm_dist.screen import show_facts, show_table, show_text
-from sinlstm_dist.series import NO_SCALE
-from sinlstm_dist.trained import Trained, read_trained
+from sinlstm_dist.run.trained import Trained, read_trained
+from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
 
 SETTABLE = [key for key in KEYS if key.startswith("data.")]
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and each of them ten, a hundred, ... times as far

@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from sinlstm_dist import lstm, metrics
-from sinlstm_dist.data import Batch, step_batches
+from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
 
 Rows = Any  # numpy's array on the CPU, torch's tensor on a GPU: for what both do alike
 

@@ -4,10 +4,8 @@ import copy
 import functools
 import hashlib
 import math
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +15,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from sinlstm_dist import data, launcher, lstm, plan
+from sinlstm_dist import lstm, plan
 from sinlstm_dist.agreement import Agreement, Samples, check_same_model
-from sinlstm_dist.checkpoint import Layout, Tensors, shapes, unlike
-from sinlstm_dist.config import SINE, Config, Data, flat
-from sinlstm_dist.data import Batch, SineDataset, StepSampler
+from sinlstm_dist.arithmetic import arithmetic, versions
+from sinlstm_dist.config import SINE, Config, flat
+from sinlstm_dist.data.series import SeriesDataset
+from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.source import WindowDataset, datasets, describe_source
+from sinlstm_dist.data.steps import FETCH_SAMPLES, StepSampler, step_loader
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.runtime import World
-from sinlstm_dist.series import Scale, SeriesDataset, open_series
-
-Windows = SineDataset | SeriesDataset
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.run.checkpoint import Layout, Tensors, shapes, unlike
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ def build(config: Config, world: World) -> Job:
     prepared = world.prepare_model(model, data_parallel=not ordered)
     prepared_optimizer, train_loader, test_loader = world.accelerator.prepare(
         optimizer,
-        data.step_loader(train_data, train_sampler),
-        data.step_loader(test_data, test_sampler),
+        step_loader(train_data, train_sampler),
+        step_loader(test_data, test_sampler),
     )
     # Accelerate's own step searches the disk twice for a package of other optimizers: 0.2 ms.
     optimizer = prepared_optimizer.optimizer
@@ -143,7 +142,7 @@ PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
 
 @torch.no_grad()
 def _preview(
-    model: Predictor, test_data: Windows, *, period: float, device: torch.device
+    model: Predictor, test_data: WindowDataset, *, period: float, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Targets and predictions of the first cycle of the test windows."""
     cycle = min(len(test_data), math.ceil(period))
@@ -157,26 +156,8 @@ def new_test_plan(size: int, config: Config, world: World, *, num_pieces: int) -
 
     No weight changes while testing, so as many samples make a batch as are fetched together.
     """
-    batch_size = max(config.train.global_batch_size, data.FETCH_SAMPLES)
+    batch_size = max(config.train.global_batch_size, FETCH_SAMPLES)
     return Plan(size, batch_size, num_pieces, world.size, world.rank)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the bits of a result."""
-    packages = ("sinlstm-dist", "torch", "numpy", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
-    """What decides the last bits of a result on this process, in words."""
-    is_fused = recurrence.name == "fused"
-    return {
-        "device": world.device.type,
-        "recurrence": recurrence.reason if is_fused else "nn.LSTM",
-        "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
-        **versions(),
-        **launcher.arithmetic_variables(),
-    }
 
 
 def _layout(model: Predictor, optimizer: torch.optim.Optimizer, train_plan: Plan) -> Layout:
@@ -221,72 +202,6 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
         f"({job.recurrence.reason})",
         "run folder": config.output.dir,
     }
-
-
-def describe_source(settings: Data) -> str:
-    """Where the windows are from."""
-    if settings.source == SINE:
-        return f"noise {settings.noise:g}"
-    return f"{settings.column or 'values'} of {settings.source}"
-
-
-def datasets(settings: Data, scale: Scale | None = None) -> tuple[Windows, Windows]:
-    """Train and test windows.
-
-    Those of the sine differ by their phase and by their stream of noise, those of a series follow
-    each other in time.
-
-    Args:
-        scale: what a series is scaled by; None for its train part's.
-
-    Raises:
-        ConfigError: the series cannot be used; so do the functions below.
-    """
-    if settings.source != SINE:
-        series = open_series(settings)
-        scale = scale or series.fit()
-        return series.train(scale), series.test(scale)
-    make = functools.partial(
-        SineDataset,
-        window=settings.window,
-        period=settings.period,
-        noise=settings.noise,
-        seed=settings.seed,
-    )
-    return (
-        make(size=settings.train_size, stream=data.TRAIN_NOISE),
-        make(size=settings.test_size, stream=data.TEST_NOISE, phase=settings.test_phase),
-    )
-
-
-def period_ago(settings: Data, scale: Scale | None) -> Windows:
-    """Windows of one value: the one observed a period before each test window's target."""
-    steps = max(1, round(settings.period))
-    if scale:
-        return open_series(settings).before_targets(scale, steps=steps)
-    return SineDataset(
-        size=settings.test_size,
-        window=1,
-        period=settings.period,
-        noise=settings.noise,
-        seed=settings.seed,
-        stream=data.TEST_NOISE,
-        phase=settings.test_phase + settings.window - steps,
-    )
-
-
-def continuation(
-    settings: Data, scale: Scale | None, *, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first test window (W,), and the `steps` values that follow it, or as many as there are.
-
-    Both float32, in the model's units; noise is on the window only.
-    """
-    if not scale:
-        settings = settings.model_copy(update={"test_size": steps})
-    _, test = datasets(settings, scale)
-    known = np.arange(min(steps, len(test)))
-    return test[0][0][:, 0].numpy(), test[known][1][:, 0].numpy()
 
 
 def new_optimizer(model: Predictor, config: Config) -> SGD:

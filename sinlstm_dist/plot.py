@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist import forecast, metrics, program
-from sinlstm_dist.checkpoint import WEIGHTS
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
 from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
+from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
+from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.job import datasets
-from sinlstm_dist.launcher import is_speaker
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.pictures import Curve, check_matplotlib, curves_picture, windows_picture
-from sinlstm_dist.run_record import CURVES, FORECAST, SUMMARY, WINDOWS, RunRecord, read_run
-from sinlstm_dist.screen import show_text
-from sinlstm_dist.series import NO_SCALE, SeriesDataset
-from sinlstm_dist.trained import read_trained
+from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.run.checkpoint import WEIGHTS
+from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WINDOWS, RunRecord, read_run
+from sinlstm_dist.run.trained import read_trained
+from sinlstm_dist.screen.console import show_text
+from sinlstm_dist.screen.pictures import Curve, check_matplotlib, curves_picture, windows_picture
 
 BASELINE_SAMPLES = 100_000  # at most, of test windows: more would not move a line in a picture
 SETTABLE = [key for key in KEYS if key.startswith("data.")]

@@ -5,7 +5,7 @@ import signal
 import traceback
 from collections.abc import Callable
 
-from sinlstm_dist.screen import show_traceback, tell_losses
+from sinlstm_dist.screen.console import show_traceback, tell_losses
 
 FAILED, INTERRUPTED = 1, 128 + signal.SIGINT
 

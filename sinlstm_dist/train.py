@@ -18,25 +18,26 @@ from typing import Any
 from torch import nn
 
 from sinlstm_dist import program
-from sinlstm_dist.checkpoint import Checkpoint, not_finite
+from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.command import BAD_CONFIG, exit_code_of, exit_code_of_run, tell
 from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_config
 from sinlstm_dist.config import Config, Optim, flat, to_toml
-from sinlstm_dist.data import step_batches
+from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import evaluate
-from sinlstm_dist.job import Job, build, describe, load_tensors, versions
-from sinlstm_dist.launcher import is_speaker, launching_parent
+from sinlstm_dist.job import Job, build, describe, load_tensors
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.optim import optimizer_tensors
-from sinlstm_dist.report import Report
-from sinlstm_dist.run_folder import RunFolder
-from sinlstm_dist.run_record import Summary
-from sinlstm_dist.runtime import World, join_world
-from sinlstm_dist.screen import show_toml, tell_losses
-from sinlstm_dist.stop import StopRequest
-from sinlstm_dist.trackers import Trackers
+from sinlstm_dist.processes.launcher import is_speaker, launching_parent
+from sinlstm_dist.processes.stop import StopRequest
+from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.run.checkpoint import Checkpoint, not_finite
+from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.run.record import Summary
+from sinlstm_dist.run.trackers import Trackers
+from sinlstm_dist.screen.console import show_toml, tell_losses
+from sinlstm_dist.screen.report import Report
 
 
 def train(config: Config) -> Summary:
@@ -367,7 +368,7 @@ def _is_due(count: int, *, every: int) -> bool:
 
 
 def _check_pictures() -> None:
-    from sinlstm_dist.pictures import check_matplotlib  # on use: a start should load little
+    from sinlstm_dist.screen.pictures import check_matplotlib  # on use: a start should load little
 
     check_matplotlib()
 

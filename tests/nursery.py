@@ -396,7 +396,10 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     """Wrap what `of` names; the fault acts before the call number `at`."""
     import torch.distributed as dist
 
-    from sinlstm_dist import checkpoint, gradient, roll_call, run_folder, train
+    from sinlstm_dist import gradient, train
+    from sinlstm_dist.processes import roll_call
+    from sinlstm_dist.run import checkpoint
+    from sinlstm_dist.run import folder as run_folder
 
     watched = {
         "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],

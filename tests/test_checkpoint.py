@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinlstm_dist import checkpoint, files
-from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Layout, shapes
 from sinlstm_dist.config import load_config
-from sinlstm_dist.run_folder import RunFolder
+from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint, Layout, shapes
+from sinlstm_dist.run.folder import RunFolder
 
 CONFIG = load_config(overrides={"optim.momentum": 0.9}).model_dump(mode="json")
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")

@@ -10,7 +10,7 @@ import launching
 import pytest
 
 from sinlstm_dist import __main__, compare, train
-from sinlstm_dist.run_record import Summary
+from sinlstm_dist.run.record import Summary
 
 NO_TIME = json.dumps(
     {**asdict(Summary("completed", "", 0, 0, {}, {}, 1, "cpu", "ordered", 0.0, {})), "wall_s": None}

@@ -10,9 +10,10 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinlstm_dist import command_line, config, resume, train
+from sinlstm_dist import command_line, config, train
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run import resume
 
 BAD_FILES = {
     "a typo in a key": ("[data]\nnoize = 1.0", ["data.noize", "did you mean data.noise?"]),

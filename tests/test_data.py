@@ -13,16 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from sinlstm_dist.data import (
-    TEST_NOISE,
-    TRAIN_NOISE,
-    SineDataset,
-    StepSampler,
-    gaussian,
-    philox,
-    step_batches,
-    step_loader,
-)
+from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset, gaussian, philox
+from sinlstm_dist.data.steps import StepSampler, step_batches, step_loader
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 
 NOISY = {"size": 64, "window": 7, "noise": 0.02, "seed": 3}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sinlstm_dist import accelerator, launcher
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.processes import accelerator, launcher
 
 QUICK = {
     "data.train_size": 60,

@@ -17,7 +17,7 @@ from launching import metrics, weights_digest
 from nursery import Nursery
 from test_kill_matrix import Undisturbed, check_ends_as, file_fault, start
 
-from sinlstm_dist import checkpoint
+from sinlstm_dist.run import checkpoint
 
 ERRORS = ("EIO", "ENOSPC", "ESTALE", "EACCES")
 SAMPLE = 11  # operations of each kind of start

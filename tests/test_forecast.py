@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sinlstm_dist import evaluate, forecast, pictures, rollout
-from sinlstm_dist.data import TEST_NOISE, SineDataset
+from sinlstm_dist import evaluate, forecast, rollout
+from sinlstm_dist.data.sine import TEST_NOISE, SineDataset
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.screen import pictures
 
 
 def test_the_forecast_starts_from_the_first_test_window(trained_run, tmp_path, capsys):

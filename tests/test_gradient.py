@@ -10,11 +10,12 @@ from torch import nn
 
 from sinlstm_dist import job, metrics
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data import FETCH_SAMPLES, SineDataset, step_batches
+from sinlstm_dist.data.sine import SineDataset
+from sinlstm_dist.data.steps import FETCH_SAMPLES, step_batches
 from sinlstm_dist.gradient import evaluate, gradient_rows, totals_rows, tree_sum
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import Plan, epoch_order
-from sinlstm_dist.runtime import World, join_world
+from sinlstm_dist.processes.world import World, join_world
 
 SETTINGS = {
     "data.train_size": 53,

@@ -18,7 +18,7 @@ import pytest
 from launching import SMALL, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
-from sinlstm_dist import checkpoint
+from sinlstm_dist.run import checkpoint
 
 WORLD_SIZES = (4, 1, 3, 2)  # of successive starts
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20}

@@ -12,8 +12,9 @@ import launching
 import pytest
 from accelerate.utils import DistributedType
 
-from sinlstm_dist import __main__, accelerator, launcher, train
+from sinlstm_dist import __main__, train
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.processes import accelerator, launcher
 
 QUICK = {
     "data.train_size": 60,

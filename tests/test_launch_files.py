@@ -64,3 +64,15 @@ def test_the_readme_lists_every_file():
             if globbed
             else f"`{path.relative_to(ROOT / 'launch')}`" in listed
         )
+
+
+def test_the_image_takes_torch_from_the_index_that_the_builder_names():
+    """The file names no host: pip reads the build argument, and an empty one adds no index."""
+    dockerfile = (ROOT / "launch/kubernetes/Dockerfile").read_text()
+    assert "://" not in dockerfile
+    assert "\nARG PIP_EXTRA_INDEX_URL=\n" in dockerfile
+    last_stage = dockerfile.split("\nFROM ")[-1]
+    declared, installed = (
+        last_stage.index(each) for each in ("ARG PIP_EXTRA_INDEX_URL", "pip install")
+    )
+    assert declared < installed

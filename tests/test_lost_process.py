@@ -21,9 +21,9 @@ from launching import (
 )
 from nursery import Launch, Nursery
 
-from sinlstm_dist import checkpoint
 from sinlstm_dist.command import LATE_START_S
-from sinlstm_dist.roll_call import LONGEST_STEP_S
+from sinlstm_dist.processes.roll_call import LONGEST_STEP_S
+from sinlstm_dist.run import checkpoint
 
 TIMEOUT_S = 3
 MARGIN_S = 25  # roll call and leaving, on a busy machine; no launcher ends those that stay silent

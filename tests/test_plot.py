@@ -12,9 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sinlstm_dist import pictures, plot, train
+from sinlstm_dist import plot, train
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data import SineDataset
+from sinlstm_dist.data.sine import SineDataset
+from sinlstm_dist.screen import pictures
 
 
 @pytest.fixture

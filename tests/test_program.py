@@ -28,7 +28,7 @@ STARTS = {
     "script": [str(Path(sys.executable).parent / "sinlstm-dist"), "train"],
 }
 LONG = {**SMALL, "train.epochs": 100_000, "checkpoint.every_epochs": 1000, "output.dir": "run"}
-LIBRARY = "import signal, sinlstm_dist.screen; print(signal.getsignal(signal.SIGINT))"
+LIBRARY = "import signal, sinlstm_dist.screen.console; print(signal.getsignal(signal.SIGINT))"
 
 
 def imports(pid: int, *, library: str) -> bool:

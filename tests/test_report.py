@@ -12,12 +12,12 @@ import pytest
 from rich.cells import cell_len
 from terminals import Terminal, on_terminal
 
-from sinlstm_dist import report
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.report import HEAD, WIDTHS, Report
-from sinlstm_dist.run_record import Summary
-from sinlstm_dist.screen import Screen, show_error
-from sinlstm_dist.stream import Stream
+from sinlstm_dist.run.record import Summary
+from sinlstm_dist.screen import report
+from sinlstm_dist.screen.console import Screen, show_error
+from sinlstm_dist.screen.report import HEAD, WIDTHS, Report
+from sinlstm_dist.screen.stream import Stream
 
 FACTS = {"processes": "2 on here", "run folder": "runs/x"}
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(\x07|\x1b\\))")

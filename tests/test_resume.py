@@ -118,7 +118,7 @@ def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
 
 def test_momentum_is_part_of_the_state(train, tmp_path: Path) -> None:
     """Negative control: with another momentum a run ends elsewhere; without, it is damaged."""
-    from sinlstm_dist import checkpoint
+    from sinlstm_dist.run import checkpoint
 
     assert train({"output.dir": "straight"}).codes == [0]
     assert train({"train.epochs": 2}).codes == [0]

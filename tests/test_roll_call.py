@@ -15,8 +15,8 @@ import pytest
 from nursery import Launch
 from torch.distributed import Store, TCPStore
 
-from sinlstm_dist import alive, rendezvous, roll_call
-from sinlstm_dist.roll_call import RollCall
+from sinlstm_dist.processes import alive, rendezvous, roll_call
+from sinlstm_dist.processes.roll_call import RollCall
 
 SETTINGS = {**launching.SMALL, "train.timeout_s": 4, "output.dir": "run"}
 PREFIX = "sinlstm_dist/0/0/"

@@ -11,9 +11,9 @@ import pytest
 from launching import SMALL, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
-from sinlstm_dist.claim import Claim
 from sinlstm_dist.config import Config, to_toml
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run.hold import Claim
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 

@@ -9,7 +9,7 @@ import torch
 from launching import FUSED, SMALL, flags, metrics, train, weights_digest
 from nursery import Nursery
 
-from sinlstm_dist.runtime import join_world
+from sinlstm_dist.processes.world import join_world
 
 WORLD_SIZES = (1, 2, 3, 4, 5, 8)
 # A partial last batch, noise, momentum; and steps so large that a gradient's last bits reach the

@@ -14,22 +14,22 @@ import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinlstm_dist import stream
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.report import Report
-from sinlstm_dist.run_record import Summary
-from sinlstm_dist.screen import (
+from sinlstm_dist.run.record import Summary
+from sinlstm_dist.screen.console import (
     Screen,
     show_error,
     show_facts,
     show_table,
     show_text,
     show_toml,
+    stream,
     tell_losses,
     visible,
 )
-from sinlstm_dist.stream import Stream
+from sinlstm_dist.screen.report import Report
+from sinlstm_dist.screen.stream import Stream
 
 EVIL = "\x1b[31m\x07\x9b2J\u202e\x7f\r[bold]:smile:\udc80"
 ENCODINGS = ["utf-8", "ascii", "latin-1", "cp1252"]

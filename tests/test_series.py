@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from sinlstm_dist import evaluate, export, forecast, plot
 from sinlstm_dist.config import SINE, Data, load_config
+from sinlstm_dist.data.series import Scale, open_series, read_values
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.series import Scale, open_series, read_values
-from sinlstm_dist.trained import read_trained
+from sinlstm_dist.run.trained import read_trained
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -310,7 +310,7 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
 
 
 def evaluated(run: str) -> evaluate.Evaluation:
-    from sinlstm_dist.runtime import join_world
+    from sinlstm_dist.processes.world import join_world
 
     with join_world(timeout_s=20, one_thread=True) as world:
         return evaluate.evaluate_trained(read_trained(Path(run)), world=world)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sinlstm_dist.sketch import BLOCKS, curve, spark
+from sinlstm_dist.screen.sketch import BLOCKS, curve, spark
 
 
 def test_a_spark_is_logarithmic_from_the_lowest_block_to_the_highest():

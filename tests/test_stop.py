@@ -24,7 +24,7 @@ from launching import (
 )
 from nursery import Launch, Nursery
 
-from sinlstm_dist.stop import StopRequest
+from sinlstm_dist.processes.stop import StopRequest
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
@@ -298,7 +298,7 @@ def test_handlers_are_put_back() -> None:
 def test_in_another_thread_signals_are_the_callers(tmp_path: Path) -> None:
     code = (
         "import threading\n"
-        "from sinlstm_dist.stop import StopRequest\n"
+        "from sinlstm_dist.processes.stop import StopRequest\n"
         "def run():\n"
         "    with StopRequest() as request: print(repr(request.reason))\n"
         "thread = threading.Thread(target=run); thread.start(); thread.join()\n"

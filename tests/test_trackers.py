@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from sinlstm_dist import trackers
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.trackers import Trackers
+from sinlstm_dist.run import trackers
+from sinlstm_dist.run.trackers import Trackers
 from sinlstm_dist.train import train
 
 SETTINGS = {

@@ -18,11 +18,11 @@ from torch import nn
 
 from sinlstm_dist import train
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data import TEST_NOISE, SineDataset
+from sinlstm_dist.data.sine import TEST_NOISE, SineDataset
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
-from sinlstm_dist.run_folder import RunFolder
+from sinlstm_dist.run.folder import RunFolder
 
 QUICK = {
     "data.train_size": 60,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sinlstm_dist import files
-from sinlstm_dist.checkpoint import Checkpoint
-from sinlstm_dist.run_folder import RunFolder
-from sinlstm_dist.run_record import Summary
+from sinlstm_dist.run import files
+from sinlstm_dist.run.checkpoint import Checkpoint
+from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.run.record import Summary
 
 EPOCH = {"epoch": 1}
 ENDED = Summary(

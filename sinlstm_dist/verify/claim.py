@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinlstm_dist.config import Config, Train, flat, is_set, load_config
-from sinlstm_dist.data import FETCH_SAMPLES
+from sinlstm_dist.data.steps import FETCH_SAMPLES
 from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.run_folder import RunFolder
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.run.folder import RunFolder
 
 # Noise makes every window another one, and the last batch is a partial one, in training and in
 # testing. Only a larger world needs more pieces than the default.

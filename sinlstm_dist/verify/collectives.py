@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.claim import Bench, Finding
 
 SIZES = (4, 4 << 10, 256 << 10, 4 << 20, 64 << 20)  # bytes of the result

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.command import let_another_speak, tell
 from sinlstm_dist.command_line import Parser, add_key_flags, parse_with_config
 from sinlstm_dist.config import KEYS, Config
@@ -23,12 +24,12 @@ from sinlstm_dist.errors import (
     RunError,
     StoppedEarly,
 )
-from sinlstm_dist.job import build, versions
-from sinlstm_dist.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.roll_call import have_met
-from sinlstm_dist.runtime import World, join_world
-from sinlstm_dist.screen import show_error, show_table, show_text, tell_losses
-from sinlstm_dist.stop import StopRequest
+from sinlstm_dist.job import build
+from sinlstm_dist.processes.launcher import is_node_speaker, is_speaker
+from sinlstm_dist.processes.roll_call import have_met
+from sinlstm_dist.processes.stop import StopRequest
+from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.screen.console import show_error, show_table, show_text, tell_losses
 from sinlstm_dist.verify import faults
 from sinlstm_dist.verify.arithmetic import check_arithmetic
 from sinlstm_dist.verify.claim import Bench, Claim, Finding, Parts, Verdict, is_large

@@ -18,17 +18,18 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sinlstm_dist import checkpoint, metrics
-from sinlstm_dist.checkpoint import Tensors
+from sinlstm_dist import metrics
 from sinlstm_dist.config import Config, did_you_mean
-from sinlstm_dist.data import Batch
+from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import Gradient, StepResult
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.run_folder import RunFolder
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.run import checkpoint
+from sinlstm_dist.run.checkpoint import Tensors
+from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.verify.claim import Parts, settings
 
 SLEEP_S = 0.03  # a step; several times its arithmetic, through nn.LSTM too

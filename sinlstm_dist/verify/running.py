@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from sinlstm_dist import checkpoint
-from sinlstm_dist.checkpoint import DamagedCheckpoint
-from sinlstm_dist.report import Report
-from sinlstm_dist.runtime import World
-from sinlstm_dist.stop import StopRequest
+from sinlstm_dist.processes.stop import StopRequest
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.run import checkpoint
+from sinlstm_dist.run.checkpoint import DamagedCheckpoint
+from sinlstm_dist.screen.report import Report
 from sinlstm_dist.train import Training
 from sinlstm_dist.verify.claim import Bench, Finding
 from sinlstm_dist.verify.training import flat, steps_alone

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.claim import Bench, Finding, is_large
 
 BATCH, STEPS = 1200, 30

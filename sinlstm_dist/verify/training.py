@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from sinlstm_dist.config import Config
-from sinlstm_dist.data import TEST_NOISE, TRAIN_NOISE, Batch, SineDataset, step_batches
+from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, Batch, SineDataset
+from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.gradient import OrderedGradient
 from sinlstm_dist.job import Job, new_optimizer
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.claim import Bench, Finding, is_large
 
 EPOCHS = 2  # whose samples are counted

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import sinlstm_dist
+from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.config import KEYS
-from sinlstm_dist.job import versions
-from sinlstm_dist.runtime import World
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.claim import Bench, Finding
 
 CLOCK_LIMIT_S = 1.0

@@ -16,10 +16,10 @@ from accelerate.utils import (
 )
 from torch.distributed import distributed_c10d
 
-from sinlstm_dist import launcher
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.launcher import Launch
-from sinlstm_dist.roll_call import is_lost
+from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.launcher import Launch
+from sinlstm_dist.processes.roll_call import is_lost
 
 _made = itertools.count()  # of this process
 

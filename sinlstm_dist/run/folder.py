@@ -15,11 +15,11 @@ from typing import Any
 
 from safetensors.torch import save
 
-from sinlstm_dist import checkpoint, files
-from sinlstm_dist.checkpoint import Checkpoint, Layout, Tensors
-from sinlstm_dist.claim import Claim
-from sinlstm_dist.resume import Beginning, Search, ended_summary
-from sinlstm_dist.run_record import CHECKPOINTS, CONFIG, METRICS, STARTS, STOP, SUMMARY, Summary
+from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run.checkpoint import Checkpoint, Layout, Tensors
+from sinlstm_dist.run.hold import Claim
+from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, METRICS, STARTS, STOP, SUMMARY, Summary
+from sinlstm_dist.run.resume import Beginning, Search, ended_summary
 
 
 class RunFolder:

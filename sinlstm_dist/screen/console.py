@@ -15,8 +15,8 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
-from sinlstm_dist import stream
-from sinlstm_dist.stream import Stream
+from sinlstm_dist.screen import stream
+from sinlstm_dist.screen.stream import Stream
 
 WIDEST = 10_000  # columns; a table that is not to be wrapped gets them
 COLUMNS, LINES = 80, 25  # if the terminal does not say, or says nonsense

@@ -1,4 +1,4 @@
-"""The sine as a map-style data set, and the sampler that deals its steps out.
+"""The sine as a map-style data set.
 
     >>> window, target = SineDataset(size=100)[7]
 
@@ -8,15 +8,10 @@ process, in any order.
 """
 
 import hashlib
-import operator
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
-
-from sinlstm_dist.plan import Plan
+from torch.utils.data import Dataset
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # windows (B, W, 1), targets (B, 1)
 
@@ -139,71 +134,3 @@ def philox(
         c3 = product0 & _LOW
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return c0, c1, c2, c3
-
-
-class StepSampler(BatchSampler):
-    """Yields the batches of an epoch: for each fetch, one a process: rank 0's, rank 1's, ...
-
-    A fetch brings a process its shares of one or more steps, one behind the other, as many as
-    `FETCH_SAMPLES` allows: fetching costs the same for a few samples as for a thousand. A batch
-    is a list of one array of indices, which the data set fetches at once.
-
-    Accelerate deals batches out in turn, batch i to process i % world_size; so each process gets
-    its share of every step, and none is repeated or dropped, an empty one included.
-
-    `start(epoch, step)` says which epoch comes next and where in it to begin.
-
-    Args:
-        plan: how the data set is cut and shared out.
-        order: the sample indices of an epoch, as `plan.epoch_order` has them.
-    """
-
-    def __init__(self, plan: Plan, *, order: Callable[[int], np.ndarray]) -> None:
-        self._plan, self._order = plan, order
-        self.start(epoch=0, step=0)
-
-    def start(self, *, epoch: int, step: int) -> None:
-        """Begin the next pass at `step` of `epoch`, both counted from 0."""
-        self._epoch, self._step = epoch, step
-
-    def __len__(self) -> int:
-        return len(fetches(self._plan, first_step=self._step)) * self._plan.world_size
-
-    def __iter__(self) -> Iterator[list[np.ndarray]]:  # type: ignore[override]
-        order, plan = self._order(self._epoch), self._plan
-        for steps in fetches(plan, first_step=self._step):
-            for rank in range(plan.world_size):
-                shares = [order[slice(*plan.share(step, rank))] for step in steps]
-                yield [shares[0] if len(shares) == 1 else np.concatenate(shares)]
-
-
-FETCH_SAMPLES = 2048  # of all processes together; more would not cost a sample less
-
-
-def fetches(plan: Plan, *, first_step: int = 0) -> list[range]:
-    """The steps of an epoch from `first_step` on, as those that are fetched together."""
-    together = max(1, FETCH_SAMPLES // plan.global_batch_size)
-    starts = range(first_step, plan.num_steps, together)
-    return [range(start, min(start + together, plan.num_steps)) for start in starts]
-
-
-def step_loader(dataset: Dataset[Any], sampler: StepSampler) -> DataLoader[Any]:
-    """A loader whose every batch is one fetch by an array of indices, not one a sample."""
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))
-
-
-def step_batches(
-    loader: Iterable[Batch], plan: Plan, *, first_step: int = 0
-) -> Iterator[tuple[int, Batch]]:
-    """Each step from `first_step` on, with this process's share of its batch.
-
-    Args:
-        loader: over a `step_loader`'s fetches, those of `plan.rank`; its sampler was told to start
-            at `first_step`.
-        plan: the sampler's.
-    """
-    for steps, (windows, targets) in zip(fetches(plan, first_step=first_step), loader, strict=True):
-        sizes = [sum(plan.piece_sizes(step)) for step in steps]
-        yield from zip(
-            steps, zip(windows.split(sizes), targets.split(sizes), strict=True), strict=True
-        )

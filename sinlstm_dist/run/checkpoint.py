@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from sinlstm_dist import files, state
-from sinlstm_dist.files import NotAFile
-from sinlstm_dist.state import NewerVersion
+from sinlstm_dist.run import files, state
+from sinlstm_dist.run.files import NotAFile
+from sinlstm_dist.run.state import NewerVersion
 
 Tensors = dict[str, torch.Tensor]
 

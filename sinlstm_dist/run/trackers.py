@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run_record import TENSORBOARD
+from sinlstm_dist.run.record import TENSORBOARD
 
 FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
 PROJECT = "sinlstm-dist"

@@ -9,11 +9,11 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from sinlstm_dist import checkpoint, files
-from sinlstm_dist.checkpoint import Checkpoint, DamagedCheckpoint, Layout
 from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, show_value, unknown_keys
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run_record import (
+from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint, Layout
+from sinlstm_dist.run.record import (
     CHECKPOINTS,
     CONFIG,
     METRICS,

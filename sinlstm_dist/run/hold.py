@@ -11,10 +11,10 @@ from pathlib import Path
 
 import tomli
 
-from sinlstm_dist import checkpoint, files
 from sinlstm_dist.config import SECTIONS
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run_record import (
+from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run.record import (
     CHECKPOINTS,
     CONFIG,
     LOCK,

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sinlstm_dist.config import Data
-from sinlstm_dist.data import Batch
+from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import ConfigError
 
 DELIMITERS = ",;\t"
@@ -164,7 +164,7 @@ def _advice(num_windows: int) -> str:
     return f"; set them to {num_windows - test_size} and {test_size}, for instance"
 
 
-def read_values(path: Path, column: str) -> np.ndarray:
+def read_values(path: str | Path, column: str = "") -> np.ndarray:
     """The values of one column of a file.
 
     Args:
@@ -178,6 +178,7 @@ def read_values(path: Path, column: str) -> np.ndarray:
     Raises:
         ConfigError: names the file, and the row that cannot be used.
     """
+    path = Path(path)
     try:
         if path.suffix.lower() in TEXT:
             values = _read_text(path, column)

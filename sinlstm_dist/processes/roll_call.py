@@ -15,8 +15,6 @@ from typing import TypeVar
 from pydantic import BaseModel
 from torch.distributed import DistError
 
-from sinlstm_dist import launcher
-from sinlstm_dist.alive import is_gone, where_am_i
 from sinlstm_dist.errors import (
     ConfigError,
     Disagreement,
@@ -25,7 +23,9 @@ from sinlstm_dist.errors import (
     RunError,
     StoppedEarly,
 )
-from sinlstm_dist.rendezvous import Board, Foreign, clean, open_board, wait_for_port
+from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.alive import is_gone, where_am_i
+from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_board, wait_for_port
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
 LONGEST_STEP_S = 20.0  # and how much longer for one that computes; torchrun gives them 30 s

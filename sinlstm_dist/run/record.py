@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from sinlstm_dist import files
 from sinlstm_dist.config import Config, first_problem, load_config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.hub import WEIGHTS
+from sinlstm_dist.run import files
 
 METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     "metrics.jsonl",

@@ -13,14 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from sinlstm_dist import checkpoint, files
-from sinlstm_dist.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.config import SINE, Config, override
+from sinlstm_dist.data.series import Scale
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.run_record import CHECKPOINTS, SUMMARY, Summary, read_run
-from sinlstm_dist.runtime import World
-from sinlstm_dist.series import Scale
+from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
+from sinlstm_dist.run.record import CHECKPOINTS, SUMMARY, Summary, read_run
 
 MEAN, STD = "scaling.mean", "scaling.std"
 
@@ -68,25 +67,6 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
             "the sine does not know a series' units, nor one of a series the sine"
         )
     return trained
-
-
-def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:
-    """`read_trained` on the main process, for all: no other needs to see the folder.
-
-    Raises:
-        ConfigError: as `read_trained`.
-
-    Collective: yes.
-    """
-    weights: Tensors = {}
-
-    def read() -> Any:
-        trained = read_trained(path, overrides)
-        weights.update(trained.weights)
-        return trained.config.model_dump(mode="json")
-
-    config = Config.model_validate(world.on_main(read))
-    return Trained(config, world.broadcast_tensors(weights))
 
 
 def _read_checkpoint(path: Path) -> tuple[Config, Tensors]:

@@ -25,10 +25,10 @@ from accelerate.utils import broadcast
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sinlstm_dist import launcher
-from sinlstm_dist.accelerator import as_checked, check_world, new_accelerator
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
-from sinlstm_dist.roll_call import RollCall
+from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.accelerator import as_checked, check_world, new_accelerator
+from sinlstm_dist.processes.roll_call import RollCall
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,41 @@ class World:
         if "run_error" in answer:
             raise RunError(answer["run_error"])
         return answer["result"]
+
+    def tensors_from_main(
+        self, function: Callable[..., Mapping[str, torch.Tensor]], *arguments: Any, **keywords: Any
+    ) -> dict[str, torch.Tensor]:
+        """Call `function` on the main process only; every process gets copies of its tensors.
+
+        Args:
+            function: as for `on_main`, but it returns tensors of any shape and dtype by name.
+
+        Returns:
+            the tensors by name, on the CPU.
+
+        Raises:
+            ConfigError: the function's.
+            RunError: in place of the function's OSError.
+
+        Collective: yes.
+        """
+        mine: dict[str, torch.Tensor] = {}
+
+        def shapes() -> dict[str, tuple[str, list[int]]]:
+            mine.update(function(*arguments, **keywords))
+            return {
+                name: (str(value.dtype).removeprefix("torch."), list(value.shape))
+                for name, value in mine.items()
+            }
+
+        received = {}
+        for name, (dtype, shape) in self.on_main(shapes).items():
+            kind = getattr(torch, dtype)
+            value = mine[name] if self.is_main else torch.empty(shape, dtype=kind)
+            data = value.reshape(-1).contiguous().view(torch.uint8)  # not all backends send all
+            data = self.broadcast(data.to(self.device, copy=True)).cpu()
+            received[name] = data.view(kind).reshape(shape)
+        return received
 
     def broadcast_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The main process's float32 tensors, on every process's CPU.

@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from sinlstm_dist import sketch
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.run_record import Summary
-from sinlstm_dist.screen import Screen, fact_lines
-from sinlstm_dist.stream import Stream
+from sinlstm_dist.run.record import Summary
+from sinlstm_dist.screen import sketch
+from sinlstm_dist.screen.console import Screen, fact_lines
+from sinlstm_dist.screen.stream import Stream
 
 REFRESH_S = 0.1  # between updates of what is live, at least
 PATIENCE = 100  # the next update waits so many times as long as the last took: 1 % at most

@@ -18,7 +18,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # torch has them 
     TCPStore,
 )
 
-from sinlstm_dist.launcher import Meeting
+from sinlstm_dist.processes.launcher import Meeting
 
 MOST_TEXT = 2000  # characters of what one process tells the others, such as why it failed
 ESCAPED = 7  # at most so many characters for one of them in JSON

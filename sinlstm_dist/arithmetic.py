@@ -1,0 +1,42 @@
+"""The things that decide the last bits of a result: device, versions, environment variables."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import torch
+
+from sinlstm_dist import lstm
+from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.world import World
+
+Arithmetic = Mapping[str, str]
+
+UNSET = "not set"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bits of a result."""
+    packages = ("sinlstm-dist", "torch", "numpy", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
+    """What decides the last bits of a result on this process, in words."""
+    is_fused = recurrence.name == "fused"
+    return {
+        "device": world.device.type,
+        "recurrence": recurrence.reason if is_fused else "nn.LSTM",
+        "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
+        **versions(),
+        **launcher.arithmetic_variables(),
+    }
+
+
+def changes(before: Arithmetic, after: Arithmetic) -> list[str]:
+    """The differences between two arithmetics: `torch was 2.12.0 and is 2.13.0`, one text each."""
+    return [
+        f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
+        for key in {**before, **after}
+        if before.get(key, UNSET) != after.get(key, UNSET)
+    ]

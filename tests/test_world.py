@@ -1,0 +1,62 @@
+"""The processes of a run hand each other tensors and errors."""
+
+from pathlib import Path
+
+import launching
+
+# Values that no other process has: shapes with 0 and without dimensions, bytes that do not align.
+HANDED_OUT = """
+import os, torch
+from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.processes.world import join_world
+
+VALUES = {
+    "weights": torch.arange(12.0).reshape(3, 4).T,
+    "nan": torch.tensor([float("nan"), -0.0]),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "moment": torch.tensor([1e-300], dtype=torch.float64),
+    "step": torch.tensor(2**53 + 1),
+    "mask": torch.tensor([True, False, True]),
+    "empty": torch.empty(0, 5),
+}
+
+
+def values():
+    assert os.environ["RANK"] == "0"
+    return VALUES
+
+
+def bytes_of(tensor):
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def refuse():
+    raise ConfigError("not this one")
+
+
+def fail():
+    open("/nowhere")
+
+
+with join_world(timeout_s=60, one_thread=True) as world:
+    received = world.tensors_from_main(values)
+    assert list(received) == list(VALUES)
+    for name, value in VALUES.items():
+        assert received[name].dtype == value.dtype and received[name].shape == value.shape, name
+        assert bytes_of(received[name]) == bytes_of(value), name
+        assert received[name].data_ptr() != value.data_ptr() or not value.numel(), name
+    for function, kind in ((refuse, ConfigError), (fail, RunError)):
+        try:
+            world.tensors_from_main(function)
+        except kind as error:
+            print(error)
+"""
+
+
+def test_the_main_process_hands_out_tensors_and_errors(tmp_path: Path) -> None:
+    (tmp_path / "hand_out.py").write_text(HANDED_OUT)
+    for ended in launching.each([], cwd=tmp_path, variables=[{}, {}], module="hand_out"):
+        assert ended.code == 0, ended.stderr
+        refused, failed = ended.stdout.splitlines()
+        assert refused == "not this one"
+        assert failed.startswith("/nowhere: No such file")
