@@ -1,7 +1,9 @@
 """Real processes for tests: training started as a user starts it, on one process or many."""
 
+import contextlib
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+HANGS_S = 300.0  # after which a test gives up; that all goes on sooner decides no test
 FOREIGN = (
     "ACCELERATE_",
     "SLURM_",
@@ -43,10 +46,19 @@ class Ended:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on 127.0.0.1 that nobody listens on, and that no other pytest worker gives away.
+
+    Below 32768: from there on the kernel gives ports to whoever connects to something.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for number in _numbers:
+        port = 12_000 + 2000 * (worker % 10) + number % 2000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+_numbers = itertools.count(os.getpid())
 
 
 def flags(settings: dict[str, object]) -> list[str]:
@@ -71,12 +83,8 @@ def environment(**variables: str) -> dict[str, str]:
         "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR",
     ):  # fmt: skip
         inherited.pop(name, None)
+    inherited["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # has torchrun
     return {**inherited, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", **variables}
-
-
-def path() -> str:
-    """PATH with the launchers that are installed beside this Python in front."""
-    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 def start(
@@ -87,20 +95,32 @@ def start(
     module: str = "sinlstm_dist.train",
     **variables: str,
 ) -> subprocess.Popen[str]:
-    """Start training in the background, in a process group of its own."""
+    """Start training in the background."""
+    return spawn(command(*arguments, processes=processes, module=module), cwd=cwd, **variables)
+
+
+def spawn(
+    words: list[str], *, cwd: Path, stdout: int = subprocess.PIPE, **variables: str
+) -> subprocess.Popen[str]:
+    """Start any command in the background, in a process group of its own."""
     return subprocess.Popen(
-        command(*arguments, processes=processes, module=module),
+        words,
         cwd=cwd,
         env=environment(**variables),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
 
 
-def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> Ended:
+def run(words: list[str], *, cwd: Path, **variables: str) -> Ended:
+    """Run any command to its end."""
+    return finish(spawn(words, cwd=cwd, **variables))
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = HANGS_S) -> Ended:
     """Wait for a started command; one that does not end is killed with all that it started."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -111,11 +131,9 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> Ended:
     return Ended(process.returncode, stdout, stderr)
 
 
-def train(
-    arguments: list[str], *, cwd: Path, processes: int = 1, timeout: float = 120, **variables: str
-) -> Ended:
+def train(arguments: list[str], *, cwd: Path, processes: int = 1, **variables: str) -> Ended:
     """Run training to its end."""
-    return finish(start(arguments, cwd=cwd, processes=processes, **variables), timeout=timeout)
+    return finish(start(arguments, cwd=cwd, processes=processes, **variables))
 
 
 def each(
@@ -157,7 +175,7 @@ def summary(run: Path) -> dict[str, object]:
     return json.loads((run / "summary.json").read_text())
 
 
-def wait_for(what: Callable[[], object], *, timeout: float = 60) -> None:
+def wait_for(what: Callable[[], object], *, timeout: float = HANGS_S) -> None:
     """Wait until `what` returns something true."""
     deadline = time.monotonic() + timeout
     while not what():

@@ -36,7 +36,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from launching import environment, free_port
+from launching import HANGS_S, environment, free_port
 
 CLOSED_PIPE = "a pipe whose reader has left"
 COLLECTIVES = (
@@ -184,7 +184,7 @@ class Nursery:
     def _fork(self, launch: Launch, order: dict[str, Any]) -> None:
         launch.children.append(Child(self._ask({"fork": order})["pid"], order["rank"]))
 
-    def wait(self, launch: Launch, *, timeout: float = 60) -> Launch:
+    def wait(self, launch: Launch, *, timeout: float = HANGS_S) -> Launch:
         """Wait until all processes of a world have ended; those that do not are killed."""
         deadline = time.monotonic() + timeout
         while self.running(launch):
@@ -210,7 +210,7 @@ class Nursery:
         while number == signal.SIGKILL and self.running(launch):
             time.sleep(0.005)
 
-    def run(self, arguments: list[str], *, timeout: float = 60, **keywords: Any) -> Launch:
+    def run(self, arguments: list[str], *, timeout: float = HANGS_S, **keywords: Any) -> Launch:
         """Start a world and wait until it has ended."""
         return self.wait(self.start(arguments, **keywords), timeout=timeout)
 

@@ -67,7 +67,7 @@ def outcome(nursery: Nursery, killed: Path, root: Path, *, seed: int) -> str:
             [f"run/checkpoints/{NEWEST}"], cwd=root, module=draw.choice(["evaluate", "forecast"])
         )
         check_told(read, alteration)
-    launch = nursery.run(flags(SETTINGS), cwd=root, timeout=30)
+    launch = nursery.run(flags(SETTINGS), cwd=root)
     check_told(launch, alteration)
     assert content(outside) == before, alteration
     assert sorted(path.name for path in root.iterdir()) == ["outside", "run"], alteration

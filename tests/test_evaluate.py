@@ -79,9 +79,7 @@ def test_any_number_of_processes_says_the_same(lstm, trained_run, nursery):
     arguments = [str(trained_run), "--data.noise", "0.1", "--model.lstm", lstm]
     said = set()
     for processes in (1, 3):
-        ended = nursery.run(
-            arguments, cwd=trained_run, processes=processes, module="evaluate", timeout=60
-        )
+        ended = nursery.run(arguments, cwd=trained_run, processes=processes, module="evaluate")
         assert set(ended.codes) == {0}, ended.stderr
         said.add(ended.stdout)
     assert len(said) == 1

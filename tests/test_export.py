@@ -1,15 +1,15 @@
 """The exported file computes what torch computes, with nothing of torch around it."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from launching import SMALL, environment, flags
+from launching import SMALL, flags
 from nursery import Nursery
 
 from sinlstm_dist import export
@@ -54,9 +54,7 @@ def test_the_command_writes_a_file_that_runs_without_torch(run, tmp_path, capfd)
         "windows = np.linspace(-1, 1, 3 * 12, dtype=np.float32).reshape(3, 12, 1)\n"
         "print(*session.run(None, {'windows': windows})[0].ravel())"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
-    )
+    ended = launching.run([sys.executable, "-c", program], cwd=tmp_path)
     windows = torch.linspace(-1, 1, 36).reshape(3, 12, 1)
     with torch.no_grad():
         expected = Predictor.from_pretrained(run)(windows).flatten()

@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +27,10 @@ WORKS = "torchrun --nproc-per-node"
 
 def accelerate_launch(*options: str, cwd: Path, **settings: object) -> launching.Ended:
     """`accelerate launch OPTIONS -m sinlstm_dist.train`, without a user's configuration of it."""
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", *options,
-        "-m", "sinlstm_dist.train", *launching.flags({**QUICK, "output.dir": "run", **settings}),
-    ]  # fmt: skip
-    ended = subprocess.run(
-        command, cwd=cwd, env=launching.environment(HF_HOME=str(cwd / "hf")), timeout=120,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return launching.Ended(ended.returncode, ended.stdout, ended.stderr)
+    module = ["-m", "sinlstm_dist.train"]
+    arguments = launching.flags({**QUICK, "output.dir": "run", **settings})
+    words = ["accelerate", "launch", *options, *module, *arguments]
+    return launching.run(words, cwd=cwd, HF_HOME=str(cwd / "hf"))
 
 
 @pytest.fixture(scope="module")
@@ -221,12 +214,9 @@ def test_runs_one_after_the_other_in_the_same_processes(tmp_path, processes):
     the interpreter's end, and keep connections open.
     """
     script = str(Path(__file__).with_name("train_and_look.py"))
-    ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-         str(processes), script, "threads", json.dumps(QUICK)],
-        cwd=tmp_path, env=launching.environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    ended = launching.run([*torchrun, script, "threads", json.dumps(QUICK)], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
     for reduction in ("ordered", "ddp"):
         runs = [tmp_path / f"{reduction}-{number}" for number in range(2)]
         assert launching.weights_digest(runs[0]) == launching.weights_digest(runs[1])

@@ -44,7 +44,6 @@ def test_the_run_block_of_skypilot_starts_all_processes_of_a_machine(tmp_path):
         env=launching.environment(
             **{f"SKYPILOT_{name}": value for name, value in given.items()},
             **task["envs"] | {"FLAGS": " ".join(flags)},
-            PATH=launching.path(),
         ),
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ last.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,16 +32,8 @@ def start(
     """A command on two processes of which rank 0 comes late."""
     command, *rest = arguments
     path = os.pathsep.join(filter(None, [LATE, os.environ.get("PYTHONPATH")]))
-    ended = subprocess.run(
-        [*launcher, "-m", f"sinlstm_dist.{command}", *rest],
-        cwd=cwd,
-        env=launching.environment(PATH=launching.path(), PYTHONPATH=path, **variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return launching.Ended(ended.returncode, ended.stdout, ended.stderr)
+    words = [*launcher, "-m", f"sinlstm_dist.{command}", *rest]
+    return launching.run(words, cwd=cwd, PYTHONPATH=path, **variables)
 
 
 def with_mpirun(arguments: tuple[str, ...], *, cwd: Path, **variables: str) -> launching.Ended:
@@ -88,15 +79,11 @@ def test_what_is_wrong_on_another_node_alone_is_told_there(tmp_path):
     (tmp_path / "0/run.toml").touch()
     where = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port"]
     where += [str(launching.free_port()), "--nproc-per-node", "1", "--local-addr", "127.0.0.1"]
+    program = ["-m", "sinlstm_dist.train", "--config", "run.toml", "--train.timeout_s", "5"]
     started = [
-        subprocess.Popen(
-            ["torchrun", "--node-rank", node, *where, "-m", "sinlstm_dist.train",
-             "--config", "run.toml", "--train.timeout_s", "5"],
-            cwd=tmp_path / node, env=launching.environment(PATH=launching.path()),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
+        launching.spawn(["torchrun", "--node-rank", node, *where, *program], cwd=tmp_path / node)
         for node in ("0", "1")
-    ]  # fmt: skip
+    ]
     _, other = (launching.finish(process) for process in started)
     check_told_once(other, "run.toml")
 

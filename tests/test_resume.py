@@ -4,12 +4,12 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import pytest
-from launching import SMALL, command, environment, flags, metrics, summary, weights_digest
+from launching import SMALL, command, flags, metrics, summary, weights_digest
 from nursery import Launch, Nursery
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20}
@@ -377,17 +377,10 @@ def test_a_folder_that_may_not_be_written(train, tmp_path: Path) -> None:
     (run / "checkpoints").chmod(0o555)
     try:
         arguments = command(*flags({**SETTINGS, "output.dir": "run"}))
-        ended = subprocess.run(
-            [sys.executable, "-c", DROP_OVERRIDE, *arguments[1:]],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        ended = launching.run([sys.executable, "-c", DROP_OVERRIDE, *arguments[1:]], cwd=tmp_path)
     finally:
         (run / "checkpoints").chmod(0o755)
-    assert ended.returncode == 1
+    assert ended.code == 1
     assert ended.stderr.count("error:") == 1, ended.stderr
     assert "Permission denied" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +12,11 @@ from launching import (
     SMALL,
     children,
     command,
-    environment,
     finish,
     flags,
     metrics,
+    run,
+    spawn,
     start,
     summary,
     wait_for,
@@ -223,13 +223,10 @@ def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> Non
     handled = "SIGTERM,SIGINT,SIGUSR1,SIGUSR2"
     words = command(*flags(LONG), processes=2)
     words.insert(words.index("--nproc-per-node"), f"--signals-to-handle={handled}")
-    launcher = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+    launcher = spawn(words, cwd=tmp_path)
     wait_for(lambda: started(tmp_path / "run"))
     os.kill(launcher.pid, number)
-    ended = finish(launcher, timeout=40)
+    ended = finish(launcher)
     assert ended.code != 0
     assert summary(tmp_path / "run")["outcome"] == "stopped"
     assert "terminate called" not in ended.stderr
@@ -240,7 +237,7 @@ def test_a_signal_to_a_worker_of_a_launcher(tmp_path: Path) -> None:
     launcher = start(flags(LONG), cwd=tmp_path, processes=2)
     wait_for(lambda: started(tmp_path / "run"))
     os.kill(children(launcher.pid)[1], signal.SIGUSR2)
-    ended = finish(launcher, timeout=40)
+    ended = finish(launcher)
     assert ended.code == 1  # a launcher turns every code into its own
     assert summary(tmp_path / "run")["outcome"] == "stopped"
 
@@ -303,5 +300,5 @@ def test_in_another_thread_signals_are_the_callers(tmp_path: Path) -> None:
         "    with StopRequest() as request: print(repr(request.reason))\n"
         "thread = threading.Thread(target=run); thread.start(); thread.join()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ended = run([sys.executable, "-c", code], cwd=tmp_path)
     assert (ended.stdout, ended.stderr) == ("''\n", "")

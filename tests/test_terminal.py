@@ -15,7 +15,6 @@ from launching import (
     environment,
     flags,
     metrics,
-    path,
     summary,
     wait_for,
     weights_digest,
@@ -103,7 +102,7 @@ def test_closing_the_window_of_a_command(tmp_path: Path, ignores_hangup, code, o
     )
     terminal.read(until="test loss")  # it trains
     terminal.close()
-    assert process.wait(timeout=60) == code
+    assert process.wait() == code
     assert summary(tmp_path / "run")["outcome"] == outcome
     assert (tmp_path / "run" / "model.safetensors").exists() == ignores_hangup
 
@@ -152,32 +151,32 @@ def test_a_pipe_that_nobody_reads(nursery: Nursery, tmp_path: Path) -> None:
 # What is live
 
 
-def shown_by(terminal: str, columns: int) -> list[str]:
-    """The lines of a tmux window of its own."""
-    words = ["tmux", "-L", terminal, "capture-pane", "-p", "-S", "-50"]
+def shown_by(socket: str) -> list[str]:
+    """The lines of the window of the tmux that listens there."""
+    words = ["tmux", "-S", socket, "capture-pane", "-p", "-S", "-50"]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.parametrize("columns", [62, 80, 120])
 def test_after_ctrl_c_the_terminal_shows_each_thing_once(tmux, tmp_path: Path, columns) -> None:
     """Nothing torn of what was live, and the epoch in it is the one of the table."""
-    name, environment_ = f"sinlstm-{tmp_path.name}", environment(TERM="xterm", PATH=path())
+    socket = str(tmp_path / "tmux")
     run = tmp_path / "run"
     words = command(*flags({**SIZE, "train.epochs": 100_000, "checkpoint.every_epochs": 0}))
     size = ["-x", str(columns), "-y", "50"]
     subprocess.run(
-        ["tmux", "-L", name, "new-session", "-d", *size, "sh"],
-        cwd=tmp_path, env=environment_, check=True,
+        ["tmux", "-S", socket, "new-session", "-d", *size, "sh"],
+        cwd=tmp_path, env=environment(TERM="xterm"), check=True,
     )  # fmt: skip
     try:
-        keys = ["tmux", "-L", name, "send-keys"]
+        keys = ["tmux", "-S", socket, "send-keys"]
         subprocess.run([*keys, " ".join(words), "Enter"], check=True)
-        wait_for(lambda: any("test loss" in line for line in shown_by(name, columns)))
+        wait_for(lambda: any("test loss" in line for line in shown_by(socket)))
         subprocess.run([*keys, "C-c"], check=True)
-        wait_for(lambda: any("results in run" in line for line in shown_by(name, columns)))
-        shown = shown_by(name, columns)
+        wait_for(lambda: any("results in run" in line for line in shown_by(socket)))
+        shown = shown_by(socket)
     finally:
-        subprocess.run(["tmux", "-L", name, "kill-server"], check=True)
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=True)
     live = re.findall(r"^epoch +(\d+)/100000", "\n".join(shown), re.MULTILINE)
     assert live == [str(summary(run)["epochs"])], shown
     assert sum("one cycle: target, prediction" in line for line in shown) == 1
@@ -220,7 +219,7 @@ def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             continue
         break
-    assert process.wait(timeout=10) == 128 + signal.SIGINT
+    assert process.wait() == 128 + signal.SIGINT
     assert terminal.read().endswith("\x1b[?25h")
 
 

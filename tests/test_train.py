@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -181,15 +180,10 @@ def run_cases(folder: Path, *, processes: int) -> None:
             train.train(load_config(overrides=run))
         return
     (folder / "runs.json").write_text(json.dumps(runs))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-addr", "127.0.0.1", "--master-port", str(launching.free_port()),
-        str(Path(__file__).with_name("train_many.py")), str(folder / "runs.json"),
-    ]  # fmt: skip
-    ended = subprocess.run(
-        command, env=launching.environment(), capture_output=True, text=True, timeout=180
-    )
-    assert ended.returncode == 0, ended.stderr
+    script = str(Path(__file__).with_name("train_many.py"))
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    ended = launching.run([*torchrun, script, "runs.json"], cwd=folder)
+    assert ended.code == 0, ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +520,5 @@ def test_a_run_starts_without_what_it_does_not_need(tmp_path):
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)\n"
     )
     arguments = launching.flags({**QUICK, "output.dir": tmp_path / "run"})
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = launching.run([sys.executable, "-c", program, *arguments], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr

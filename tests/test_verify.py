@@ -44,9 +44,7 @@ def problems(path: Path) -> str:
 
 
 def run(nursery: Nursery, cwd: Path, *arguments: str, **keywords) -> Launch:
-    return nursery.run(
-        ["--json", "v.json", *arguments], cwd=cwd, module="verify", timeout=150, **keywords
-    )
+    return nursery.run(["--json", "v.json", *arguments], cwd=cwd, module="verify", **keywords)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -275,7 +273,7 @@ def test_a_process_that_does_not_come_is_named(nursery, waiting):
 
 
 def test_a_process_that_hangs_is_named(nursery, waiting):
-    launching.wait_for(lambda: len(nursery.running(waiting.hanging)) == 1, timeout=120)
+    launching.wait_for(lambda: len(nursery.running(waiting.hanging)) == 1)
     assert waiting.hanging.codes == [1, None, 1]
     [red] = [line for line in waiting.hanging.stdout.splitlines() if " FAIL " in line]
     assert red.startswith("Gradients")
