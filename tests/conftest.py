@@ -5,11 +5,13 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import launching
 import pytest
 import slurm
 from nursery import Nursery
+from xdist.scheduler import LoadFileScheduling
 
 from sinlstm_dist.lstm import compiled
 
@@ -51,6 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("kernel"):
                 item.add_marker(without)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """With `-n 2`, a worker takes a whole file, whose tests share what it has started."""
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
