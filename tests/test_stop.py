@@ -57,18 +57,15 @@ def check_stopped(launch: Launch, run: Path, *, step: int) -> None:
 
 
 # A step under way when the signal comes is followed by one more: that one tells the others.
+MOMENTS = [("build", 1, 1), ("step", 1, 2), ("step", 5, 6), ("evaluate", 1, 4), ("save", 1, 4)]
+SENT = [(signal.SIGTERM, 1), (signal.SIGINT, 3)]  # Ctrl-C is heard in its own way
+ALIKE = [(signal.SIGUSR1, 3), (signal.SIGUSR2, 1)]  # as SIGTERM: at one moment
+
+
 @pytest.mark.parametrize(
-    ("number", "processes"), list(zip(SIGNALS * 2, [1, 3, 3, 1, 3, 1, 1, 3], strict=True))
-)
-@pytest.mark.parametrize(
-    ("when", "at", "step"),
-    [
-        ("build", 1, 1),
-        ("step", 1, 2),
-        ("step", 5, 6),
-        ("evaluate", 1, 4),
-        ("save", 1, 4),
-    ],
+    ("when", "at", "step", "number", "processes"),
+    [(*moment, *sent) for moment in MOMENTS for sent in SENT]
+    + [(*MOMENTS[2], *sent) for sent in ALIKE],
 )
 def test_a_signal_to_one_process(
     nursery: Nursery, tmp_path: Path, straight: Path, when, at, step, number, processes
@@ -80,14 +77,12 @@ def test_a_signal_to_one_process(
     check_stopped(launch, tmp_path / "run", step=step)
     if rank == 0:
         assert number.name in str(summary(tmp_path / "run")["reason"])
-    if number == signal.SIGTERM:  # one of them, for time
-        check_continues(nursery, tmp_path, straight, processes=4 - processes)
+    check_continues(nursery, tmp_path, straight, processes=4 - processes)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("when", "at", "step"),
-    [("build", 1, 1), ("step", 1, 2), ("step", 5, 6), ("evaluate", 1, 4), ("save", 1, 4)],
+    ("when", "at", "step", "number"),
+    [(*moment, number) for moment, number in zip(MOMENTS, [*SIGNALS, SIGNALS[1]], strict=True)],
 )
 def test_a_signal_to_all_processes(
     nursery: Nursery, tmp_path: Path, when, at, step, number
@@ -217,9 +212,9 @@ def started(run: Path) -> bool:
     return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
-    """torchrun passes SIGUSR1 and SIGUSR2 on only if it is told to."""
+    """torchrun passes on SIGTERM and SIGINT; SIGUSR1 and SIGUSR2 only if it is told to."""
     handled = "SIGTERM,SIGINT,SIGUSR1,SIGUSR2"
     words = command(*flags(LONG), processes=2)
     words.insert(words.index("--nproc-per-node"), f"--signals-to-handle={handled}")
