@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 
 from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
-from sinlstm_dist.processes.launcher import is_node_speaker, is_speaker, rank
-from sinlstm_dist.processes.roll_call import have_met
+from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker, rank
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import show_error, show_text
 

@@ -6,8 +6,6 @@ A mean of means is wrong as soon as parts differ in size; sums and counts never 
 import math
 from dataclasses import dataclass
 
-import torch
-
 NUM_TOTALS = 3  # numbers in a Totals
 
 
@@ -46,19 +44,3 @@ class Totals:
     def is_finite(self) -> bool:
         """Whether the loss is a number."""
         return math.isfinite(self.squared_error)
-
-
-def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float) -> torch.Tensor:
-    """Totals as a tensor of three: squared error, correct predictions, samples.
-
-    The one definition of loss and accuracy. Differentiable in its first element.
-
-    Args:
-        predictions: (B, 1).
-        targets: (B, 1).
-        tolerance: a smaller absolute error counts as correct.
-    """
-    error = predictions - targets  # (B, 1)
-    correct = (error.detach().abs() < tolerance).sum()
-    samples = error.new_tensor(len(error))
-    return torch.stack((error.square().sum(), correct.to(error.dtype), samples))

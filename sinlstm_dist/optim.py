@@ -1,6 +1,7 @@
 """Stochastic gradient descent, as torch has it, at the price of its arithmetic."""
 
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -33,6 +34,19 @@ def optimizer_tensors(
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Set the optimizer's state to tensors that `optimizer_tensors` once returned."""
+    names = [name for name, _ in model.named_parameters()]
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition(".")
+        states.setdefault(names.index(parameter), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def trial_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

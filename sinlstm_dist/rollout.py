@@ -8,6 +8,7 @@ the one that has now read W predicts the next value, and begins again.
 Shapes: W window (time steps), H hidden size.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -91,6 +92,28 @@ class Cycle:
     largest: float
     amplitude: float
     phase: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A closed-loop forecast, and the values that really came.
+
+    Args:
+        window: (W,), the known values that it started from.
+        values: (steps,).
+        truth: (steps,), or as many as are known.
+        period: steps in a cycle.
+    """
+
+    window: np.ndarray
+    values: np.ndarray
+    truth: np.ndarray
+    period: float
+
+    @functools.cached_property
+    def cycles(self) -> list[Cycle]:
+        """The quality of its first step and of each cycle."""
+        return by_cycle(self.values[: len(self.truth)], self.truth, period=self.period)
 
 
 def by_cycle(forecast: np.ndarray, truth: np.ndarray, *, period: float) -> list[Cycle]:

@@ -403,7 +403,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
 
     watched = {
         "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],
-        "evaluate": [(train, "evaluate")],
+        "evaluate": [(train, "totals_over")],
         "save": [(checkpoint, "_files")],
         "build": [(train, "build")],
         "begin": [(run_folder.RunFolder, "begin")],

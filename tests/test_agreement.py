@@ -253,7 +253,7 @@ def test_a_rehearsal_sees_what_differs(world: World) -> None:
 )
 def test_all_sizes_of_pieces_are_rehearsed(world: World, batch: int, sizes: list[int]) -> None:
     built = build(world, **{"train.global_batch_size": batch})
-    assert built.agreement._train.piece_sizes() == sizes
+    assert built.train.plan.distinct_sizes() == sizes
 
 
 @pytest.mark.parametrize("batch", [1, 100])
@@ -269,13 +269,13 @@ def test_as_many_samples_of_each_size_are_rehearsed(world: World, monkeypatch, b
     built = build(world, **{"train.global_batch_size": batch})
     monkeypatch.setattr(agreement, "gradient_rows", rows)
     built.agreement._rehearse()
-    assert sorted(counts, reverse=True) == built.agreement._train.piece_sizes()
+    assert sorted(counts, reverse=True) == built.train.plan.distinct_sizes()
     assert all(400 <= samples < 450 for samples in counts.values())
     counts.clear()
     monkeypatch.setattr(world, "size", 2)
     monkeypatch.setattr(world, "difference", lambda facts: None)
     built.agreement.check_now(step=1, continues="")
-    assert sorted(counts, reverse=True) == built.agreement._train.piece_sizes()
+    assert sorted(counts, reverse=True) == built.train.plan.distinct_sizes()
     assert all(16 <= samples <= 32 for samples in counts.values())
     monkeypatch.setattr(agreement, "MOST_NUMBERS", 1)  # as in a model of many parameters
     counts.clear()

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinlstm_dist.metrics import NUM_TOTALS, Totals, count
+from sinlstm_dist.metrics import NUM_TOTALS, Totals
+from sinlstm_dist.reduction import count
 
 
 def column(*values: float) -> torch.Tensor:

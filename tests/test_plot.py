@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from sinlstm_dist import plot, train
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
+from sinlstm_dist.gallery import Pictures, windows_to_draw
 from sinlstm_dist.screen import pictures
 
 
@@ -133,7 +134,8 @@ def test_windows_of_a_data_set(noise, titles, tmp_path, figures, monkeypatch):
 
 
 def test_words_of_a_forecast_are_readable(trained_run, tmp_path, figures):
-    plot.draw_run(shutil.copytree(trained_run, tmp_path / "run"))
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    Pictures(enabled=True, folder=run).draw()
     assert len(figures) == 3
     for figure in figures:
         check_readable(figure)
@@ -171,6 +173,14 @@ def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, 
     assert says_drawn()
 
 
+def test_pictures_that_are_off_do_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    off = Pictures(enabled=False, folder=tmp_path / "absent")
+    off.check()
+    assert off.draw() == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pictures_that_cannot_be_drawn_are_refused_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
@@ -205,6 +215,6 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
 
 def test_the_noise_of_the_picture_is_that_of_the_configuration():
     settings = load_config(overrides={"data.noise": 0.3, "data.train_size": 100}).data
-    (first, window, _), *_ = plot._windows(settings)
+    (first, window, _), *_ = windows_to_draw(settings)
     expected, _ = SineDataset(size=100, noise=0.3)[first]
     np.testing.assert_array_equal(window, expected[:, 0].numpy())

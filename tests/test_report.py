@@ -14,9 +14,10 @@ from terminals import Terminal, on_terminal
 
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run.record import Summary
-from sinlstm_dist.screen import report
+from sinlstm_dist.screen import columns, live
+from sinlstm_dist.screen.columns import HEAD, WIDTHS
 from sinlstm_dist.screen.console import Screen, show_error
-from sinlstm_dist.screen.report import HEAD, WIDTHS, Report
+from sinlstm_dist.screen.report import Report, start_facts
 from sinlstm_dist.screen.stream import Stream
 
 FACTS = {"processes": "2 on here", "run folder": "runs/x"}
@@ -42,10 +43,10 @@ def summary(**changed: object) -> Summary:
 
 def tell(epochs: int, *, enabled: bool = True) -> None:
     """A whole run's calls."""
-    account = Report(enabled=enabled, epochs=epochs, num_steps=10)
+    account = Report(enabled=enabled, epochs=epochs)
     account.start(FACTS)
     account.note("continues after step 0")
-    account.begin_training(finished_epochs=0)
+    account.begin_training(finished_epochs=0, num_steps=10)
     for epoch in range(1, epochs + 1):
         for step in range(1, 11):
             account.step(epoch=epoch, step=step)
@@ -53,6 +54,22 @@ def tell(epochs: int, *, enabled: bool = True) -> None:
     account.end_training()
     history = [record(epoch, test_loss=0.1**epoch) for epoch in range(1, epochs + 1)]
     account.end(summary(), baseline=Totals(5.0, 83, 100), folder="runs/x", history=history)
+
+
+def test_the_facts_of_the_start():
+    facts = start_facts(
+        hosts=["a", "a", "b"], device="cpu", num_threads=2, train_size=12345, test_size=100,
+        window=50, source="noise 0", piece_sizes=[13, 12, 12], num_steps=334, reduction="ordered",
+        num_parameters=1166, recurrence="torch", recurrence_reason="no kernel", folder="runs/x",
+    )  # fmt: skip
+    assert facts == {
+        "processes": "3 on a, b, cpu (no CUDA device), 2 threads each",
+        "data": "12,345 train and 100 test windows of 50 steps, noise 0",
+        "batch": "37 samples per step = 3 pieces of 12 or 13; 334 steps per epoch",
+        "reduction": "ordered",
+        "model": "1,166 parameters, recurrence: torch (no kernel)",
+        "run folder": "runs/x",
+    }
 
 
 def table_lines(text: str) -> list[str]:
@@ -86,8 +103,8 @@ def test_values_in_a_file_are_those_of_the_record(capsys):
 
 
 def test_large_numbers_keep_their_columns(capsys):
-    account = Report(enabled=True, epochs=10**6, num_steps=1)
-    account.begin_training(finished_epochs=0)
+    account = Report(enabled=True, epochs=10**6)
+    account.begin_training(finished_epochs=0, num_steps=10)
     account.epoch(record(999_999, step=99_999_999, samples_per_s=1e9, train_loss=1e-300))
     account.epoch(record(10**6, step=99_999_999, samples_per_s=1e9, train_loss=1e300))
     head, *rows = capsys.readouterr().out.splitlines()
@@ -124,7 +141,7 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
 
 
 def test_a_run_without_an_epoch_has_no_table(capsys):
-    account = Report(enabled=True, epochs=3, num_steps=10)
+    account = Report(enabled=True, epochs=3)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
     account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/[x]")
     assert capsys.readouterr().out == "failed: [why] it was\nresults in runs/[x]\n"
@@ -136,10 +153,11 @@ def test_one_that_is_not_enabled_says_nothing(capsys):
 
 
 def test_a_long_epoch_gives_a_sign_of_life(capsys, monkeypatch):
-    monkeypatch.setattr(report, "QUIET_S", 0.0)
-    account = Report(enabled=True, epochs=3, num_steps=10)
+    monkeypatch.setattr(columns, "QUIET_S", 0.0)
+    account = Report(enabled=True, epochs=3)
+    account.begin_training(finished_epochs=0, num_steps=10)
     account.step(epoch=1, step=4)
-    assert capsys.readouterr().out == "epoch 1: step 4 of 10\n"
+    assert capsys.readouterr().out.endswith("\nepoch 1: step 4 of 10\n")
 
 
 def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
@@ -176,7 +194,7 @@ def test_one_of_two_processes_writes(nursery, tmp_path):
 def clock(monkeypatch) -> list[float]:
     """The time that the report sees, to be set by the test."""
     now = [0.0]
-    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -198,9 +216,9 @@ def test_what_is_live_takes_a_hundredth_of_the_time_at_most(clock, monkeypatch):
         drawn.append(clock[0])
         return [0.0, 1.0], [0.5, 0.5]
 
-    account = Report(enabled=True, epochs=10**6, num_steps=1)
+    account = Report(enabled=True, epochs=10**6)
     account._screen = screen(monkeypatch, columns=80, lines=40)
-    account.begin_training(finished_epochs=0, preview=slow_preview)
+    account.begin_training(finished_epochs=0, num_steps=10, preview=slow_preview)
     for epoch in range(1, 20_001):  # 200 s of epochs
         clock[0] += 0.01
         account.epoch(record(epoch))
@@ -214,10 +232,10 @@ def test_a_small_terminal_and_a_file_have_no_picture(monkeypatch, size):
     def no_preview() -> None:
         raise AssertionError("is not to be called")
 
-    account = Report(enabled=True, epochs=3, num_steps=1)
+    account = Report(enabled=True, epochs=3)
     if size:
         account._screen = screen(monkeypatch, **size)
-    account.begin_training(finished_epochs=0, preview=no_preview)
+    account.begin_training(finished_epochs=0, num_steps=10, preview=no_preview)
     account.epoch(record(3))
     account.end_training()
     account.close()

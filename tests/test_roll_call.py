@@ -119,8 +119,8 @@ def test_a_large_world_joins_with_few_requests(monkeypatch):
     port = launching.free_port()
     store = Counted(TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
 
-    def open_board(*arguments: Any, size: int, **keywords: Any) -> rendezvous.Board:
-        return rendezvous.Board(store, size=size)  # one connection: torch opens 6 a second
+    def open_store(*arguments: Any, **keywords: Any) -> Counted:
+        return store  # one connection: torch opens 6 a second
 
     def sleep(seconds: float) -> None:
         local.count = getattr(local, "count", 0) + 1
@@ -132,7 +132,7 @@ def test_a_large_world_joins_with_few_requests(monkeypatch):
     def join(rank: int) -> RollCall:
         return RollCall(rank=rank, size=SIZE, timeout_s=120, stop_reason=str)
 
-    monkeypatch.setattr(roll_call, "open_board", open_board)
+    monkeypatch.setattr(roll_call, "open_store", open_store)
     monkeypatch.setattr(roll_call, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     monkeypatch.setattr(roll_call, "_joins", itertools.repeat(0))  # all join the same world
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

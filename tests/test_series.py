@@ -13,10 +13,11 @@ from launching import environment, flags, metrics, weights_digest
 from nursery import Launch, Nursery
 from safetensors.torch import load_file
 
-from sinlstm_dist import evaluate, export, forecast, plot
+from sinlstm_dist import evaluate, export
 from sinlstm_dist.config import SINE, Data, load_config
 from sinlstm_dist.data.series import Scale, open_series, read_values
 from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.run.trained import read_trained
 
@@ -292,12 +293,12 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     sectors = (np.arange(12, 43) * 12 // 20) % 12  # of a target, counted from the test part on
     assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
-    windows_drawn = plot._windows(read_trained(Path("run")).config.data)
+    windows_drawn = windows_to_draw(read_trained(Path("run")).config.data)
     for first, window, target in windows_drawn:
         drawn = [*window, target]
         assert drawn == pytest.approx(series[5 + first : 5 + first + 13], rel=1e-5)
 
-    far = forecast.forecast(read_trained(Path("run")), steps=40)
+    far = read_trained(Path("run")).forecast(steps=40)
     assert far.truth == pytest.approx(series[-31:], rel=1e-6)
     assert far.values[0] == pytest.approx(predictions[0], rel=1e-5)
     assert len(far.values) == 40

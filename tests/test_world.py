@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import launching
+import pytest
 
 # Values that no other process has: shapes with 0 and without dimensions, bytes that do not align.
 HANDED_OUT = """
-import os, torch
+import torch
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.processes.world import join_world
 
@@ -22,7 +23,7 @@ VALUES = {
 
 
 def values():
-    assert os.environ["RANK"] == "0"
+    assert world.is_main
     return VALUES
 
 
@@ -53,9 +54,10 @@ with join_world(timeout_s=60, one_thread=True) as world:
 """
 
 
-def test_the_main_process_hands_out_tensors_and_errors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_main_process_hands_out_tensors_and_errors(tmp_path: Path, processes: int) -> None:
     (tmp_path / "hand_out.py").write_text(HANDED_OUT)
-    for ended in launching.each([], cwd=tmp_path, variables=[{}, {}], module="hand_out"):
+    for ended in launching.each([], cwd=tmp_path, variables=[{}] * processes, module="hand_out"):
         assert ended.code == 0, ended.stderr
         refused, failed = ended.stdout.splitlines()
         assert refused == "not this one"

@@ -1,55 +1,75 @@
 """Accelerate's own view of the processes: made for exact work, and checked."""
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedType,
     GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
+    parse_flag_from_env,
 )
-from torch.distributed import distributed_c10d
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.roll_call import is_lost
 
-_made = itertools.count()  # of this process
 
-
-def new_accelerator(timeout_s: float) -> Accelerator:
-    """The Accelerator of this process, in a world with all others.
+@contextlib.contextmanager
+def joined_accelerator(
+    launch: Launch, *, timeout_s: float, store: Store | None
+) -> Iterator[Accelerator]:
+    """The Accelerator of this process, in one group with all others; both are undone at the end.
 
     Args:
+        launch: this process's place in the world.
         timeout_s: seconds that a process waits for the others.
+        store: in which processes of this world alone find each other; None for one process.
 
     Raises:
-        ConfigError: Accelerate cannot do what its variables ask for.
+        ConfigError: Accelerate cannot do what its variables ask for, or made another world than
+            the launcher meant.
 
     Collective: yes.
     """
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        _make_cuda_deterministic()
-    # torch numbers groups from 0 after a reset, and would read the previous group's keys from the
-    # launcher's store.
-    distributed_c10d._world.group_count = next(_made)
+    with as_checked(launch):
+        try:
+            accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)
+            check_world(accelerator, meant=launch.size)
+            yield accelerator
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _new_accelerator(launch: Launch, *, timeout_s: float, store: Store | None) -> Accelerator:
     try:
+        cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+        if not cpu:
+            _make_cuda_deterministic()
+        if store is not None:  # Accelerate takes the group that is there
+            torch.distributed.init_process_group(
+                "gloo" if cpu else "nccl",
+                timeout=timedelta(seconds=timeout_s),
+                store=store,
+                rank=launch.rank,
+                world_size=launch.size,
+            )
         accelerator = Accelerator(
-            cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
+            cpu=cpu,  # without it, torchrun on a machine without GPUs trains N lone copies
             mixed_precision="no",  # and not what an environment variable says: float32 throughout,
             dynamo_backend="no",  # and the model itself, not a compiled one with other bits
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dataloader_config=DataLoaderConfiguration(even_batches=False),  # no sample twice
             rng_types=[],  # sample order needs no shared generator: it is a function of the epoch
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
         )
         torch.empty(0, device=accelerator.device)  # one that a variable names may not be there
         return accelerator

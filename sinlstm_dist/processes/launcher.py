@@ -57,6 +57,9 @@ COMMAND = "sinlstm_dist.train"  # in advice on how to start it
 RUN = f"torchrun --nproc-per-node N --local-addr 127.0.0.1 -m {COMMAND}"
 
 
+_have_met = False
+
+
 @dataclass(frozen=True)
 class Launch:
     """One process's place in the world that its launcher meant to start."""
@@ -103,6 +106,17 @@ def is_speaker() -> bool:
 def is_node_speaker() -> bool:
     """Whether it tells the user what may be wrong on its node alone, such as a missing file."""
     return _first_number(LOCAL_RANK_VARIABLES) == 0
+
+
+def have_met() -> bool:
+    """Whether this process and the others have heard of each other."""
+    return _have_met
+
+
+def note_that_we_met() -> None:
+    """Make `have_met` true from now on; the roll call does."""
+    global _have_met
+    _have_met = True
 
 
 def num_threads() -> int:

@@ -138,10 +138,12 @@ def _text(value: bytes, most: int) -> str:
     return text
 
 
-def open_board(
-    where: Meeting, is_master: bool, prefix: str, *, size: int, timeout_s: float
-) -> Board:
-    """The store of the launcher's agent, or one that rank 0 keeps, as torch would make it.
+def open_store(where: Meeting, prefix: str, *, is_master: bool, timeout_s: float) -> Store:
+    """A connection to the store of the launcher's agent, or to the one that rank 0 keeps.
+
+    Args:
+        prefix: of the keys, which no other world uses.
+        is_master: whether this process keeps the store.
 
     Raises:
         torch.distributed.DistError: there is no store at that address.
@@ -151,10 +153,9 @@ def open_board(
         where.port,
         is_master=is_master,
         wait_for_workers=False,
-        multi_tenant=True,  # torch makes its own at the same address
         timeout=timedelta(seconds=timeout_s),
     )
-    return Board(PrefixStore(prefix, store), size=size)
+    return PrefixStore(prefix, store)
 
 
 def wait_for_port(where: Meeting, timeout_s: float, stop_reason: Callable[[], str]) -> str:

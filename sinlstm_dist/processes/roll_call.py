@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel
-from torch.distributed import DistError
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 
 from sinlstm_dist.errors import (
     ConfigError,
@@ -25,7 +25,7 @@ from sinlstm_dist.errors import (
 )
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.alive import is_gone, where_am_i
-from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_board, wait_for_port
+from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, wait_for_port
 
 ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
 LONGEST_STEP_S = 20.0  # and how much longer for one that computes; torchrun gives them 30 s
@@ -38,12 +38,6 @@ TOLD_BY_RANK_0 = tuple(f"{kind.__name__}: " for kind in TOLD)
 Answer = TypeVar("Answer")
 
 _joins = itertools.count()  # a process may join several worlds, one after the other
-_met = False
-
-
-def have_met() -> bool:
-    """Whether this process and others have ever heard of each other."""
-    return _met
 
 
 class Decision(BaseModel, extra="forbid", strict=True):
@@ -81,11 +75,11 @@ class RollCall:
     def __init__(
         self, *, rank: int, size: int, timeout_s: float, stop_reason: Callable[[], str]
     ) -> None:
-        global _met
         self._rank, self._size, self._stop_reason = rank, size, stop_reason
         self._timeout_s, self._has_answered = timeout_s, False
         self._seen_dead: set[int] = set()
         self._where = launcher.meeting()
+        self._prefix = f"sinlstm_dist/{self._where.restart}/{next(_joins)}"
         self._board = self._find_board()
         signed_in = self._ask(self._sign_in, timeout_s + 2 * PATIENCE_S)
         if signed_in is None:
@@ -93,7 +87,7 @@ class RollCall:
                 f"rank 0's store at {self._where.host}:{self._where.port} was there and is not now"
             )
             raise LostProcess(lost, is_speaker=self._speaks_for_rank_0())
-        _met = True
+        launcher.note_that_we_met()
         plan, is_first = signed_in
         if plan.stop:
             raise StoppedEarly(plan.stop, is_speaker=is_first)
@@ -105,6 +99,10 @@ class RollCall:
                 is_speaker=is_first,
             )
         self.hosts, self._processes = plan.hosts, plan.processes
+
+    def new_store(self) -> Store:
+        """Another connection to the store, for the process group: one that waits has its own."""
+        return self._open_store(is_master=False)
 
     def report(self, error: Exception) -> None:
         """Tell the others what happened here; call it before leaving the process group.
@@ -150,8 +148,7 @@ class RollCall:
             reason = "" if is_master else wait_for_port(where, timeout_s, self._stop_reason)
             if reason:
                 raise StoppedEarly(reason, is_speaker=launcher.is_node_speaker())
-            prefix = f"sinlstm_dist/{where.restart}/{next(_joins)}"
-            return open_board(where, is_master, prefix, size=self._size, timeout_s=timeout_s)
+            return Board(self._open_store(is_master=is_master), size=self._size)
         except (OSError, DistError) as error:
             is_absent = isinstance(error, OSError) and not where.has_agent
             raise LostProcess(
@@ -160,6 +157,9 @@ class RollCall:
                 f"another port ({error})",
                 is_speaker=self._speaks_for_rank_0() if is_absent else launcher.is_node_speaker(),
             ) from error
+
+    def _open_store(self, *, is_master: bool) -> Store:
+        return open_store(self._where, self._prefix, is_master=is_master, timeout_s=self._timeout_s)
 
     def _speaks_for_rank_0(self) -> bool:
         """Whether this process tells its node what rank 0 cannot."""

@@ -5,6 +5,7 @@ Everything that processes say to each other goes through a `World`, which is Acc
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import socket
@@ -20,14 +21,14 @@ import torch
 # torch's data-parallel wrapper, they would keep its threads and connections forever.
 import torch.distributed.nn.functional
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import nn
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
-from sinlstm_dist.processes.accelerator import as_checked, check_world, new_accelerator
+from sinlstm_dist.processes.accelerator import joined_accelerator
 from sinlstm_dist.processes.roll_call import RollCall
 
 
@@ -267,17 +268,16 @@ def join_world(
         LostProcess: another process did not start, died, failed or hangs.
     """
     launch = launcher.check_launch()
+    joined = functools.partial(_joined, launch, timeout_s=timeout_s, one_thread=one_thread)
     if launch.size == 1:
-        hosts = [socket.gethostname()]
-        with _joined(launch, timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with joined(store=None, hosts=[socket.gethostname()]) as world:
             yield world
         return
     roll_call = RollCall(
         rank=launch.rank, size=launch.size, timeout_s=timeout_s, stop_reason=stop_reason
     )
     try:
-        hosts = roll_call.hosts
-        with _joined(launch, timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with joined(store=roll_call.new_store(), hosts=roll_call.hosts) as world:
             try:
                 yield world
                 world.accelerator.wait_for_everyone()  # leaving a group that others use aborts them
@@ -296,24 +296,25 @@ def join_world(
 
 @contextlib.contextmanager
 def _joined(
-    launch: launcher.Launch, *, timeout_s: float, one_thread: bool, hosts: Sequence[str]
+    launch: launcher.Launch,
+    *,
+    timeout_s: float,
+    one_thread: bool,
+    store: Store | None,
+    hosts: Sequence[str],
 ) -> Iterator[World]:
-    """Accelerate's view of the processes, set up for exact work and undone at the end."""
+    """A world set up for exact work, and left at the end."""
     threads = torch.get_num_threads()
     if one_thread:
         torch.set_num_threads(1)  # before any tensor work: the number of threads changes bits
     try:
-        with as_checked(launch):
-            accelerator = new_accelerator(timeout_s)
+        with joined_accelerator(launch, timeout_s=timeout_s, store=store) as accelerator:
             if one_thread:
                 torch.set_num_threads(1)  # Accelerate sets it from the number of cores
             world = World(accelerator, hosts=hosts)
             try:
-                check_world(accelerator, meant=launch.size)
                 yield world
             finally:
                 world.let_go()
-                accelerator.end_training()
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
         torch.set_num_threads(threads)

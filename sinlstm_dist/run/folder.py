@@ -35,7 +35,7 @@ class RunFolder:
         self._stop = str(path / STOP)
         self._claim = Claim(path)
         self._has_begun = False
-        self._is_open = False  # between `begin` and `end`
+        self.is_open = False  # between `begin` and `end`
         self._beginning = Beginning()
         self._toml = b""
 
@@ -89,7 +89,7 @@ class RunFolder:
             arithmetic: what decides the last bits of this start's results; recorded.
         """
         self._claim.check()
-        self._has_begun = self._is_open = True
+        self._has_begun = self.is_open = True
         begins_at = self._beginning
         self._abandon_newer()
         checkpoint.remove_leftovers(self.checkpoints)
@@ -108,10 +108,10 @@ class RunFolder:
         start = {"step": step, "arithmetic": dict(arithmetic)}
         files.append(self.path / STARTS, json.dumps(start).encode() + b"\n")
 
-    def loaded_tensors(self) -> tuple[Tensors, Tensors]:
-        """Weights and optimizer tensors of the checkpoint that `find` found."""
+    def loaded(self) -> Checkpoint:
+        """The checkpoint that `find` found."""
         assert self._beginning.found is not None
-        return self._beginning.found.weights, self._beginning.found.optimizer
+        return self._beginning.found
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a finished epoch to metrics.jsonl."""
@@ -140,14 +140,13 @@ class RunFolder:
         if not files.kind_of(self.path / CONFIG):  # somebody removed it
             files.replace_synced(self.path / CONFIG, self._toml)
         self._write_summary(replace(summary, weights_sha256=digest))
-        self._is_open = False
+        self.is_open = False
         return digest
 
     def record_failure(self, summary: Summary) -> None:
-        """Write the summary.json of a run that was cut short, if this process had begun it."""
-        if self._is_open:
-            self._claim.check()
-            self._write_summary(summary)
+        """Write the summary.json of a run that was cut short."""
+        self._claim.check()
+        self._write_summary(summary)
 
     def _is_stop_file(self) -> bool:
         try:

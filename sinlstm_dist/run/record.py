@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sinlstm_dist.config import Config, first_problem, load_config
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.hub import WEIGHTS
 from sinlstm_dist.run import files
 
-METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
+WEIGHTS, METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
+    "model.safetensors",
     "metrics.jsonl",
     "starts.jsonl",
     "summary.json",

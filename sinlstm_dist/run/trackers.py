@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run.record import TENSORBOARD
+from sinlstm_dist.run.record import TENSORBOARD, Summary
 
 FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
 PROJECT = "sinlstm-dist"
@@ -101,11 +101,16 @@ class Trackers:
             with self._surviving(name):
                 _log(tracker, record)
 
-    def end(self, summary: Mapping[str, float], *, step: int) -> None:
-        """Track the figures that sum the run up."""
-        for name, tracker in list(self._trackers.items()):
-            with self._surviving(name):
-                tracker.log({f"summary/{key}": value for key, value in summary.items()}, step=step)
+    def end(self, summary: Summary) -> None:
+        """Track the figures that sum up a run that was not stopped, then `close`."""
+        if summary.outcome != "stopped" and summary.metrics:
+            figures = {key: summary.metrics[key] for key in ("test_loss", "test_accuracy")}
+            figures |= {"best_test_loss": summary.best["test_loss"], "wall_s": summary.wall_s}
+            values = {f"summary/{key}": value for key, value in figures.items()}
+            for name, tracker in list(self._trackers.items()):
+                with self._surviving(name):
+                    tracker.log(values, step=summary.step)
+        self.close()
 
     def close(self) -> None:
         """Let the trackers finish what they have; may be called twice."""

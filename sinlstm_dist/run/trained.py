@@ -14,9 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sinlstm_dist.config import SINE, Config, override
-from sinlstm_dist.data.series import Scale
+from sinlstm_dist.data.series import NO_SCALE, Scale
+from sinlstm_dist.data.source import continuation
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.rollout import Forecast, roll_out
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.run.record import CHECKPOINTS, SUMMARY, Summary, read_run
@@ -42,6 +44,24 @@ class Trained:
         if MEAN not in self.weights:
             return None
         return Scale(float(self.weights[MEAN]), float(self.weights[STD]))
+
+    def forecast(self, *, steps: int | None = None) -> Forecast:
+        """Feed the model with its own predictions, from the first test window on.
+
+        Args:
+            steps: values to predict, at least 1; None for ten cycles.
+
+        Returns:
+            the forecast, in the user's units.
+        """
+        settings, scale = self.config.data, self.scale or NO_SCALE
+        steps = steps or max(1, round(10 * settings.period))
+        window, truth = continuation(settings, self.scale, steps=steps)
+        weights = {name: value.float().numpy() for name, value in self.weights.items()}
+        values = roll_out(weights, window, steps=steps)
+        return Forecast(
+            scale.undo(window), scale.undo(values), scale.undo(truth), period=settings.period
+        )
 
 
 def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:

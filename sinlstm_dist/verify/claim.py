@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sinlstm_dist.config import Config, Train, flat, is_set, load_config
 from sinlstm_dist.data.steps import FETCH_SAMPLES
-from sinlstm_dist.gradient import evaluate
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.folder import RunFolder
 
 # Noise makes every window another one, and the last batch is a partial one, in training and in
@@ -64,14 +64,14 @@ class Parts:
     Args:
         settings: the configuration that is verified, as a process has got it.
         build: `job.build`.
-        evaluate: `gradient.evaluate`.
+        totals_over: `reduction.totals_over`.
         run_folder: `run_folder.RunFolder`.
         world: what the processes say to each other through, made from the one they have joined.
     """
 
     settings: Callable[..., Config] = settings
     build: Callable[[Config, World], Job] = build
-    evaluate: Callable[..., Totals] = evaluate
+    totals_over: Callable[..., Totals] = totals_over
     run_folder: Callable[[Path], RunFolder] = RunFolder
     world: Callable[[World], World] = lambda world: world
 

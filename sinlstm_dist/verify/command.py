@@ -25,8 +25,7 @@ from sinlstm_dist.errors import (
     StoppedEarly,
 )
 from sinlstm_dist.job import build
-from sinlstm_dist.processes.launcher import is_node_speaker, is_speaker
-from sinlstm_dist.processes.roll_call import have_met
+from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.screen.console import show_error, show_table, show_text, tell_losses
@@ -61,7 +60,7 @@ CLAIMS = (
     ),
     Claim(
         "Data", check_data, needs=("World", ARITHMETIC),
-        look_at="data.StepSampler and plan.py; a sampler or loader that you have put there",
+        look_at="data/steps.py and plan.py; a sampler or loader that you have put there",
     ),
     Claim(
         WEIGHTS, check_weights, needs=("World", "Collectives", ARITHMETIC, "Data"),
@@ -70,12 +69,12 @@ CLAIMS = (
     ),
     Claim(
         "Metrics", check_metrics, needs=("World", "Collectives", ARITHMETIC, "Data"),
-        look_at="metrics.py and gradient.evaluate: sums and counts, divided once",
+        look_at="metrics.py and reduction.totals_over: sums and counts, divided once",
     ),
     Claim(
         "Checkpoint", check_checkpoint, needs=("World", "Collectives", ARITHMETIC, "Data"),
-        look_at="the file system of ./runs on each node; checkpoint.py and run_folder.py; failing "
-        "memory",
+        look_at="the file system of ./runs on each node; run/checkpoint.py and run/folder.py; "
+        "failing memory",
     ),
     Claim(
         "Learning", check_learning, needs=(ARITHMETIC, WEIGHTS),

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sinlstm_dist import metrics
 from sinlstm_dist.config import Config, did_you_mean
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import ConfigError
@@ -27,8 +26,9 @@ from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import count
 from sinlstm_dist.run import checkpoint
-from sinlstm_dist.run.checkpoint import Tensors
+from sinlstm_dist.run.checkpoint import Checkpoint
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.verify.claim import Parts, settings
 
@@ -115,7 +115,7 @@ def _after_step(spoil: Callable[[Job, World, Batch, int], None]) -> Callable[[],
 def _drop_gradient(job: Job, world: World, batch: Batch, step: int) -> None:
     """Take out of the gradient what the last process's share has put into it."""
     parameters = list(job.model.parameters())
-    error = (job.model(batch[0]) - batch[1]).square().sum() / job.train_plan.num_samples(step)
+    error = (job.model(batch[0]) - batch[1]).square().sum() / job.train.plan.num_samples(step)
     for parameter, part in zip(parameters, torch.autograd.grad(error, parameters), strict=True):
         assert parameter.grad is not None
         parameter.grad -= world.sum(part if _is_last(world) else torch.zeros_like(part))
@@ -222,8 +222,9 @@ class TwiceLoader:
 def _draw_twice() -> Parts:
     def build_broken(config: Config, world: World) -> Job:
         job = build(config, world)
-        twice = cast(DataLoader[Batch], TwiceLoader(job.train_loader))
-        return dataclasses.replace(job, train_loader=twice) if _is_last(world) else job
+        twice = cast(DataLoader[Batch], TwiceLoader(job.train.loader))
+        train = dataclasses.replace(job.train, loader=twice)
+        return dataclasses.replace(job, train=train) if _is_last(world) else job
 
     return Parts(build=build_broken)
 
@@ -245,27 +246,25 @@ def _slow_learning() -> Parts:
 
 @torch.no_grad()
 def _average(
-    model: nn.Module, loader: Iterable[Batch], *, plan: Plan, world: World, tolerance: float
+    model: nn.Module, loader: Iterable[Batch], *, plan: Plan, peers: World, tolerance: float
 ) -> Totals:
     """The mean over processes of each one's mean over batches of the mean of a batch."""
     means = [
         totals[:2] / totals[2]
         for windows, targets in loader
-        if len(totals := metrics.count(model(windows), targets, tolerance=tolerance))
-        and len(windows)
+        if len(totals := count(model(windows), targets, tolerance=tolerance)) and len(windows)
     ]
-    mean = torch.stack(means).mean(dim=0) if means else torch.zeros(2, device=world.device)
-    loss, accuracy = (world.sum(mean) / world.size).tolist()
+    mean = torch.stack(means).mean(dim=0) if means else torch.zeros(2, device=peers.device)
+    loss, accuracy = (peers.sum(mean) / peers.size).tolist()
     return Totals(loss * plan.size, round(accuracy * plan.size), plan.size)
 
 
 class StaleFolder(RunFolder):
     """A run folder that gives back the weights of the checkpoint before the newest."""
 
-    def loaded_tensors(self) -> tuple[Tensors, Tensors]:
+    def loaded(self) -> Checkpoint:
         """See RunFolder."""
-        stale = checkpoint.read(checkpoint.find(self.checkpoints)[1])
-        return stale.weights, stale.optimizer
+        return checkpoint.read(checkpoint.find(self.checkpoints)[1])
 
 
 ARITHMETIC, WEIGHTS = "Arithmetic", "Gradients and weights"
@@ -292,7 +291,7 @@ FAULTS = {
     "flipped-bit": Fault("a bit of one process's weights flips", WEIGHTS, _before_step(_flip_bit)),
     "averaged-metrics": Fault(
         "metrics are means of means, not totals divided once", "Metrics",
-        lambda: Parts(evaluate=_average),
+        lambda: Parts(totals_over=_average),
     ),
     "flipped-later": Fault(
         "a bit of one process's weights flips between two checkpoints", "Checkpoint",

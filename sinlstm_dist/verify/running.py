@@ -5,11 +5,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run import checkpoint
@@ -42,10 +44,10 @@ def check_checkpoint(bench: Bench) -> Finding:
         resumed = _run(bench, folder / "resumed", **settings)
     if stopped.outcome != "stopped":
         problems.append(f"the run that was asked to stop {stopped.outcome}")
-    if not torch.equal(flat(straight.job.model), flat(resumed.job.model)):
-        apart = float((flat(straight.job.model) - flat(resumed.job.model)).abs().max())
+    if not torch.equal(straight.weights, resumed.weights):
+        apart = float((straight.weights - resumed.weights).abs().max())
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
-    if _figures(straight) != _figures(resumed):
+    if straight.figures != resumed.figures:
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
     measured = (
         f"stopped after step {stopped.step} on request of rank {bench.world.size - 1}, read by "
@@ -58,19 +60,36 @@ def check_learning(bench: Bench) -> Finding:
     """The small model reaches the accuracy that it reaches everywhere."""
     changed: dict[str, Any] = {key.replace(".", "__"): value for key, value in LEARNING.items()}
     initial = bench.build(**changed)
+    config = bench.settings(**changed)
     with _folder(bench.world) as folder:
         run = _run(bench, folder / "run", **changed)
-    is_exact = run.config.train.reduction == "ordered"
-    last = run.history[-1] if run.history else {"test_accuracy": 0.0, "test_loss": float("nan")}
+    last = run.figures[-1] if run.figures else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
     measured = f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}"
-    if is_exact:
-        alone = steps_alone(initial, run.config, bench.world, num_steps=run.step)[-1]
-        if not torch.equal(flat(run.job.model), alone):
+    if config.train.reduction == "ordered":
+        alone = steps_alone(initial, config, bench.world, num_steps=run.step)[-1]
+        if not torch.equal(run.weights, alone):
             problems.append("the run ends with other weights than one process that takes its steps")
         measured += "; the weights of one process alone"
     return Finding(measured, problems)
+
+
+@dataclass(frozen=True)
+class EndedRun:
+    """A run that has ended.
+
+    Args:
+        outcome: "completed", "stopped" or "failed".
+        step: optimizer steps.
+        weights: (G,)
+        figures: the finished epochs' metrics without their timings.
+    """
+
+    outcome: str
+    step: int
+    weights: torch.Tensor
+    figures: list[dict[str, Any]]
 
 
 class AskOnce:
@@ -96,8 +115,8 @@ class AskOnce:
 
 def _run(
     bench: Bench, folder: Path, *, stop_after: int | None = None, **changed: object
-) -> Training:
-    """A run, or what is left of it, as `train` makes it, but silent and in this world.
+) -> EndedRun:
+    """A run, or the rest of it, as `train` makes it, but silent and in this world.
 
     Args:
         stop_after: steps after which the last process is asked to stop.
@@ -108,15 +127,13 @@ def _run(
     job, world = bench.parts.build(config, bench.world), bench.world
     is_asked = world.rank == world.size - 1
     request = cast(StopRequest, AskOnce(stop_after if is_asked else None))
+    silent = Report(enabled=False, epochs=config.train.epochs)
     with contextlib.closing(bench.parts.run_folder(folder)) as run:
-        training = Training(config, job, run=run, world=world, request=request)
-        training.report = Report(enabled=False, epochs=0, num_steps=0)
-        training.start()
-        while not training.is_over:
-            if training.train_epoch():
-                training.end_epoch()
-        training.finish()
-    return training
+        log = Logbook(config, folder=run, report=silent)
+        summary = Training(config, log=log, request=request).run(job, world)
+    timings = ("epoch_s", "samples_per_s")
+    figures = [{k: v for k, v in record.items() if k not in timings} for record in log.history]
+    return EndedRun(summary.outcome, summary.step, flat(job.model), figures)
 
 
 @contextlib.contextmanager
@@ -169,9 +186,3 @@ def _what_is_read(path: Path) -> str:
     except (DamagedCheckpoint, OSError) as error:
         return str(error)
     return ", ".join(f"{name} of sum {weights[name].sum():.9g}" for name in sorted(weights))
-
-
-def _figures(training: Training) -> list[dict[str, Any]]:
-    """The finished epochs' metrics without their timings."""
-    timings = ("epoch_s", "samples_per_s")
-    return [{k: v for k, v in record.items() if k not in timings} for record in training.history]

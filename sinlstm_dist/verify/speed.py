@@ -27,7 +27,7 @@ def check_speed(bench: Bench) -> Finding:
         train__reduction="ordered",
     )
     job = bench.parts.build(config, cast(World, watch))
-    [batch] = list(job.train_loader)
+    [batch] = list(job.train.loader)
     own_s, whole_s = [], []
     for _ in range(num_steps):
         watch.waited_s, started = 0.0, time.perf_counter()

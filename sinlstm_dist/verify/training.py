@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 import torch
 from torch import nn
@@ -12,7 +11,6 @@ from torch.nn.utils import parameters_to_vector
 
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, Batch, SineDataset
-from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.gradient import OrderedGradient
 from sinlstm_dist.job import Job, new_optimizer
 from sinlstm_dist.metrics import Totals
@@ -36,11 +34,11 @@ def check_data(bench: Bench) -> Finding:
     train_data, test_data = _datasets(bench.settings())
     problems = []
     for epoch in range(EPOCHS):
-        job.train_sampler.start(epoch=epoch, step=0)
-        drawn = _times_drawn(bench.world, job.train_loader, train_data)
+        job.train.sampler.start(epoch=epoch, step=0)
+        drawn = _times_drawn(bench.world, job.train.loader, train_data)
         problems += _miscounted(drawn, f"train sample, epoch {epoch + 1}")
-    problems += _miscounted(_times_drawn(bench.world, job.test_loader, test_data), "test sample")
-    plan = job.train_plan
+    problems += _miscounted(_times_drawn(bench.world, job.test.loader, test_data), "test sample")
+    plan = job.train.plan
     measured = (
         f"each of {plan.size} train samples drawn once in each of {EPOCHS} epochs, "
         f"{plan.num_samples(plan.num_steps - 1)} in the last batch of {plan.global_batch_size}; "
@@ -145,8 +143,8 @@ def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> to
     model = copy.deepcopy(job.model)
     gradient = OrderedGradient(
         model,
-        plan=dataclasses.replace(job.train_plan, world_size=1, rank=0),
-        world=cast(World, Alone(device=world.device, num_threads=world.num_threads)),
+        plan=dataclasses.replace(job.train.plan, world_size=1, rank=0),
+        world=Alone(device=world.device, num_threads=world.num_threads),
         tolerance=config.train.tolerance,
     )
     optimizer = new_optimizer(model, config)
@@ -196,10 +194,9 @@ def _plain_model(job: Job, config: Config) -> Predictor:
 
 def _shares(job: Job, num_steps: int) -> Iterator[tuple[int, Batch]]:
     """This process's share of each of the first steps, with the step's number in its epoch."""
-    in_epoch = job.train_plan.num_steps
+    in_epoch = job.train.plan.num_steps
     for epoch in range(-(-num_steps // in_epoch)):
-        job.train_sampler.start(epoch=epoch, step=0)
-        for step, batch in step_batches(job.train_loader, job.train_plan):
+        for step, batch in job.train.batches(epoch=epoch):
             if epoch * in_epoch + step < num_steps:
                 yield step, batch
 
@@ -222,13 +219,10 @@ def check_metrics(bench: Bench) -> Finding:
     """Loss and accuracy equal a recount of all samples by one process."""
     config, job = bench.settings(), bench.build()
     train, wrapped = _train_totals(job), _train_totals(bench.build(train__reduction="ddp"))
-    test = bench.parts.evaluate(
-        job.model,
-        job.test_loader,
-        plan=job.test_plan,
-        world=bench.world,
+    test = bench.parts.totals_over(
+        job.model, job.test.loader, plan=job.test.plan, peers=bench.world,
         tolerance=config.train.tolerance,
-    )
+    )  # fmt: skip
     train_data, test_data = _datasets(config)
     problems = [
         *_miscount(train, train_data, job, config, "train"),
@@ -245,8 +239,7 @@ def check_metrics(bench: Bench) -> Finding:
 def _train_totals(job: Job) -> Totals:
     """Of the first epoch, all with the first weights. Collective: yes."""
     totals = Totals()
-    job.train_sampler.start(epoch=0, step=0)
-    for step, batch in step_batches(job.train_loader, job.train_plan):
+    for step, batch in job.train.batches():
         totals += job.gradient(batch, step=step, stop=False).totals
     return totals
 
