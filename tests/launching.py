@@ -36,6 +36,9 @@ SMALL = {
 }  # three steps an epoch, the last of them partial; noise on
 
 
+SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
+
+
 @dataclass(frozen=True)
 class Ended:
     """A command that has ended."""
@@ -173,6 +176,33 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def summary(run: Path) -> dict[str, object]:
     """summary.json"""
     return json.loads((run / "summary.json").read_text())
+
+
+def check_same(run: Path, other: Path) -> None:
+    """That two runs have the same weights and metrics."""
+    assert weights_digest(run) == weights_digest(other)
+    assert metrics(run) == metrics(other)
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a run has finished its first epoch."""
+    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, links and folders too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        if path.is_file() and not path.is_symlink()
+        else b""
+        for path in folder.rglob("*")
+    }
+
+
+def listens(port: int) -> bool:
+    """Whether somebody on 127.0.0.1 waits for connections to a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(what: Callable[[], object], *, timeout: float = HANGS_S) -> None:

@@ -16,6 +16,7 @@ from launching import (
     finish,
     flags,
     free_port,
+    has_begun,
     is_alive,
     run,
     spawn,
@@ -122,10 +123,6 @@ LAUNCHERS = {
 }
 
 
-def started(run: Path) -> bool:
-    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
-
-
 def descendants(pid: int) -> list[int]:
     return [p for child in children(pid) for p in (child, *descendants(child))]
 
@@ -148,7 +145,7 @@ def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
         ]
     words = [found, *arguments, *module, "sinlstm_dist.train", *flags(LONG)]
     process = spawn(words, cwd=tmp_path, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    wait_for(lambda: started(tmp_path / "run"))
+    wait_for(lambda: has_begun(tmp_path / "run"))
     workers = descendants(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     try:

@@ -2,18 +2,20 @@
 
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from launching import (
-    SMALL,
+    SETTINGS,
+    check_same,
     children,
     command,
     finish,
     flags,
+    has_begun,
+    listens,
     metrics,
     run,
     spawn,
@@ -26,24 +28,15 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist.processes.stop import StopRequest
 
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
 STOPPED = 75
 LONG = {**SETTINGS, "train.epochs": 100_000, "checkpoint.every_epochs": 1000}
 
 
-@pytest.fixture(scope="module")
-def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("straight")
-    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
-    return root / "run"
-
-
 def check_continues(nursery: Nursery, root: Path, straight: Path, *, processes: int) -> None:
     launch = nursery.run(flags(SETTINGS), cwd=root, processes=processes)
     assert launch.codes == [0] * processes, launch.stderr
-    assert weights_digest(root / "run") == weights_digest(straight)
-    assert metrics(root / "run") == metrics(straight)
+    check_same(root / "run", straight)
 
 
 def check_stopped(launch: Launch, run: Path, *, step: int) -> None:
@@ -96,12 +89,6 @@ def test_a_signal_to_all_processes(
 
 
 NOT_BEGUN = "stopped: {} before all processes had joined; nothing was begun\n"
-
-
-def listens(port: int) -> bool:
-    """Whether rank 0 is there and waits for the others."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize(
@@ -208,10 +195,6 @@ def test_several_times_in_a_row(nursery: Nursery, tmp_path: Path, straight: Path
     check_continues(nursery, tmp_path, straight, processes=4)
 
 
-def started(run: Path) -> bool:
-    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
     """torchrun passes on SIGTERM and SIGINT; SIGUSR1 and SIGUSR2 only if it is told to."""
@@ -219,7 +202,7 @@ def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> Non
     words = command(*flags(LONG), processes=2)
     words.insert(words.index("--nproc-per-node"), f"--signals-to-handle={handled}")
     launcher = spawn(words, cwd=tmp_path)
-    wait_for(lambda: started(tmp_path / "run"))
+    wait_for(lambda: has_begun(tmp_path / "run"))
     os.kill(launcher.pid, number)
     ended = finish(launcher)
     assert ended.code != 0
@@ -230,7 +213,7 @@ def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> Non
 
 def test_a_signal_to_a_worker_of_a_launcher(tmp_path: Path) -> None:
     launcher = start(flags(LONG), cwd=tmp_path, processes=2)
-    wait_for(lambda: started(tmp_path / "run"))
+    wait_for(lambda: has_begun(tmp_path / "run"))
     os.kill(children(launcher.pid)[1], signal.SIGUSR2)
     ended = finish(launcher)
     assert ended.code == 1  # a launcher turns every code into its own

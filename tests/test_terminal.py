@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from launching import (
+    SETTINGS,
     SMALL,
+    check_same,
     command,
     environment,
     flags,
-    metrics,
     summary,
     wait_for,
     weights_digest,
@@ -22,7 +23,6 @@ from launching import (
 from nursery import Launch, Nursery
 from terminals import Terminal, on_terminal
 
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 STOPPED = 75
 SIZE = {
     "data.train_size": 1000,
@@ -30,13 +30,6 @@ SIZE = {
     "checkpoint.every_epochs": 0,
     "output.dir": "run",
 }
-
-
-@pytest.fixture(scope="module")
-def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("straight")
-    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
-    return root / "run"
 
 
 def state_of(pid: int) -> str:
@@ -74,8 +67,7 @@ def test_a_terminal_that_closes(nursery: Nursery, tmp_path: Path, straight, when
     assert summary(tmp_path / "run")["reason"].startswith("SIGHUP")
     assert summary(tmp_path / "run")["step"] == step
     assert nursery.run(flags(SETTINGS), cwd=tmp_path).codes == [0]
-    assert weights_digest(tmp_path / "run") == weights_digest(straight)
-    assert metrics(tmp_path / "run") == metrics(straight)
+    check_same(tmp_path / "run", straight)
 
 
 @pytest.mark.parametrize(("when", "at"), [("evaluate", 3), ("save", 3), ("end", 1)])

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def test_machines_that_come_and_go_do_not_change_the_weights(machines, tmp_path,
     where = {"HEAD": "127.0.0.1", "PORT": port, "JOIN_S": "3"}
     for _ in range(3):
         machines.start("elastic.sh", UNENDING, **where)
-        launching.wait_for(lambda: listens(int(port)))  # the first one is HEAD
+        launching.wait_for(lambda: launching.listens(int(port)))  # the first one is HEAD
     machines.wait_for("processes   3")
     # Lost before the first checkpoint, the run would begin again, and not continue.
     launching.wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")))
@@ -126,11 +125,6 @@ def test_machines_that_come_and_go_do_not_change_the_weights(machines, tmp_path,
     ended = launching.train(launching.flags(enough), cwd=tmp_path)
     assert ended.code == 0, ended.stderr
     check_like_one_process(tmp_path / "run", enough)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("how", ["script", "torchrun", "accelerate"])
