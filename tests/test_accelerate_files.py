@@ -4,7 +4,6 @@ There are no GPUs here: the files for GPUs start as many processes, on the CPU.
 """
 
 import re
-import subprocess
 from pathlib import Path
 
 import launching
@@ -46,16 +45,8 @@ def check(folder: Path, name: str, alone: str) -> None:
 
 @pytest.mark.parametrize("name", ["one-cpu", "cpus", "gpus"])
 def test_one_machine(name, here, alone):
-    ended = subprocess.run(
-        command(name),
-        shell=True,
-        cwd=here,
-        env=launching.environment(PATH=launching.path(), HF_HOME=str(here / "hf")),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = launching.run(["sh", "-c", command(name)], cwd=here, HF_HOME=str(here / "hf"))
+    assert ended.code == 0, ended.stderr
     check(here, name, alone)
 
 

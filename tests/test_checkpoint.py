@@ -88,7 +88,7 @@ def test_every_damage_is_recognised_and_named(tmp_path: Path, name: str) -> None
     checkpoint.read(folder)  # negative control: it was the damage
 
 
-def test_another_program_s_file_is_no_damage(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_no_damage(tmp_path: Path) -> None:
     folder = checkpoint.write(tmp_path, example(), keep=2)
     (folder / "notes.txt").write_bytes(b"mine")
     assert same_bits(checkpoint.read(folder).weights, example().weights)

@@ -56,7 +56,7 @@ def plain_gradient(model: nn.Module, batch) -> tuple[float, dict[str, torch.Tens
 @pytest.mark.parametrize("shards", [1, 3, 8, 40])
 @pytest.mark.parametrize("lstm", [FUSED, "torch"])
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
-def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shards):
+def test_gradient_is_that_of_the_mean_of_the_whole_batch(world, reduction, lstm, shards):
     built = build(world, **{
         "train.reduction": reduction, "model.lstm": lstm, "train.virtual_shards": shards
     })  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_request_to_stop_is_heard(world, reduction):
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("sizes", [[5, 4, 4], [13], [6, 0, 7, 0]])
-def test_fused_rows_are_autograd_s(sizes):
+def test_fused_rows_are_those_of_autograd(sizes):
     torch.manual_seed(1)
     plain, fused = Predictor(hidden_size=6), Predictor(hidden_size=6, fused=True)
     fused.load_state_dict(plain.state_dict())
@@ -107,7 +107,7 @@ def test_fused_rows_are_autograd_s(sizes):
     assert rows[True][:, -1].tolist() == sizes
 
 
-def test_a_row_is_the_gradient_of_the_piece_s_sum_of_squares():
+def test_a_row_is_the_gradient_of_the_sum_of_squares_of_its_piece():
     """Whatever module it is, and whatever its neighbours are."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))

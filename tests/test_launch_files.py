@@ -34,7 +34,7 @@ def test_files_have_one_order(path):
     assert found == list(ORDER)
 
 
-def test_skypilot_s_run_block_starts_all_processes_of_a_machine(tmp_path):
+def test_the_run_block_of_skypilot_starts_all_processes_of_a_machine(tmp_path):
     task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     given = {"NODE_IPS": "127.0.0.1", "NODE_RANK": "0", "NUM_NODES": "1", "NUM_GPUS_PER_NODE": "2"}
     flags = launching.flags({**launching.SMALL, "output.dir": "run"})
@@ -44,7 +44,6 @@ def test_skypilot_s_run_block_starts_all_processes_of_a_machine(tmp_path):
         env=launching.environment(
             **{f"SKYPILOT_{name}": value for name, value in given.items()},
             **task["envs"] | {"FLAGS": " ".join(flags)},
-            PATH=launching.path(),
         ),
         capture_output=True,
         text=True,

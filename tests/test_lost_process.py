@@ -12,6 +12,7 @@ from launching import (
     children,
     finish,
     flags,
+    is_alive,
     metrics,
     start,
     summary,
@@ -190,8 +191,12 @@ def test_under_torchrun(nursery: Nursery, tmp_path: Path, lost: int, number: int
     launcher = start(arguments, cwd=tmp_path, processes=3, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
     checkpoints = tmp_path / "run" / "checkpoints"
     wait_for(lambda: len(list(checkpoints.glob("step-*"))) >= 2)
-    os.kill(children(launcher.pid)[lost], number)
-    ended = finish(launcher, timeout=TIMEOUT_S + MARGIN_S + 60)
+    pid = children(launcher.pid)[lost]
+    os.kill(pid, number)
+    if number == signal.SIGSTOP:  # torchrun kills such a process too, half a minute later
+        wait_for(lambda: [p for p in children(launcher.pid) if is_alive(p)] == [pid])
+        os.kill(pid, signal.SIGKILL)
+    ended = finish(launcher)
     assert ended.code == 1
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert errors == [f"error: rank {lost} on {HOST} died, hangs or cannot be reached"]

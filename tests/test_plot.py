@@ -71,7 +71,7 @@ def lines(axes, style: str) -> list[np.ndarray]:
     return [line.get_xydata() for line in axes.lines if line.get_linestyle() == style]
 
 
-def test_a_run_s_curves(resumed_run, tmp_path, figures, capsys):
+def test_curves_of_a_run(resumed_run, tmp_path, figures, capsys):
     assert plot.main([str(resumed_run), "--output", str(tmp_path / "one.png")]) == 0
     assert capsys.readouterr().out == f"written: {tmp_path / 'one.png'}\n"
     (figure,) = figures
@@ -133,7 +133,7 @@ def test_windows_of_a_data_set(noise, titles, tmp_path, figures, monkeypatch):
     np.testing.assert_allclose(drawn[3], [[50, target.item()]])
 
 
-def test_a_forecast_s_words_are_readable(trained_run, tmp_path, figures):
+def test_words_of_a_forecast_are_readable(trained_run, tmp_path, figures):
     run = shutil.copytree(trained_run, tmp_path / "run")
     Pictures(enabled=True, folder=run).draw()
     assert len(figures) == 3
@@ -213,7 +213,7 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         assert expected in errors
 
 
-def test_the_noise_of_the_picture_is_the_configuration_s():
+def test_the_noise_of_the_picture_is_that_of_the_configuration():
     settings = load_config(overrides={"data.noise": 0.3, "data.train_size": 100}).data
     (first, window, _), *_ = windows_to_draw(settings)
     expected, _ = SineDataset(size=100, noise=0.3)[first]

@@ -10,7 +10,7 @@ import launching
 import numpy as np
 import pytest
 from rich.cells import cell_len
-from terminals import Terminal
+from terminals import Terminal, on_terminal
 
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run.record import Summary
@@ -96,7 +96,7 @@ def test_a_file_has_few_lines_of_fixed_columns(epochs, capsys):
     assert max(map(cell_len, printed.splitlines())) <= 100
 
 
-def test_a_file_s_values_are_the_record_s(capsys):
+def test_values_in_a_file_are_those_of_the_record(capsys):
     tell(3)
     row = table_lines(capsys.readouterr().out)[2]
     assert row.split() == ["2", "20", "2.5000e-01", "0.2500", "2.0000e-07", "1.0000", "100000"]
@@ -137,7 +137,7 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
     printed = capsys.readouterr().out
     assert "\ntest loss (log scale) 1.0e-01 █▅▁ 1.0e-03\n" in printed
     tell(1)
-    assert "by epoch" not in capsys.readouterr().out
+    assert "log scale" not in capsys.readouterr().out
 
 
 def test_a_run_without_an_epoch_has_no_table(capsys):
@@ -166,9 +166,10 @@ def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
     assert capsys.readouterr() == ("", f"error: one\nerror: {long}\n")
 
 
-def test_an_error_on_a_terminal_is_as_it_is_written_too(tmp_path):
+def test_an_error_on_a_terminal_is_as_it_is_written_too(nursery, tmp_path):
     (tmp_path / "bad.toml").write_text("[trian]\nepochs = 1\n")
-    written = on_terminal(["--config", "bad.toml"], cwd=tmp_path, columns=200, code=2)
+    wide = Terminal(columns=200)
+    written = on_terminal(nursery, ["--config", "bad.toml"], cwd=tmp_path, code=2, terminal=wide)
     assert "error:" in written
     assert "unknown key trian: did you mean [train]?" in written
 
@@ -240,20 +241,24 @@ def test_a_small_terminal_and_a_file_have_no_picture(monkeypatch, size):
     account.close()
 
 
-def on_terminal(arguments: list[str], *, cwd: Path, columns: int, code: int = 0) -> str:
-    """All that a command writes to a terminal of so many columns."""
-    terminal = Terminal(columns=columns)
-    process = terminal.start(launching.command(*arguments), cwd=cwd)
-    written = terminal.read()
-    terminal.close()
-    assert process.wait(timeout=30) == code, written
-    return written
+@pytest.fixture(scope="module")
+def in_a_file(nursery, tmp_path_factory) -> Path:
+    """The run that test_on_a_terminal looks at, with its output in the file `stdout`."""
+    folder = tmp_path_factory.mktemp("file")
+    launch = nursery.run(launching.flags(LIVELY), cwd=folder)
+    (folder / "stdout").write_text(launch.stdout)
+    return folder
+
+
+LIVELY = {
+    **launching.SMALL, "train.epochs": 1000, "checkpoint.every_epochs": 0, "output.dir": "run"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_on_a_terminal(columns, tmp_path, nursery):
-    settings = {**launching.SMALL, "train.epochs": 1000, "output.dir": "run"}
-    written = on_terminal(launching.flags(settings), cwd=tmp_path, columns=columns)
+def test_on_a_terminal(columns, tmp_path, nursery, in_a_file):
+    terminal = Terminal(columns=columns)
+    written = on_terminal(nursery, launching.flags(LIVELY), cwd=tmp_path, terminal=terminal)
     assert ESCAPE.search(written)
     frames = [part for part in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if part.strip()]
     assert max(map(cell_len, frames)) <= columns
@@ -280,10 +285,9 @@ def test_on_a_terminal(columns, tmp_path, nursery):
     assert "\x1b[1;36m" in written  # the prediction
     assert "\x1b[2m" in written  # the target
 
-    settings["output.dir"] = "file"
-    in_a_file = nursery.run(launching.flags(settings), cwd=tmp_path)
-    assert not re.search(r"[\u2800-\u28ff]|one cycle", in_a_file.stdout)
-    assert launching.weights_digest(tmp_path / "file") == launching.weights_digest(tmp_path / "run")
+    assert not re.search(r"[\u2800-\u28ff]|one cycle", (in_a_file / "stdout").read_text())
+    digests = {launching.weights_digest(folder / "run") for folder in (in_a_file, tmp_path)}
+    assert len(digests) == 1
 
     end = shown[shown.index("┏") :]
     assert "│ test, best epoch " in end

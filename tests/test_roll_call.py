@@ -35,15 +35,10 @@ FOREIGN = {
 
 def write(port: int, values: dict[str, bytes]) -> None:
     """As another user of the machine could."""
-    launching.wait_for(lambda: listens(port))
+    launching.wait_for(lambda: launching.listens(port))
     store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=20))
     for key, value in values.items():
         store.set(PREFIX + key, value)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def errors(launch: Launch) -> list[str]:
@@ -84,7 +79,7 @@ def test_noise_on_the_port_does_not_keep_a_world_from_joining(nursery, tmp_path)
     """Another user's program that talks to the port, and one that never says anything."""
     settings = {**SETTINGS, "train.timeout_s": 20}
     launch = nursery.start(launching.flags(settings), cwd=tmp_path, processes=2, absent=(1,))
-    launching.wait_for(lambda: listens(launch.port))
+    launching.wait_for(lambda: launching.listens(launch.port))
     with (
         socket.create_connection(("127.0.0.1", launch.port)),
         socket.create_connection(("127.0.0.1", launch.port)) as noisy,

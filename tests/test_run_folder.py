@@ -8,32 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import SMALL, flags, metrics, summary, weights_digest
+from launching import SETTINGS, check_same, content, flags, summary, weights_digest
 from nursery import Launch, Nursery
 
 from sinlstm_dist.config import Config, to_toml
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run.hold import Hold
-
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
-
-
-@pytest.fixture(scope="module")
-def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing happened to."""
-    root = tmp_path_factory.mktemp("straight")
-    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
-    return root / "run"
-
-
-@pytest.fixture
-def train(nursery: Nursery, tmp_path: Path):
-    """Train with SETTINGS and changes to them."""
-
-    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
-        return nursery.run(flags({**SETTINGS, **(changes or {})}), cwd=tmp_path, **keywords)
-
-    return run
 
 
 @pytest.fixture
@@ -50,21 +30,6 @@ def in_mid_run(nursery: Nursery, tmp_path: Path):
         return nursery.wait(launch)
 
     return run
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, links and folders too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        if path.is_file() and not path.is_symlink()
-        else b""
-        for path in folder.rglob("*")
-    }
-
-
-def check_same(run: Path, straight: Path) -> None:
-    assert weights_digest(run) == weights_digest(straight)
-    assert metrics(run) == metrics(straight)
 
 
 def check_refused(launch: Launch, what: str) -> None:
@@ -108,7 +73,7 @@ def test_a_folder_moved_away_and_another_in_its_place(
     check_same(tmp_path / "run", straight)
 
 
-def test_another_run_in_the_folder_s_place(in_mid_run, straight, tmp_path: Path) -> None:
+def test_another_run_in_place_of_the_folder(in_mid_run, straight, tmp_path: Path) -> None:
     def act() -> None:
         (tmp_path / "run").rename(tmp_path / "moved")
         shutil.copytree(straight, tmp_path / "run")
