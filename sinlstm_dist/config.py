@@ -120,9 +120,7 @@ class Output(Section):
 
     dir: Text = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="write pictures at the end of a run")
-    trackers: list[Text] = Field(
-        [], description='names that Accelerate knows, such as "tensorboard"'
-    )
+    trackers: list[Text] = Field([], description='of Accelerate, such as "tensorboard"')
 
 
 class Config(Section):
@@ -255,15 +253,13 @@ def _unsupported(config: Config) -> list[str]:
     """One line per key that would have no effect: it is refused, not ignored."""
     problems = []
     if config.data.source == SINE and config.data.column:
-        problems.append(
-            f"data.column={config.data.column} names a column of a file: set data.source to it"
-        )
-    for key in ("noise", "test_phase"):
-        value, default = getattr(config.data, key), Data.model_fields[key].default
-        if config.data.source != SINE and value != default:
+        problems.append(f"data.column={config.data.column} needs a file: set data.source to one")
+    for key in ("noise", "test_phase") if config.data.source != SINE else ():
+        value, source = getattr(config.data, key), config.data.source
+        if value != Data.model_fields[key].default:
             problems.append(
-                f"data.{key}={value:g} applies to the sine, not to data.source="
-                f"{config.data.source}: leave it out"
+                f"data.{key}={value:g} applies to the sine, not to data.source={source}: "
+                "leave it out"
             )
     return problems
 
@@ -300,8 +296,6 @@ def show_value(value: Any) -> str:
 def unknown_keys(values: Mapping[str, Any]) -> list[str]:
     """The keys of a resolved configuration that this version does not have."""
     unknown = [section for section in values if section not in SECTIONS]
-    for section in SECTIONS:
-        table = values.get(section)
-        keys = table if isinstance(table, Mapping) else {}
-        unknown += [name for key in keys if (name := f"{section}.{key}") not in KEYS]
-    return unknown
+    tables = [(section, values.get(section)) for section in SECTIONS]
+    keys = (f"{s}.{key}" for s, table in tables if isinstance(table, Mapping) for key in table)
+    return unknown + [key for key in keys if key not in KEYS]
