@@ -257,10 +257,7 @@ def _unsupported(config: Config) -> list[str]:
     for key in ("noise", "test_phase") if config.data.source != SINE else ():
         value, source = getattr(config.data, key), config.data.source
         if value != Data.model_fields[key].default:
-            problems.append(
-                f"data.{key}={value:g} applies to the sine, not to data.source={source}: "
-                "leave it out"
-            )
+            problems.append(f"data.{key}={value:g} is not for data.source={source}: leave it out")
     return problems
 
 
