@@ -52,6 +52,14 @@ with join_world(timeout_s=60, one_thread=True) as world:
         except kind as error:
             print(error)
 """
+MANY_WORLDS = """
+import torch
+from sinlstm_dist.processes.world import join_world
+
+for number in range(20):
+    with join_world(timeout_s=60, one_thread=True) as world:
+        assert world.sum(torch.ones(1)).item() == world.size
+"""
 ITS_OWN = """
 from accelerate import Accelerator
 from sinlstm_dist.processes.world import join_world
@@ -76,3 +84,10 @@ def test_the_program_can_make_an_accelerator_of_its_own_afterwards(tmp_path: Pat
     (tmp_path / "its_own.py").write_text(ITS_OWN)
     [ended] = launching.each([], cwd=tmp_path, variables=[{}], module="its_own")
     assert (ended.code, ended.stdout) == (0, "1\n"), ended.stderr
+
+
+def test_worlds_one_after_the_other(tmp_path: Path) -> None:
+    """Rank 0 keeps the store: a process that is early must not join a store that is closing."""
+    (tmp_path / "many_worlds.py").write_text(MANY_WORLDS)
+    for ended in launching.each([], cwd=tmp_path, variables=[{}, {}, {}], module="many_worlds"):
+        assert ended.code == 0, ended.stderr

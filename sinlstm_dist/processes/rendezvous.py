@@ -29,6 +29,10 @@ POLL_S = 0.02
 REQUESTS_PER_S = 2000  # of all waiting processes together: in a larger world each asks less often
 CONNECT_S = 1.0  # per attempt to reach rank 0; between attempts a request to stop is noticed
 
+# The store at each address that this process keeps. It does so until it ends: others that have left
+# a world may already wait there for the next one. Test: test_worlds_one_after_the_other
+_kept: dict[Meeting, Store] = {}
+
 Answer = TypeVar("Answer")
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -188,8 +192,11 @@ def open_store(where: Meeting, prefix: str, *, is_master: bool, timeout_s: float
         where.port,
         is_master=is_master,
         wait_for_workers=False,
+        multi_tenant=True,  # also if this process already keeps it
         timeout=timedelta(seconds=timeout_s),
     )
+    if is_master:
+        _kept[where] = store
     return PrefixStore(prefix, store)
 
 
