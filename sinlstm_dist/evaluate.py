@@ -10,6 +10,7 @@ The numbers are the same on any number of processes.
 import functools
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from sinlstm_dist import program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
-from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
+from sinlstm_dist.command import as_program, command
+from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
@@ -34,14 +33,10 @@ from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import in_order
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
-from sinlstm_dist.run.trained import Trained, read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.trained import Trained, read_trained
 
 SECTORS = 12  # of the cycle, 30 degrees each
-SETTABLE = [
-    *(key for key in KEYS if key.startswith("data.")),
-    "model.lstm", "train.tolerance", "train.timeout_s",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -247,23 +242,12 @@ def _ratio(model: float, baseline: float) -> str:
     return f"{ratio:.2f}" if ratio < 1000 else "over 1000"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="sinlstm_dist.evaluate",
-        description="Test a trained model and compare it with two baselines.",
-    )
-    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
-    add_key_flags(parser, SETTABLE)
-    options, overrides = parse_overrides(parser, arguments)
-    checked = load_config(None, overrides)  # before any process waits for another
-    with join_world(timeout_s=checked.train.timeout_s, one_thread=True) as world:
-        path = Path(options.path)
-        trained = share_trained(path, overrides, world=world)
+@command("evaluate")
+def main(options: Namespace) -> int:
+    """Test a trained model and compare it with two baselines."""
+    path, timeout_s = Path(options.path), options.config.train.timeout_s
+    with join_world(timeout_s=timeout_s, one_thread=True) as world:
+        trained = share_trained(path, options.keys, world=world)
         evaluation = evaluate_trained(trained, world=world)
     if world.is_main:  # and not while others wait: the screen may be slow
         _show(path, trained, evaluation)
@@ -280,4 +264,4 @@ def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

@@ -1,4 +1,4 @@
-"""The pictures of runs and data sets, each drawn from what a run folder or a configuration says."""
+"""Draws the pictures of a run from its folder, and those of a data set from its configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,7 @@ from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.reduction import count
-from sinlstm_dist.run.record import (
-    CURVES,
-    FORECAST,
-    SUMMARY,
-    WEIGHTS,
-    WINDOWS,
-    RunRecord,
-    read_run,
-)
-from sinlstm_dist.run.trained import read_trained
+from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
 from sinlstm_dist.screen.pictures import (
     Curve,
     check_matplotlib,
@@ -28,6 +19,7 @@ from sinlstm_dist.screen.pictures import (
     forecast_picture,
     windows_picture,
 )
+from sinlstm_dist.trained import read_trained
 
 BASELINE_SAMPLES = 100_000  # test windows at most: more would not move a line in a picture
 EXAMPLE_NOISE = 0.05  # in the picture with noise, if the data have no noise

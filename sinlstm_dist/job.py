@@ -213,7 +213,7 @@ def _layout(model: Predictor, optimizer: torch.optim.Optimizer, train_plan: Plan
         weights=shapes(model.state_dict()),
         optimizer=shapes(optimizer_tensors(*trial)),
         num_steps=train_plan.num_steps,
-        samples=train_plan.num_samples(0),
+        samples_per_step=train_plan.num_samples(0),
     )
 
 

@@ -206,7 +206,7 @@ def begin(path: Path) -> dict[str, object]:
     """What a start of a run whose checkpoints are like `example` continues from."""
     layout = Layout(
         weights=shapes(example().weights), optimizer=shapes(example().optimizer),
-        num_steps=3, samples=100,
+        num_steps=3, samples_per_step=100,
     )  # fmt: skip
     folder = RunFolder(path)
     folder.claim()
@@ -253,5 +253,5 @@ def test_all_damaged_means_a_fresh_start_that_says_so(tmp_path: Path) -> None:
     found = begin(run)
     assert found["state"] is None
     assert len([note for note in found["notes"] if "set aside" in note]) == 2
-    assert "starts from its beginning" in found["notes"][-1]
+    assert "starts from step 0" in found["notes"][-1]
     assert not checkpoint.find(run / "checkpoints")

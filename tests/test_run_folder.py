@@ -13,7 +13,7 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist.config import Config, to_toml
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run.hold import Claim
+from sinlstm_dist.run.hold import Hold
 
 
 @pytest.fixture
@@ -250,25 +250,25 @@ def test_a_refused_start_leaves_no_folder(train, tmp_path: Path, processes: int)
 
 
 def test_starts_at_the_same_time(tmp_path: Path) -> None:
-    """Claims that are taken back at once: at any time one process at most has the folder."""
+    """They hold the folder for a moment: at any time at most one process has it."""
     folder, busy = tmp_path / "a" / "run", tmp_path / "busy"
 
-    def claim_often() -> int:
+    def hold_often() -> int:
         taken = 0
         for _ in range(300):
-            claim = Claim(folder)
+            hold = Hold(folder)
             refusal = ""
             try:
-                claim.take()
+                hold.take()
             except ConfigError as error:
                 refusal = str(error)
             else:
                 os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
-                claim.check()
+                hold.check()
                 busy.unlink()
                 taken += 1
             finally:
-                claim.release(keep=False)
+                hold.release(keep=False)
             assert not refusal or "is in use by a run" in refusal, refusal
         return taken
 
@@ -277,7 +277,7 @@ def test_starts_at_the_same_time(tmp_path: Path) -> None:
         if (pid := os.fork()) == 0:
             code = 1
             try:
-                code = 0 if claim_often() else 2
+                code = 0 if hold_often() else 2
             except BaseException:
                 traceback.print_exc()
             finally:

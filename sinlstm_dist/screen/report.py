@@ -154,20 +154,13 @@ def start_facts(
     """The facts of the start panel: processes, data, batch, reduction, model, run folder.
 
     Args:
-        hosts: of each process.
+        hosts: one per process.
         device: its type, such as "cpu".
-        num_threads: of each process.
-        train_size: windows.
-        test_size: windows.
-        window: time steps in a window.
-        source: where the windows come from, as `describe_source` says it.
-        piece_sizes: samples in each piece of the first step, over all processes.
+        num_threads: per process.
+        source: where the windows come from, in words.
+        piece_sizes: samples in each piece of a step, over all processes.
         num_steps: optimizer steps per epoch.
-        reduction: "ordered" or "ddp".
-        num_parameters: of the model.
-        recurrence: which implementation is used.
-        recurrence_reason: why.
-        folder: of the run.
+        recurrence_reason: why this implementation of the recurrence is used.
     """
     why = "CUDA is available" if device == "cuda" else "no CUDA device"
     sizes = " or ".join(map(str, sorted(set(piece_sizes))))

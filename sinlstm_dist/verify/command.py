@@ -7,25 +7,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sinlstm_dist.arithmetic import versions
-from sinlstm_dist.command import let_another_speak, tell
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_with_config
-from sinlstm_dist.config import KEYS, Config
+from sinlstm_dist.command import command, let_another_speak, speaks
+from sinlstm_dist.config import Config
 from sinlstm_dist.errors import (
+    CommandError,
     ConfigError,
     Disagreement,
     DriftedApart,
+    ExitCode,
     LostProcess,
     RunError,
-    StoppedEarly,
 )
 from sinlstm_dist.job import build
-from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker
+from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.screen.console import show_error, show_table, show_text, tell_losses
@@ -43,7 +44,6 @@ WAIT_S = 30.0  # a process for the others
 CLAIM_S = 120.0  # for a claim, on a machine that is busy with other things too
 TOO_LARGE = ": the model is large for this machine, so verify a smaller --model.hidden_size"
 SHOWN = 5  # problems of a claim in the table; the JSON file has all
-BAD_ARGUMENTS, NOT_VERIFIED = 2, 1
 
 CLAIMS = (
     Claim(
@@ -87,7 +87,7 @@ CLAIMS = (
 )  # fmt: skip
 
 
-class TimeLimit(Exception):
+class TimeLimit(CommandError):
     """A claim took too long in this process itself, not in waiting for others."""
 
 
@@ -191,7 +191,7 @@ class Verification:
 
     def _end_with(self, error: Exception) -> None:
         """The claim that was being checked fails with `error`, and nothing is left to check."""
-        problem = str(error) if _is_plain(error) else repr(error)
+        problem = str(error) if isinstance(error, CommandError) else repr(error)
         for claim in CLAIMS[len(self.verdicts) :][:1]:
             look_at = "" if isinstance(error, LostProcess) else claim.look_at
             seconds = time.perf_counter() - self._claim_started
@@ -263,11 +263,6 @@ def _check_configuration(config: Config, world: World) -> None:
         raise BadArguments(str(error)) from error
 
 
-def _is_plain(error: Exception) -> bool:
-    """Whether its message is a sentence for people."""
-    return isinstance(error, (ConfigError, RunError, LostProcess, StoppedEarly, TimeLimit))
-
-
 def _row(verdict: Verdict) -> dict[str, str]:
     lines = list(verdict.problems[:SHOWN]) or [verdict.measured]
     if len(verdict.problems) > SHOWN:
@@ -294,46 +289,29 @@ def _time_limit(name: str, *, is_large: bool) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(prog="sinlstm_dist.verify", description="Prove that these processes train.")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write what was found there too")
-    parser.add_argument(
-        "--inject",
-        metavar="FAULT",
-        help="break one thing on purpose: "
-        + "; ".join(f"{name}: {fault.what}" for name, fault in faults.FAULTS.items()),
-    )
-    parser.add_argument("--config", metavar="FILE", help="verify the path that this TOML file uses")
-    add_key_flags(parser, KEYS)
-    try:
-        options, config = parse_with_config(parser, arguments)
-        fault = faults.find(options.inject) if options.inject else None
-        if options.json:
-            _check_writable(options.json)
-    except ConfigError as error:
-        tell(str(error))
-        return BAD_ARGUMENTS
-    verification = Verification(fault, config)
-    speaks = is_speaker()
+@command("verify")
+def main(options: Namespace) -> int:
+    """Prove that this set of processes trains correctly."""
+    fault = faults.find(options.inject) if options.inject else None
+    if options.json:
+        _check_writable(options.json)
+    verification = Verification(fault, options.config)
+    is_teller = is_speaker()
     try:
         verification.run()
-    except BadArguments as error:
-        tell(str(error))
-        return BAD_ARGUMENTS
-    except (ConfigError, RunError, TimeLimit):
-        speaks = speaks if have_met() else is_node_speaker()
-    except (LostProcess, StoppedEarly) as error:
-        speaks = error.is_speaker
+    except BadArguments:
+        raise
+    except CommandError as error:  # which the verdicts tell
+        is_teller = speaks(error)
     except Exception:
-        if speaks:
+        if is_teller:
             verification.show(options.json)
         raise
-    if not speaks and not verification.passed:
+    if is_teller and not verification.show(options.json):
+        return ExitCode.BAD_CONFIG
+    if not is_teller and not verification.passed:
         let_another_speak()
-    elif speaks and not verification.show(options.json):
-        return BAD_ARGUMENTS
-    return 0 if verification.passed else NOT_VERIFIED
+    return ExitCode.DONE if verification.passed else ExitCode.FAILED
 
 
 def _check_writable(path: Path) -> None:
