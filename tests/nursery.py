@@ -230,10 +230,12 @@ def _serve() -> None:
     import matplotlib.figure  # noqa: F401
     import torch.distributed.tensor  # noqa: F401
 
-    from sinlstm_dist import command, evaluate, train, verify  # noqa: F401
+    from sinlstm_dist import command
 
     # Here is no launcher that ends the silent processes when one has spoken.
     command.let_another_speak = lambda at_most_s=0.0: None
+    from sinlstm_dist import evaluate, train, verify  # noqa: F401
+
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
     gc.freeze()  # what the parent has made is not looked through, and so not copied, in a child
     for line in sys.stdin:

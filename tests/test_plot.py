@@ -149,8 +149,7 @@ def test_pictures_at_the_end_of_a_run_change_nothing_else(trained_run, tmp_path,
     names = ["windows.png", "curves.png", "forecast.png"]
     assert ended.stdout.endswith(f"\npictures there: {', '.join(names)}\n")
     assert all((tmp_path / "run" / name).read_bytes()[1:4] == b"PNG" for name in names)
-    assert launching.weights_digest(tmp_path / "run") == launching.weights_digest(trained_run)
-    assert launching.metrics(tmp_path / "run") == launching.metrics(trained_run)
+    launching.check_same(tmp_path / "run", trained_run)
 
 
 def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, nursery):

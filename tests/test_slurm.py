@@ -56,11 +56,6 @@ def epochs(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def check_same(run: Path, other: Path) -> None:
-    assert launching.weights_digest(run) == launching.weights_digest(other)
-    assert launching.metrics(run) == launching.metrics(other)
-
-
 def test_a_job_goes_on_until_its_run_is_complete_and_never_after(cluster, tmp_path, alone):
     job = cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path)
     launching.wait_for(lambda: epochs(tmp_path))
@@ -75,7 +70,7 @@ def test_a_job_goes_on_until_its_run_is_complete_and_never_after(cluster, tmp_pa
     shown = cluster.wait(job)
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "2"), log(tmp_path, job)
     assert launching.summary(tmp_path / "run")["world_size"] == 2
-    check_same(tmp_path / "run", alone(LONG))
+    launching.check_same(tmp_path / "run", alone(LONG))
 
     written = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
     cluster.command("scontrol", "requeue", job)
@@ -94,7 +89,7 @@ def test_nodes_are_verified_first_when_asked(cluster, tmp_path, alone, options, 
     assert verified < trained
     assert f"processes   {world_size} on node1, node2" in log(tmp_path, job)
     assert launching.summary(tmp_path / "run")["world_size"] == world_size
-    check_same(tmp_path / "run", alone(BRIEF))
+    launching.check_same(tmp_path / "run", alone(BRIEF))
 
 
 def test_a_signal_before_the_first_step_is_kept_and_restarts_are_limited(cluster, tmp_path):
@@ -174,7 +169,7 @@ def test_an_array_goes_on_until_its_runs_are_complete_and_ends_in_a_table(cluste
     said = (tmp_path / f"sinlstm-array-{job}-1.out").read_text()
     assert "stopped: STOP file" in said
     assert "continues in epoch" in said
-    check_same(tmp_path / "sweep/001", alone({**settings, "train.seed": 7}))
+    launching.check_same(tmp_path / "sweep/001", alone({**settings, "train.seed": 7}))
     launching.wait_for(lambda: "002" in table.read_text())
     lines = table.read_text().splitlines()
     for run, setting in (("001", "train.seed=7"), ("002", "optim.lr=0.02")):

@@ -47,10 +47,6 @@ def run_main(folder: Path, **settings: object) -> int:
     return train.main(launching.flags({**QUICK, "output.dir": folder, **settings}))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 # Parity with the article
 
 
@@ -414,40 +410,40 @@ def test_an_unwritable_folder_is_refused(tmp_path, capsys):
 
 def test_a_used_folder_is_not_used_again_if_it_must_not_be(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     message = refused(tmp_path / "run", capsys, **{"checkpoint.resume": "never"})
     assert "already holds a run" in message
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     message = refused(tmp_path / "run", capsys, **{"optim.lr": 0.5})
     assert "optim.lr was 0.01 and is 0.5" in message
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
 
 
 def test_another_run_is_refused_where_no_checkpoint_is_left_too(tmp_path, capsys):
     run_main(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     assert "train.seed was 0 and is 9" in refused(tmp_path / "run", capsys, **{"train.seed": 9})
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
     assert run_main(tmp_path / "run", **{"train.epochs": 3}) == 0
     assert "no whole checkpoint is left: the run starts" in capsys.readouterr().out
 
 
 def test_a_misspelt_tracker_costs_a_finished_run_nothing(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     message = refused(tmp_path / "run", capsys, **{"output.trackers": "tensorbord"})
     assert "output.trackers=tensorbord is unknown" in message
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
 
 
 def test_of_two_that_start_at_once_the_second_leaves_the_folder_alone(tmp_path, monkeypatch):
@@ -474,17 +470,17 @@ def test_a_folder_with_other_things_is_refused(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").write_text("dear")
     assert "holds no run" in refused(tmp_path / "run", capsys)
-    assert files(tmp_path / "run") == {"letter.txt": b"dear"}
+    assert launching.content(tmp_path / "run") == {"letter.txt": b"dear"}
 
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     with contextlib.closing(RunFolder(tmp_path / "run")) as another:
         another.claim()
         assert "is in use" in refused(tmp_path / "run", capsys)
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
     assert run_main(tmp_path / "run") == 0
 
 
