@@ -19,9 +19,9 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist import __main__, verify
 from sinlstm_dist.config import flat, load_config
-from sinlstm_dist.verify import claim, collectives, command, running, world
-from sinlstm_dist.verify.claim import Bench, Claim, Parts
-from sinlstm_dist.verify.command import CLAIMS
+from sinlstm_dist.verify import bench, collectives, running, verification, world
+from sinlstm_dist.verify.bench import Bench, Parts
+from sinlstm_dist.verify.claims import CLAIMS, Claim
 from sinlstm_dist.verify.faults import FAULTS
 
 HOST = socket.gethostname()
@@ -66,7 +66,7 @@ def waiting(nursery, tmp_path_factory):
     )
     if started.poll() is None:
         os.killpg(started.pid, signal.SIGKILL)
-        started.communicate()
+    started.communicate()  # closes its pipes, also if no test has waited for it
     nursery.kill(launch)
     nursery.kill(hanging)
 
@@ -182,7 +182,7 @@ def test_the_configuration_decides_the_path_and_verify_how_long_it_takes():
     def verified(processes: int = 1, **overrides: object) -> dict[str, object]:
         keys = {key.replace("__", "."): value for key, value in overrides.items()}
         world = SimpleNamespace(size=processes)
-        return flat(claim.settings(load_config(overrides=keys), world))
+        return flat(bench.settings(load_config(overrides=keys), world))
 
     assert verified(data__train_size=5, train__epochs=9, optim__lr=3.0) == verified()
     assert verified()["optim.momentum"] == 0.9
@@ -191,7 +191,7 @@ def test_the_configuration_decides_the_path_and_verify_how_long_it_takes():
     found = verified(**{key.replace(".", "__"): value for key, value in chosen.items()})
     assert found == {**verified(), **chosen}
     large = verified(model__hidden_size=1024)
-    assert {**verified(), **claim.FEW, "model.hidden_size": 1024} == large
+    assert {**verified(), **bench.FEW, "model.hidden_size": 1024} == large
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_a_signal_to_one_process_ends_all_with_a_table(nursery, tmp_path):
 
 def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
     slow = Claim("Slow", lambda bench: time.sleep(60), look_at="the clock", needs=())
-    monkeypatch.setattr(command, "CLAIMS", (slow, *CLAIMS))
-    monkeypatch.setattr(command, "CLAIM_S", 0.2)
+    monkeypatch.setattr(verification, "CLAIMS", (slow, *CLAIMS))
+    monkeypatch.setattr(verification, "CLAIM_S", 0.2)
     assert verify.main([]) == 1
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert "Slow          FAIL   Slow is not done after 0.2 s" in lines
@@ -306,7 +306,7 @@ def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
 
 def test_a_check_that_raises_ends_in_a_table_too(monkeypatch, capsys):
     broken = Claim("Broken", lambda bench: [][0], look_at="the check", needs=())
-    monkeypatch.setattr(command, "CLAIMS", (broken, *CLAIMS))
+    monkeypatch.setattr(verification, "CLAIMS", (broken, *CLAIMS))
     with pytest.raises(IndexError):
         verify.main([])
     lines = capsys.readouterr().out.splitlines()
@@ -365,7 +365,7 @@ def test_collectives_name_what_is_not_exact(monkeypatch, broken):
     monkeypatch.setattr(collectives, "SIZES", (4096, 262_144))
     problems = collectives.check_collectives(Bench(TwoInOne(broken), Parts())).problems
     if broken == "barrier":
-        assert problems == ["rank 0 on h left a barrier before rank 1 on h had come to it"]
+        assert problems == ["rank 0 on h left a barrier before rank 1 on h reached it"]
         return
     types = sum(len(o.dtypes) for o in collectives.OPERATIONS if o.name == broken)
     assert len(problems) == 2 * types
@@ -408,7 +408,7 @@ def test_a_json_file_of_another_is_refused_first(tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk_does_not_cost_the_table(monkeypatch, capsys):
-    monkeypatch.setattr(command, "CLAIMS", CLAIMS[:1])
+    monkeypatch.setattr(verification, "CLAIMS", CLAIMS[:1])
     assert verify.main(["--json", "/dev/full"]) == 2
     printed, errors = capsys.readouterr()
     assert "World" in printed
