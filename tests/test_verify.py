@@ -182,7 +182,7 @@ def test_the_configuration_decides_the_path_and_verify_how_long_it_takes():
     def verified(processes: int = 1, **overrides: object) -> dict[str, object]:
         keys = {key.replace("__", "."): value for key, value in overrides.items()}
         world = SimpleNamespace(size=processes)
-        return flat(bench.settings(load_config(overrides=keys), world))
+        return flat(bench.settings(load_config(overrides=keys), world, {}))
 
     assert verified(data__train_size=5, train__epochs=9, optim__lr=3.0) == verified()
     assert verified()["optim.momentum"] == 0.9
@@ -317,7 +317,7 @@ def test_world_names_those_that_are_not_as_rank_0_or_come_twice():
     bench = SimpleNamespace(name=lambda rank: f"rank {rank} on h{rank}")
     facts = {
         "rank": 0, "process": "h0 process 1", "gpu": "GPU-1", "versions": {"torch": "2"},
-        "source": "a", "configuration": load_config().model_dump(mode="json"),
+        "source": "a", "configuration": flat(load_config()),
     }  # fmt: skip
     other = {**facts, "rank": 1, "process": "h1 process 1", "gpu": "GPU-2"}
     assert world._counted_twice(bench, [facts, other]) == []
@@ -325,9 +325,13 @@ def test_world_names_those_that_are_not_as_rank_0_or_come_twice():
     assert world._counted_twice(bench, [facts, {**other, "gpu": "GPU-1"}]) == [
         "rank 0 on h0 and rank 1 on h1 are both gpu GPU-1"
     ]
-    for key, value in {"versions": {"torch": "3"}, "source": "b"}.items():
-        [problem] = world._differing(bench, [facts, {**other, key: value}])
-        assert problem.startswith("rank 1 on h1 has")
+    for key, value, problem in (
+        ("versions", {"torch": "3"}, "torch 3, but rank 0 has 2"),
+        ("source", "b", "another source of sinlstm_dist than rank 0"),
+        ("configuration", {"train.seed": 1}, "train.seed=1, but rank 0 has 0"),
+    ):
+        changed = {**other, key: value}
+        assert world._differing(bench, [facts, changed]) == [f"rank 1 on h1 has {problem}"]
 
 
 class TwoInOne:

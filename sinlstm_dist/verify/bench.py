@@ -33,20 +33,19 @@ LARGE = 1_000_000  # multiplications per sample by a layer's weights; above, few
 FEW = {"data.train_size": 23, "data.test_size": 101, "train.global_batch_size": 10}
 
 
-def settings(config: Config, world: World, **changed: object) -> Config:
+def settings(config: Config, world: World, changed: Mapping[str, object]) -> Config:
     """The configuration to verify: the code path of `config`, on small data.
 
     Args:
         config: the user's.
-        changed: other values of some keys; `train__epochs=3` sets `train.epochs`.
+        changed: other values of some keys, such as {"train.epochs": 3}.
     """
     values = flat(config)
     chosen = {key: values[key] for key in PATH if is_set(config, key)}
-    changes = {key.replace("__", "."): value for key, value in changed.items()}
     pieces = {"train.virtual_shards": max(Train().virtual_shards, world.size)}
-    small = load_config(overrides={**SETTINGS, **pieces, **chosen, **changes})
+    small = load_config(overrides={**SETTINGS, **pieces, **chosen, **changed})
     if is_large(small):
-        return load_config(overrides={**SETTINGS, **FEW, **pieces, **chosen, **changes})
+        return load_config(overrides={**SETTINGS, **FEW, **pieces, **chosen, **changed})
     return small
 
 
@@ -68,7 +67,7 @@ class Parts:
         world: returns the world for the checks, given the one that was joined.
     """
 
-    settings: Callable[..., Config] = settings
+    settings: Callable[[Config, World, Mapping[str, object]], Config] = settings
     build: Callable[[Config, World], Job] = build
     totals_over: Callable[..., Totals] = totals_over
     run_folder: Callable[[Path], RunFolder] = RunFolder
@@ -83,13 +82,13 @@ class Bench:
     parts: Parts
     config: Config = dataclasses.field(default_factory=Config)
 
-    def settings(self, **changed: object) -> Config:
-        """The configuration to verify, with other values of some keys (`train__epochs=3`)."""
-        return self.parts.settings(self.config, self.world, **changed)
+    def settings(self, changed: Mapping[str, object] = {}) -> Config:
+        """The configuration to verify, with other values of some keys."""
+        return self.parts.settings(self.config, self.world, changed)
 
-    def build(self, **changed: object) -> Job:
+    def build(self, changed: Mapping[str, object] = {}) -> Job:
         """Build a job of that configuration. Collective: yes."""
-        return self.parts.build(self.settings(**changed), self.world)
+        return self.parts.build(self.settings(changed), self.world)
 
     def name(self, rank: int) -> str:
         """A process as the user knows it: `rank 1 on node2`."""

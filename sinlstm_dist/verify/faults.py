@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,13 +207,13 @@ class DamagingWorld(World):
         return values
 
 
-def _other_seed(config: Config, world: World, **changed: object) -> Config:
-    return settings(config, world, **{"train__seed": int(_is_last(world)), **changed})
+def _other_seed(config: Config, world: World, changed: Mapping[str, object]) -> Config:
+    return settings(config, world, {"train.seed": int(_is_last(world)), **changed})
 
 
-def _slow_learning(config: Config, world: World, **changed: object) -> Config:
-    lr = settings(config, world, **changed).optim.lr
-    return settings(config, world, **{**changed, "optim__lr": lr * SLOWED})
+def _slow_learning(config: Config, world: World, changed: Mapping[str, object]) -> Config:
+    lr = settings(config, world, changed).optim.lr
+    return settings(config, world, {**changed, "optim.lr": lr * SLOWED})
 
 
 @torch.no_grad()

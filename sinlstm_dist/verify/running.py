@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ REACHED = 0.97  # seen: 1.0 with this seed, 0.98 to 1.0 with others
 
 def check_checkpoint(bench: Bench) -> Finding:
     """Every process reads what one writes, and a resumed run equals an unbroken one."""
-    settings = {"train__epochs": 3, "checkpoint__every_steps": 2}
+    changed = {"train.epochs": 3, "checkpoint.every_steps": 2}
     with _folder(bench.world) as folder:
-        straight = _run(bench, folder / "straight", **settings)
-        stopped = _run(bench, folder / "resumed", stop_after=STOP_AFTER, **settings)
+        straight = _run(bench, folder / "straight", changed)
+        stopped = _run(bench, folder / "resumed", changed, stop_after=STOP_AFTER)
         problems = _unreadable(bench, folder / "resumed", step=stopped.step)
-        resumed = _run(bench, folder / "resumed", **settings)
+        resumed = _run(bench, folder / "resumed", changed)
     if stopped.outcome != "stopped":
         problems.append(f"the run was asked to stop, and ended as {stopped.outcome}")
     if not torch.equal(straight.weights, resumed.weights):
@@ -58,11 +58,9 @@ def check_checkpoint(bench: Bench) -> Finding:
 
 def check_learning(bench: Bench) -> Finding:
     """The small model reaches its known accuracy."""
-    changed: dict[str, Any] = {key.replace(".", "__"): value for key, value in LEARNING.items()}
-    initial = bench.build(**changed)
-    config = bench.settings(**changed)
+    config, initial = bench.settings(LEARNING), bench.build(LEARNING)
     with _folder(bench.world) as folder:
-        run = _run(bench, folder / "run", **changed)
+        run = _run(bench, folder / "run", LEARNING)
     last = run.figures[-1] if run.figures else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
@@ -113,7 +111,11 @@ class AskOnce(StopRequest):
 
 
 def _run(
-    bench: Bench, folder: Path, *, stop_after: int | None = None, **changed: object
+    bench: Bench,
+    folder: Path,
+    changed: Mapping[str, object],
+    *,
+    stop_after: int | None = None,
 ) -> EndedRun:
     """Run a training, or the rest of it, as `train` does, but in this world and without output.
 
@@ -122,7 +124,7 @@ def _run(
 
     Collective: yes.
     """
-    config = bench.settings(output__dir=str(folder), **changed)
+    config = bench.settings({"output.dir": str(folder), **changed})
     job, world = bench.parts.build(config, bench.world), bench.world
     is_asked = world.rank == world.size - 1
     request = AskOnce(stop_after if is_asked else None)

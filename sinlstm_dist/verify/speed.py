@@ -19,13 +19,12 @@ def check_speed(bench: Bench) -> Finding:
     """No process computes much slower than the others."""
     watch = Stopwatch(bench.world)
     batch_size, num_steps = FEW if is_large(bench.settings()) else (BATCH, STEPS)
-    # Ordered, because DDP waits for the others while it computes.
-    config = bench.settings(
-        data__train_size=batch_size,
-        train__global_batch_size=batch_size,
-        train__reduction="ordered",
-    )
-    job = bench.parts.build(config, watch)
+    changed = {
+        "data.train_size": batch_size,
+        "train.global_batch_size": batch_size,
+        "train.reduction": "ordered",  # DDP waits for the others while it computes
+    }
+    job = bench.parts.build(bench.settings(changed), watch)
     [batch] = list(job.train.loader)
     own_s, whole_s = [], []
     for _ in range(num_steps):
@@ -45,7 +44,7 @@ def check_speed(bench: Bench) -> Finding:
     measured = f"{sum(usual) / len(usual):,.0f} samples/s per process"
     if len(usual) > 1:
         measured += f", the slowest {usual[slowest]:,.0f} ({bench.name(slowest)})"
-    measured += f"; together, waiting included, {batch_size / median(whole_s):,.0f} samples/s"
+    measured += f"; together {batch_size / median(whole_s):,.0f}, waiting included"
     return Finding(measured, problems)
 
 

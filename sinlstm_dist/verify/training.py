@@ -100,7 +100,7 @@ def check_weights(bench: Bench) -> Finding:
     ]
     if is_exact and (difference := _difference(shared, alone)):
         problems.append(f"other weights than one process alone computes {difference}")
-    wrapped = _steps(bench.build(train__reduction="ddp"), num_steps) if is_exact else shared
+    wrapped = _steps(bench.build({"train.reduction": "ddp"}), num_steps) if is_exact else shared
     for what, others in (("plain torch in float64", plain), ("the data-parallel wrapper", wrapped)):
         apart = float((others[-1] - alone[-1]).abs().max())
         if not apart <= ROUNDING:
@@ -218,7 +218,7 @@ def flat(model: nn.Module) -> torch.Tensor:
 def check_metrics(bench: Bench) -> Finding:
     """Loss and accuracy equal those that one process counts over all samples."""
     config, job = bench.settings(), bench.build()
-    train, wrapped = _train_totals(job), _train_totals(bench.build(train__reduction="ddp"))
+    train, wrapped = _train_totals(job), _train_totals(bench.build({"train.reduction": "ddp"}))
     test = bench.parts.totals_over(
         job.model, job.test.loader, plan=job.test.plan, peers=bench.world,
         tolerance=config.train.tolerance,

@@ -11,7 +11,7 @@ import torch
 
 import sinlstm_dist
 from sinlstm_dist.arithmetic import versions
-from sinlstm_dist.config import KEYS
+from sinlstm_dist.config import flat
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding
 
@@ -64,7 +64,7 @@ def _facts(bench: Bench) -> dict[str, Any]:
         "gpu": str(torch.cuda.get_device_properties(device).uuid) if is_gpu else "",
         "versions": versions(),
         "source": _source_digest(),
-        "configuration": bench.settings().model_dump(mode="json"),
+        "configuration": flat(bench.settings()),
     }
 
 
@@ -91,25 +91,16 @@ def _counted_twice(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str
 
 
 def _differing(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str]:
-    problems = []
+    problems, reference = [], everyone[0]
     for number, facts in enumerate(everyone):
-        name, reference = bench.name(number), everyone[0]
-        for package, version in facts["versions"].items():
-            if version != reference["versions"][package]:
-                expected = reference["versions"][package]
-                problems.append(f"{name} has {package} {version}, but rank 0 has {expected}")
+        name = bench.name(number)
         if facts["source"] != reference["source"]:
             problems.append(f"{name} has another source of sinlstm_dist than rank 0")
-        for key in KEYS:
-            value, expected = (_setting(f["configuration"], key) for f in (facts, reference))
-            if value != expected:
-                problems.append(f"{name} has {key}={value}, but rank 0 has {expected}")
+        for kind, sign in (("versions", " "), ("configuration", "=")):
+            for key, value in facts[kind].items():
+                if value != (expected := reference[kind][key]):
+                    problems.append(f"{name} has {key}{sign}{value}, but rank 0 has {expected}")
     return problems
-
-
-def _setting(configuration: dict[str, Any], key: str) -> Any:
-    section, _, name = key.partition(".")
-    return configuration[section][name]
 
 
 def _clock_spread_s(world: World) -> float:
