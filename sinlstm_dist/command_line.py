@@ -1,44 +1,222 @@
-"""The command line of every command: flags for the keys of the configuration, and what is wrong.
+"""The command line: the commands, their flags, and what is wrong with the arguments given.
 
-python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
+sinlstm-dist train --config configs/noisy.toml --train.epochs 20 --print-config
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from sinlstm_dist.config import KEYS, SECTIONS, Config, did_you_mean, load_config, show_value
-from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.screen.console import show_text
+import sinlstm_dist
+from sinlstm_dist.config import (
+    KEYS,
+    SECTIONS,
+    check_keys,
+    did_you_mean,
+    load_config,
+    show_value,
+    to_toml,
+)
+from sinlstm_dist.errors import ConfigError, ExitCode
+from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.screen.console import show_text, show_toml
+
+PROGRAM = "sinlstm-dist"
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """What a user can write after a command's name.
+
+    Args:
+        does: what the command does, in one line.
+        arguments: its own arguments and flags, with argparse's options for each.
+        keys: the configuration keys that it takes as flags `--section.key VALUE`.
+    """
+
+    does: str
+    arguments: Mapping[str, Mapping[str, Any]]
+    keys: Sequence[str] = ()
+
+
+_DATA_KEYS = [key for key in KEYS if key.startswith("data.")]
+_CONFIG = {"metavar": "FILE", "dest": "config_file", "help": "TOML file with any of the keys"}
+_TRAINED = {"metavar": "RUN_DIR", "help": "a finished run's folder, or a checkpoint's"}
+
+COMMANDS = {
+    "train": Syntax(
+        "Train an LSTM to predict a sine wave",
+        {
+            "--config": _CONFIG,
+            "--print-config": {
+                "action": "store_true", "help": "print the resolved configuration and exit"
+            },
+        },
+        keys=KEYS,
+    ),
+    "verify": Syntax(
+        "Prove that this set of processes trains correctly",
+        {
+            "--json": {"metavar": "FILE", "type": Path, "help": "write the findings there too"},
+            "--inject": {
+                "metavar": "FAULT",
+                "help": "break one thing on purpose; an unknown FAULT lists the known ones",
+            },
+            "--config": _CONFIG,
+        },
+        keys=KEYS,
+    ),
+    "evaluate": Syntax(
+        "Test a trained model and compare it with two baselines",
+        {"path": _TRAINED},
+        keys=[*_DATA_KEYS, "model.lstm", "train.tolerance", "train.timeout_s"],
+    ),
+    "forecast": Syntax(
+        "Forecast far ahead by a trained model's own predictions",
+        {
+            "path": _TRAINED,
+            "--steps": {
+                "type": int, "metavar": "N", "help": "values to forecast (default: ten cycles)"
+            },
+            "--output": {"metavar": "PNG", "help": "draw truth, seed window and forecast"},
+            "--csv": {"metavar": "FILE", "help": "write step, forecast and truth"},
+        },
+        keys=_DATA_KEYS,
+    ),
+    "plot": Syntax(
+        "Draw the curves of runs, or the windows of a data set",
+        {
+            "what": {"nargs": "+", "metavar": "RUN_DIR|data", "help": 'run folders, or "data"'},
+            "--output": {
+                "metavar": "PNG", "help": "default: curves.png in the run's folder, or here"
+            },
+            "--config": {**_CONFIG, "help": "TOML file; for data only"},
+        },
+        keys=_DATA_KEYS,
+    ),
+    "compare": Syntax(
+        "Show several runs in one table",
+        {"runs": {"nargs": "+", "metavar": "RUN_DIR", "help": "output.dir of a run"}},
+    ),
+    "export": Syntax(
+        "Write a trained model as ONNX, for runtimes without torch",
+        {
+            "path": _TRAINED,
+            "--output": {"metavar": "FILE.onnx", "required": True, "help": "the file to write"},
+        },
+    ),
+}  # fmt: skip
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """argparse's help, whose usage has one flag in place of one per configuration key."""
+
+    def add_usage(
+        self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None
+    ) -> None:
+        """What argparse calls with all flags and arguments."""
+        sections = {a.dest.partition(".")[0] for a in actions if "." in a.dest}
+        shown = [action for action in actions if "." not in action.dest]
+        if sections:
+            section = "section" if len(sections) > 1 else sections.pop()
+            shown.append(argparse.Action([f"--{section}.key"], "", metavar="VALUE ..."))
+        super().add_usage(usage, shown, groups, prefix)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ConfigErrors, in place of a page of usage."""
+    """argparse's parser, with errors as ConfigErrors and its text shown by one process."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
+    def __init__(self, name: str, description: str, **options: Any) -> None:
+        super().__init__(
+            name, description=description, formatter_class=Help, allow_abbrev=False, **options
+        )
+        self.color = False  # Python 3.14 would put escape codes into the text
+        self.add_argument(
+            "--version", action="version", version=f"{PROGRAM} {sinlstm_dist.__version__}",
+            help="print the version and exit",
+        )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a command line that it cannot read."""
         raise ConfigError(message)
 
     def _print_message(self, message: str, file: object = None) -> None:
-        """What argparse calls with the text of --help."""
-        show_text(message)
+        """What argparse calls with the text of --help and --version."""
+        if is_speaker():
+            show_text(message)
 
 
-def add_config_flags(parser: Parser) -> None:
-    """Give `parser` the flags `--config`, `--print-config` and one for each key."""
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of the keys below")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and exit"
+def choose(arguments: Sequence[str]) -> str:
+    """The command that the first argument names.
+
+    Raises:
+        ConfigError: there is no such command.
+        SystemExit: --help or --version was asked for, and is shown.
+    """
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.does}" for name, command in COMMANDS.items()]
+    parser = Parser(
+        PROGRAM,
+        "\n".join([str(sinlstm_dist.__doc__), "", "commands:", *lines]),
+        usage=f"{PROGRAM} COMMAND [ARGUMENTS ...]",
+        epilog=f"{PROGRAM} COMMAND --help lists the arguments of a command.",
     )
-    add_key_flags(parser, KEYS)
+    parser.parse_known_args(arguments[:1])
+    known = f"{', '.join(COMMANDS)}; {PROGRAM} --help says what each does"
+    if not arguments:
+        raise ConfigError(f"name a command: {known}")
+    name = arguments[0]
+    if name not in COMMANDS:
+        nearest = did_you_mean(name, COMMANDS) or f"; the commands are {known}"
+        raise ConfigError(f"there is no command {name}{nearest}")
+    return name
 
 
-def add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
-    """Give `parser` a flag for each of these keys."""
+def parse(name: str, arguments: Sequence[str] | None = None) -> Namespace:
+    """Parse the arguments of a command.
+
+    Args:
+        name: of the command.
+        arguments: those after its name; None for the process's own.
+
+    Returns:
+        The values of the command's own arguments; `keys`, the text of each configuration key
+        that is given; and `config`, the configuration of file and keys.
+
+    Raises:
+        ConfigError: names every problem of the file and of the arguments.
+        SystemExit: help, the version or the configuration was asked for, and is shown.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    options, unknown = _new_parser(name).parse_known_args(_bind_negative(given))
+    options.keys = {key: value for key, value in vars(options).items() if "." in key}
+    if unknown:
+        options.keys |= _unknown_keys(name, unknown)
+    if "--config" in COMMANDS[name].arguments:
+        options.config = load_config(options.config_file, options.keys)
+    else:
+        options.config = check_keys(options.keys)
+    if getattr(options, "print_config", False):
+        if is_speaker():
+            show_toml(to_toml(options.config))
+        raise SystemExit(ExitCode.DONE)
+    return options
+
+
+def _new_parser(name: str) -> Parser:
+    command = COMMANDS[name]
+    parser = Parser(f"{PROGRAM} {name}", f"{command.does}.")
+    for argument, options in command.arguments.items():
+        parser.add_argument(argument, **options)
+    _add_key_flags(parser, command.keys)
+    return parser
+
+
+def _add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
     for section, model in SECTIONS.items():
         wanted = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in keys}
         if not wanted:
@@ -56,10 +234,10 @@ def add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
             )
 
 
-def _bind_negative(arguments: Sequence[str] | None) -> list[str]:
+def _bind_negative(arguments: Sequence[str]) -> list[str]:
     """Write `--key -1e-3` as `--key=-1e-3`: argparse takes some negative numbers for flags."""
     bound: list[str] = []
-    for argument in sys.argv[1:] if arguments is None else arguments:
+    for argument in arguments:
         is_value = argument.startswith("-") and not argument.startswith(("--", "-h"))
         if is_value and bound and bound[-1].startswith("--") and "=" not in bound[-1]:
             bound[-1] += f"={argument}"
@@ -68,35 +246,24 @@ def _bind_negative(arguments: Sequence[str] | None) -> list[str]:
     return bound
 
 
-def parse_overrides(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, dict[str, str]]:
-    """Parse a command line with some key flags; returns the parser's options and the keys' values.
+def _unknown_keys(name: str, unknown: Sequence[str]) -> dict[str, str]:
+    """Flags that the parser does not have, as keys: `load_config` reports all of them at once.
 
     Raises:
-        ConfigError: a flag that the parser does not have.
+        ConfigError: one is no configuration key, or the command does not take all of them.
     """
-    options, unknown = parser.parse_known_args(_bind_negative(arguments))
-    overrides = {key: value for key, value in vars(options).items() if "." in key}
-    if unknown:
-        raise ConfigError(f"unexpected argument {unknown[0]}: {parser.prog} --help lists them all")
-    return options, overrides
-
-
-def parse_with_config(parser: Parser, arguments: Sequence[str] | None) -> tuple[Any, Config]:
-    """Parse a command line with config flags; returns the parser's options and the Config.
-
-    Raises:
-        ConfigError: every problem of file and command line, unknown flags included.
-    """
-    options, unknown = parser.parse_known_args(_bind_negative(arguments))
-    overrides = {key: value for key, value in vars(options).items() if "." in key}
-    own = [f"--{name.replace('_', '-')}" for name in vars(options) if "." not in name]
-    for argument in unknown:  # a flag's value needs no mention
-        flag = argument.partition("=")[0]
-        if nearest := did_you_mean(flag, own, cutoff=0.75):
+    command = COMMANDS[name]
+    takes_all = command.keys is KEYS
+    known = [flag for flag in command.arguments if flag.startswith("--")]
+    known += [] if takes_all else [f"--{key}" for key in command.keys]
+    flags = [argument.partition("=")[0] for argument in unknown]  # a flag's value is one too
+    for flag in flags:
+        if nearest := did_you_mean(flag, known, cutoff=0.75):
             raise ConfigError(f"unknown flag {flag}{nearest}")
-        if flag.startswith("--"):
-            overrides[flag.removeprefix("--")] = ""  # load_config names the nearest key
-    if unknown and not unknown[0].startswith("--"):
-        what = "--config" if unknown[0].endswith(".toml") else "--section.key"
-        raise ConfigError(f"unexpected argument {unknown[0]}: did you mean {what} {unknown[0]}?")
-    return options, load_config(options.config, overrides)
+    first = unknown[0]
+    if not takes_all:
+        raise ConfigError(f"unexpected argument {first}: {PROGRAM} {name} --help lists them all")
+    if not first.startswith("--"):
+        what = "--config" if first.endswith(".toml") else "--section.key"
+        raise ConfigError(f"unexpected argument {first}: did you mean {what} {first}?")
+    return {flag.removeprefix("--"): "" for flag in flags if flag.startswith("--")}

@@ -4,17 +4,14 @@ sinlstm-dist compare runs/one runs/two
 sinlstm-dist compare runs/sweep-*
 """
 
-import functools
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sinlstm_dist import program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser
+from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import KEYS
-from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.run.record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen.console import show_table
 
@@ -57,18 +54,10 @@ def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, st
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    if not is_speaker():
-        return 0  # one process is enough
-    parser = Parser(prog="sinlstm_dist.compare", description="Show several runs in one table.")
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output.dir of a run")
-    paths = parser.parse_args(arguments).runs
-    runs = [_read(Path(path)) for path in paths]
+@command("compare", by_one=True)
+def main(options: Namespace) -> int:
+    """Show several runs in one table."""
+    runs = [_read(Path(path)) for path in options.runs]
     known = [run for run in runs if isinstance(run, RunRecord)]
     if not known:
         raise next(run for run in runs if isinstance(run, NoRun))
@@ -78,7 +67,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         _row(path, run, differing=differing)
         if isinstance(run, RunRecord)
         else {**blank, "run": path, "outcome": "no run"}
-        for path, run in zip(paths, runs, strict=True)
+        for path, run in zip(options.runs, runs, strict=True)
     ]
     show_table(rows, numbers=NUMBERS)
     return 0
@@ -93,4 +82,4 @@ def _read(path: Path) -> RunRecord | NoRun:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

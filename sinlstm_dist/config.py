@@ -1,6 +1,6 @@
-"""What a user may set, where each value comes from, and what is wrong with it.
+"""The configuration: keys, defaults, precedence, and validation errors.
 
-Precedence: defaults < TOML file < command line. Every problem of all sources is reported at once.
+Precedence: defaults < TOML file < command line. One report names the problems of all sources.
 
     python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
 """
@@ -102,7 +102,7 @@ class Train(Section):
         0.0, ge=0, le=1, description="a run whose test accuracy ends below it has failed"
     )
     timeout_s: float = Field(
-        60.0, gt=0, le=86_400, description="seconds that a process waits for the others"
+        60.0, gt=0, le=86_400, description="seconds that a process waits for the others at most"
     )
 
 
@@ -120,7 +120,9 @@ class Output(Section):
 
     dir: Text = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="write pictures at the end of a run")
-    trackers: list[Text] = Field([], description='of Accelerate\'s, such as "tensorboard"')
+    trackers: list[Text] = Field(
+        [], description='names that Accelerate knows, such as "tensorboard"'
+    )
 
 
 class Config(Section):
@@ -134,14 +136,7 @@ class Config(Section):
     output: Output = Output()
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "data": Data,
-    "model": Model,
-    "optim": Optim,
-    "train": Train,
-    "checkpoint": Checkpoint,
-    "output": Output,
-}
+SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Config()}
 KEYS = [f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields]
 
 
@@ -173,10 +168,23 @@ def load_config(
     return config
 
 
+def check_keys(overrides: Mapping[str, Any]) -> Config:
+    """The defaults with `overrides`, each checked by itself.
+
+    For keys that override the configuration of a run, which is read later.
+
+    Raises:
+        ConfigError: names every problem of the overrides.
+    """
+    nested = _nest(overrides)
+    if problems := _problems(nested, origin="", strict=False):
+        raise ConfigError("\n".join(problems))
+    return Config.model_validate(nested)
+
+
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """`config` with some of its keys set anew; arguments and errors as for `load_config`."""
-    values = {f"{s}.{k}": v for s, table in config.model_dump().items() for k, v in table.items()}
-    return load_config(None, {**values, **overrides})
+    """`config` with other values of some keys; arguments and errors as for `load_config`."""
+    return load_config(None, {**flat(config), **overrides})
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -201,7 +209,7 @@ def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problems(values: dict[str, Any], *, origin: str, strict: bool) -> list[str]:
-    """One line for each thing that is wrong with `values`."""
+    """One line per problem of `values`."""
     try:
         Config.model_validate(values, strict=strict)
     except ValidationError as error:
@@ -210,7 +218,7 @@ def _problems(values: dict[str, Any], *, origin: str, strict: bool) -> list[str]
 
 
 def first_problem(error: ValidationError) -> str:
-    """What is wrong, in one line: pydantic has a paragraph for each problem."""
+    """The first problem, in one line where pydantic writes a paragraph."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}".removeprefix(": ")
@@ -244,16 +252,18 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def _unsupported(config: Config) -> list[str]:
-    """Keys that are refused rather than ignored."""
+    """One line per key that would have no effect: it is refused, not ignored."""
     problems = []
     if config.data.source == SINE and config.data.column:
-        problems.append(f"data.column={config.data.column} is of a file: set data.source to one")
+        problems.append(
+            f"data.column={config.data.column} names a column of a file: set data.source to it"
+        )
     for key in ("noise", "test_phase"):
         value, default = getattr(config.data, key), Data.model_fields[key].default
         if config.data.source != SINE and value != default:
             problems.append(
-                f"data.{key}={value:g} is of the sine, not of data.source={config.data.source}: "
-                "leave it out"
+                f"data.{key}={value:g} applies to the sine, not to data.source="
+                f"{config.data.source}: leave it out"
             )
     return problems
 
@@ -269,7 +279,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def is_set(config: Config, name: str) -> bool:
-    """Whether a file or a command line has set a key, be it to its default."""
+    """Whether a file or a command line has set a key, even to its default."""
     section, _, key = name.partition(".")
     return key in getattr(config, section).model_fields_set
 

@@ -1,20 +1,64 @@
-"""The errors that end a command and are told without a traceback."""
+"""The errors that end a command without a traceback, and the exit codes."""
+
+from enum import IntEnum
 
 
-class ConfigError(Exception):
-    """Something that the user must change; exit code 2."""
+class ExitCode(IntEnum):
+    """How a command ended, for shells and job scripts."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_CONFIG = 2  # the user's configuration or arguments
+    BELOW_TARGET = 3  # trained, but below train.target_accuracy
+    STOPPED = 75  # on request, with a checkpoint to continue from; EX_TEMPFAIL of sysexits.h
+    INTERRUPTED = 130  # by Ctrl-C; a shell's 128 + SIGINT
+
+
+class CommandError(Exception):
+    """An error whose message is written for the user.
+
+    Args:
+        message: what was found, what is needed, what to do.
+        is_speaker: whether this process tells the user; None if the processes cannot have agreed
+            on who does.
+    """
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, is_speaker: bool | None = None) -> None:
+        super().__init__(message)
+        self.is_speaker = is_speaker
+
+
+class ConfigError(CommandError):
+    """The user must change something."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+class MissingPackage(ConfigError):
+    """An optional feature needs a package that is not installed.
+
+    Args:
+        feature: what needs it, such as a flag or a key.
+        package: its name.
+        install: what pip installs it by, such as `sinlstm-dist[plot]`.
+    """
+
+    def __init__(self, feature: str, *, package: str, install: str) -> None:
+        super().__init__(f"{feature} needs the package {package}: pip install '{install}'")
 
 
 class Disagreement(ConfigError):
-    """Processes that must be alike are not; all of them raise it."""
+    """The processes differ where they must be alike. All of them raise it."""
 
 
-class RunError(Exception):
-    """The run cannot go on, for a reason that all processes know; exit code 1."""
+class RunError(CommandError):
+    """The run cannot go on, for a reason that all processes know."""
 
 
 class DriftedApart(RunError):
-    """Processes that computed the same bits no longer do; all of them raise it.
+    """The processes computed the same bits until now, and no longer do. All of them raise it.
 
     Args:
         what: who has what, after which step.
@@ -26,27 +70,28 @@ class DriftedApart(RunError):
         self.what = what
 
 
-class LostProcess(Exception):
+class LostProcess(CommandError):
     """Another process died, hangs, failed or cannot be reached.
 
     Args:
         message: names ranks and hosts.
-        is_speaker: whether this is the survivor that tells the user.
+        is_speaker: whether this process is the survivor that tells the user.
     """
 
     def __init__(self, message: str, *, is_speaker: bool) -> None:
-        super().__init__(message)
-        self.is_speaker = is_speaker
+        super().__init__(message, is_speaker=is_speaker)
 
 
-class StoppedEarly(Exception):
-    """A request to stop came before all processes were there: nothing was begun, nothing is saved.
+class StoppedEarly(CommandError):
+    """A request to stop came before all processes had joined, so nothing was begun or saved.
 
     Args:
         reason: what asked.
         is_speaker: whether this process tells the user.
     """
 
+    exit_code = ExitCode.STOPPED
+
     def __init__(self, reason: str, *, is_speaker: bool) -> None:
-        super().__init__(f"{reason} before all processes had joined; nothing was begun")
-        self.is_speaker = is_speaker
+        message = f"{reason} before all processes had joined; nothing was begun"
+        super().__init__(message, is_speaker=is_speaker)

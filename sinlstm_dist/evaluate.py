@@ -1,4 +1,4 @@
-"""Test a trained model, beside two predictions that take no learning.
+"""Test a trained model and compare it with two baselines.
 
     python -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
     python -m sinlstm_dist.evaluate runs/default --data.noise 0.1
@@ -10,6 +10,7 @@ The numbers are the same on any number of processes.
 import functools
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from sinlstm_dist import program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
-from sinlstm_dist.config import KEYS, SINE, Config, Data, load_config
+from sinlstm_dist.command import as_program, command
+from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
@@ -38,19 +37,15 @@ from sinlstm_dist.run.trained import Trained, read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 
 SECTORS = 12  # of the cycle, 30 degrees each
-SETTABLE = [
-    *(key for key in KEYS if key.startswith("data.")),
-    "model.lstm", "train.tolerance", "train.timeout_s",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well something predicts the test windows.
+    """The quality of predictions for the test windows.
 
     Args:
         totals: loss and accuracy, as training counts them.
-        errors: (SECTORS,) sum of absolute errors by the target's place in the cycle.
+        errors: (SECTORS,) sum of absolute errors, by the target's place in the cycle.
         samples: (SECTORS,) number of samples there.
         largest: (SECTORS,) largest absolute error there.
     """
@@ -68,12 +63,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's quality, and that of what it must be better than.
+    """The quality of a model and of two baselines.
 
     Args:
-        model: the trained model's.
-        last_value: of "the last value again".
-        period_ago: of "the value one period ago".
+        model: of the trained model.
+        last_value: of the baseline "the last value again".
+        period_ago: of the baseline "the value one period ago".
     """
 
     model: Quality
@@ -99,8 +94,8 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """Test a model on the test windows of its configuration.
 
     Raises:
-        ConfigError: the weights are not of the configuration's model, or it cannot be tested on
-            so many processes.
+        ConfigError: the weights do not fit the configuration, or there are more processes than
+            pieces.
 
     Collective: yes.
     """
@@ -123,7 +118,7 @@ def _load_model(trained: Trained, world: World) -> Predictor:
 
 
 class _Questions(Dataset[tuple[torch.Tensor, ...]]):
-    """What to predict from: inputs (B, W, 1), targets (B, 1), and the targets' sectors (B,)."""
+    """A data set of inputs (B, W, 1), targets (B, 1) and the targets' sectors (B,)."""
 
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
@@ -132,7 +127,7 @@ class _Questions(Dataset[tuple[torch.Tensor, ...]]):
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
         turns = (indices + self._first) / self._period
-        # A target at the edge of a sector belongs to the one that begins there, as it is rounded.
+        # A target at the edge of a sector, which is rounded, belongs to the sector that begins.
         sectors = np.floor(turns % 1 * SECTORS + 1e-6).astype(np.int64) % SECTORS
         inputs, targets = self._inputs[indices][0], self._targets[indices][1]
         return inputs, targets, torch.from_numpy(sectors)
@@ -188,20 +183,20 @@ def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> to
 
 
 def facts(path: Path, trained: Trained) -> dict[str, str]:
-    """What was tested, on what."""
+    """The facts that the command shows first: the run and its test windows."""
     config = trained.config
-    told = {
+    shown = {
         "run": str(path),
         "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, "
         f"{describe_source(config.data)}",
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
-        told["units"] = (
+        shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
             "of them, the train part's standard deviation"
         )
-    return told
+    return shown
 
 
 def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
@@ -247,23 +242,12 @@ def _ratio(model: float, baseline: float) -> str:
     return f"{ratio:.2f}" if ratio < 1000 else "over 1000"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="sinlstm_dist.evaluate",
-        description="Test a trained model, beside two predictions that take no learning.",
-    )
-    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
-    add_key_flags(parser, SETTABLE)
-    options, overrides = parse_overrides(parser, arguments)
-    checked = load_config(None, overrides)  # before any process waits for another
-    with join_world(timeout_s=checked.train.timeout_s, one_thread=True) as world:
-        path = Path(options.path)
-        trained = share_trained(path, overrides, world=world)
+@command("evaluate")
+def main(options: Namespace) -> int:
+    """Test a trained model and compare it with two baselines."""
+    path, timeout_s = Path(options.path), options.config.train.timeout_s
+    with join_world(timeout_s=timeout_s, one_thread=True) as world:
+        trained = share_trained(path, options.keys, world=world)
         evaluation = evaluate_trained(trained, world=world)
     if world.is_main:  # and not while others wait: the screen may be slow
         _show(path, trained, evaluation)
@@ -280,4 +264,4 @@ def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

@@ -8,24 +8,20 @@ is deprecated, and to ONNX this model is two standard operators. ONNX Runtime ch
 Source: the operator LSTM, https://onnx.ai/onnx/operators/onnx__LSTM.html.
 """
 
-import functools
 import importlib
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sinlstm_dist import program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser
-from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.command import as_program, command
+from sinlstm_dist.errors import ConfigError, MissingPackage, RunError
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.screen.console import show_text
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
@@ -144,23 +140,12 @@ def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"export needs the package {package}: pip install 'sinlstm-dist[export]'"
-        ) from error
+        raise MissingPackage("export", package=package, install="sinlstm-dist[export]") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(prog="sinlstm_dist.export", description="Write a trained model as ONNX.")
-    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
-    parser.add_argument("--output", metavar="FILE.onnx", required=True)
-    options = parser.parse_args(arguments)
-    if not is_speaker():
-        return 0  # one process is enough
+@command("export", by_one=True)
+def main(options: Namespace) -> int:
+    """Write a trained model as ONNX."""
     if not os.path.isdir(options.path):
         raise ConfigError(f"{options.path} is not a folder: name the folder of a finished run")
     model = Predictor.from_pretrained(options.path)
@@ -179,4 +164,4 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

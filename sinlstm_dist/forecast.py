@@ -6,26 +6,21 @@
 The forecast starts from the first test window.
 """
 
-import functools
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist import program
-from sinlstm_dist.command import exit_code_of
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_overrides
-from sinlstm_dist.config import KEYS, Config
+from sinlstm_dist.command import as_program, command
+from sinlstm_dist.config import Config
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.run.trained import read_trained
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
 
-SETTABLE = [key for key in KEYS if key.startswith("data.")]
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
 
 
@@ -64,31 +59,14 @@ def _known(text: str) -> str:
     return "" if "nan" in text else text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    if not is_speaker():
-        return 0  # one process is enough
-    return exit_code_of(functools.partial(_run, arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = Parser(
-        prog="sinlstm_dist.forecast",
-        description="Feed a trained model with its own predictions, from the first test window on.",
-    )
-    parser.add_argument("path", metavar="RUN_DIR", help="a finished run's folder, or a checkpoint")
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="values to forecast (default: ten cycles)"
-    )
-    parser.add_argument("--output", metavar="PNG", help="draw truth, seed window and forecast")
-    parser.add_argument("--csv", metavar="FILE", help="write step, forecast and truth")
-    add_key_flags(parser, SETTABLE)
-    options, overrides = parse_overrides(parser, arguments)
+@command("forecast", by_one=True)
+def main(options: Namespace) -> int:
+    """Forecast from the first test window on, by a trained model's own predictions."""
     if options.output:
         check_matplotlib()
     if options.steps is not None and options.steps < 1:
         raise ConfigError(f"--steps {options.steps}: at least 1 is needed")
-    trained = read_trained(Path(options.path), overrides)
+    trained = read_trained(Path(options.path), options.keys)
     forecast = trained.forecast(steps=options.steps)
     if options.csv:  # the files that were asked for come before the screen
         _write(Path(options.csv), to_csv(forecast))
@@ -123,4 +101,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

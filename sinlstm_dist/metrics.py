@@ -1,6 +1,6 @@
 """Loss and accuracy as totals over samples, divided once, at the end.
 
-A mean of means is wrong as soon as parts differ in size; sums and counts never are.
+A mean of means is wrong if parts differ in size; sums and counts are always right.
 """
 
 import math

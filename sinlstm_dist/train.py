@@ -10,16 +10,13 @@ The same command continues a run that was stopped or killed. Results are in the 
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
 from torch import nn
 
-from sinlstm_dist import program
-from sinlstm_dist.command import BAD_CONFIG, exit_code_of, exit_code_of_run, tell
-from sinlstm_dist.command_line import Parser, add_config_flags, parse_with_config
-from sinlstm_dist.config import Config, Optim, to_toml
-from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.command import as_program, command, exit_code_of, exit_code_of_run
+from sinlstm_dist.config import Config, Optim
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
@@ -33,7 +30,7 @@ from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
-from sinlstm_dist.screen.console import show_toml, tell_losses
+from sinlstm_dist.screen.console import tell_losses
 from sinlstm_dist.screen.report import Report
 
 
@@ -95,10 +92,8 @@ class Training:
         if beginning["summary"]:  # nothing is left to do
             ended = Summary(**beginning["summary"])
             return self.log.show_ended(ended, baseline=self._count(Persistence()))
-        self.request.announce, self.request.leave = (
-            self.log.report.stopping,
-            self.log.report.abandon,
-        )
+        self.request.announce = self.log.report.stopping
+        self.request.leave = self.log.report.abandon
         self.progress = self.log.begin(beginning)
         while self.progress.epoch < self.config.train.epochs and not self.outcome:
             if self._train_epoch():
@@ -114,10 +109,8 @@ class Training:
         for step, batch in train.batches(epoch=epoch, first_step=self.progress.step_in_epoch):
             result = self.job.gradient(batch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
-                self._fail(
-                    f"the training loss became {result.totals.loss} at step "
-                    f"{self.progress.step + 1}"
-                )
+                at = f"at step {self.progress.step + 1}"
+                self._fail(f"the training loss became {result.totals.loss} {at}")
                 return False
             self.job.optimizer.step()
             self.progress = self.progress.after_step(result.totals)
@@ -230,23 +223,13 @@ def _is_due(count: int, *, every: int) -> bool:
     return every > 0 and count % every == 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(prog="sinlstm_dist.train", description="Train an LSTM to predict a sine wave.")
-    add_config_flags(parser)
-    try:
-        options, config = parse_with_config(parser, arguments)
-    except ConfigError as error:
-        tell(str(error))
-        return BAD_CONFIG
-    if options.print_config:
-        if is_speaker():
-            show_toml(to_toml(config))
-        return 0
-    code = exit_code_of(lambda: exit_code_of_run(train(config)))
+@command("train")
+def main(options: Namespace) -> int:
+    """Train an LSTM to predict a sine wave."""
+    code = exit_code_of(lambda: exit_code_of_run(train(options.config)))
     tell_losses()  # the exit code is the run's
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

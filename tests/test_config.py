@@ -1,4 +1,4 @@
-"""What a user may set: precedence, every kind of bad input, and the way back to TOML."""
+"""Configuration and command line: precedence, every kind of bad input, and the way back to TOML."""
 
 import re
 import tempfile
@@ -10,7 +10,9 @@ import tomli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinlstm_dist import command_line, config, train
+import sinlstm_dist
+from sinlstm_dist import __main__, config, train
+from sinlstm_dist.command_line import COMMANDS, parse
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import resume
@@ -163,7 +165,7 @@ def test_config_is_shown_once_by_two_processes(nursery, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_defaults_are_the_contract_s():
+def test_defaults_are_those_of_the_contract():
     resolved = tomli.loads(to_toml(load_config()))
     assert resolved == {
         "data": {
@@ -256,10 +258,8 @@ def test_a_whole_number_in_the_file_is_good_for_a_real_one(tmp_path):
 
 
 def test_help_names_every_key_with_its_default(capsys):
-    with pytest.raises(SystemExit) as caught:
-        train.main(["--help"])
+    assert train.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert caught.value.code == 0
     assert all(f"--{key} " in shown for key in config.KEYS)
     assert "(default: 10000)" in " ".join(shown.split())
 
@@ -294,7 +294,66 @@ def test_a_resumed_run_may_change_when_and_where_but_not_what():
 
 @pytest.mark.parametrize("value", ["-0.25", "-1e-3", "-.5"])
 def test_negative_numbers_are_values_and_not_flags(value):
-    parser = command_line.Parser()
-    command_line.add_config_flags(parser)
-    _, resolved = command_line.parse_with_config(parser, ["--data.test_phase", value])
-    assert resolved.data.test_phase == float(value)
+    assert parse("train", ["--data.test_phase", value]).config.data.test_phase == float(value)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_opens_with_a_short_usage(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert __main__.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    usage, _, rest = shown.partition("\n\n")
+    assert usage.startswith(f"usage: sinlstm-dist {name} [-h] [--version]")
+    assert len(usage.splitlines()) <= 3
+    assert rest.startswith(f"{COMMANDS[name].does}.\n")
+    assert max(map(len, shown.splitlines())) < columns
+
+
+def test_help_of_the_program_has_one_line_per_command(capsys):
+    assert __main__.main(["--help"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown if line[:2] == "  " and line[2] != "-"] == [
+        [name, *command.does.split()] for name, command in COMMANDS.items()
+    ]
+    assert max(map(len, shown)) <= 80
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
+def test_every_command_tells_the_version(arguments, capsys):
+    assert __main__.main([*arguments, "--version"]) == 0
+    assert capsys.readouterr().out == f"sinlstm-dist {sinlstm_dist.__version__}\n"
+
+
+@pytest.mark.parametrize("shown", ["--help", "--version", "--print-config"])
+def test_one_process_of_several_shows_it(shown, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert train.main([shown]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["evaluate", "run", "--data.noize", "1"], "unknown flag --data.noize: did you mean"),
+        (["evaluate", "run", "--optim.lr", "1"], "unexpected argument --optim.lr: sinlstm-dist"),
+        (["evaluate", "run", "--data.period", "0"], 'data.period="0": should be greater than 0'),
+        (["forecast", "run", "other"], "unexpected argument other: sinlstm-dist forecast --help"),
+        (["forecast", "run", "--setps", "3"], "unknown flag --setps: did you mean --steps?"),
+        (["export", "run", "--outptu", "x"], "required: --output"),
+        (["compare"], "required: RUN_DIR"),
+        ([], "name a command: train, verify"),
+        ([""], "there is no command ; the commands are train, verify"),
+        (["--bogus"], "there is no command --bogus; the commands are"),
+        (["trian"], "there is no command trian: did you mean train?"),
+    ],
+)
+def test_mistakes_in_other_commands(arguments, expected, capsys):
+    assert __main__.main(arguments) == 2
+    [problem] = errors(capsys.readouterr().err)
+    assert expected in problem
+
+
+def test_a_key_that_depends_on_the_run_is_not_refused_before_it_is_read():
+    """The column of a file, where only the run knows that its source is a file."""
+    assert parse("evaluate", ["run", "--data.column", "y"]).keys == {"data.column": "y"}

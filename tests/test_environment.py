@@ -23,13 +23,13 @@ QUICK = {
     "output.dir": "run",
 }
 NUMBERS = (
-    *launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, *launcher.LOCAL_RANK_VARIABLES,
-    *launcher.LOCAL_SIZE_VARIABLES, launcher.WORLD_SIZE_CHECK, launcher.TASKS, launcher.THREADS,
+    *sorted(launcher.PLACE_VARIABLES), launcher.WORLD_SIZE_CHECK, launcher.TASKS, launcher.THREADS,
     "MASTER_PORT",
 )  # fmt: skip
 OTHERS = (
-    *launcher.OTHER_WAYS, launcher.DEVICE, launcher.INTERFACE, "MASTER_ADDR", "ACCELERATE_USE_CPU",
-    "ACCELERATE_DEBUG_MODE", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT",
+    *accelerator.OTHER_WAYS, accelerator.DEVICE, launcher.INTERFACE, "MASTER_ADDR",
+    "ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "TORCHELASTIC_USE_AGENT_STORE",
+    "TORCHELASTIC_RESTART_COUNT",
 )  # fmt: skip
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 VALUES = (

@@ -140,9 +140,8 @@ def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path
 @pytest.fixture
 def bare(monkeypatch):
     """An environment without a launcher's variables."""
-    for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, launcher.WORLD_SIZE_CHECK,
-                 *launcher.LOCAL_SIZE_VARIABLES, *launcher.LOCAL_RANK_VARIABLES, "OMP_NUM_THREADS",
-                 "MASTER_ADDR", "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
+    for name in (*launcher.PLACE_VARIABLES, launcher.WORLD_SIZE_CHECK, launcher.THREADS,
+                 launcher.TASKS, "MASTER_ADDR", "ACCELERATE_USE_CPU"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 

@@ -13,6 +13,7 @@ import launching
 import pytest
 
 from sinlstm_dist import command
+from sinlstm_dist.errors import ConfigError
 
 LATE = str(Path(__file__).with_name("late"))
 RUN = ("train", "--output.dir", "run", "--train.timeout_s", "20")
@@ -107,5 +108,5 @@ def test_a_silent_process_that_nobody_ends_tells_its_own_error(monkeypatch, caps
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
-    command.tell("what is wrong")
+    command.tell(ConfigError("what is wrong"))
     assert capsys.readouterr().err == "error: rank 1: what is wrong\n"

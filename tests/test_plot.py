@@ -186,7 +186,7 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_training(tmp_path, mon
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     assert train.main(["--output.plots", "true"]) == 2
     assert capsys.readouterr() == (
-        "", "error: a picture needs matplotlib: pip install 'sinlstm-dist[plot]'\n"
+        "", "error: a picture needs the package matplotlib: pip install 'sinlstm-dist[plot]'\n"
     )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 

@@ -21,6 +21,8 @@ from launching import (
     wait_for,
 )
 
+from sinlstm_dist import early
+
 STARTS = {
     "python -m": [sys.executable, "-m", "sinlstm_dist.train"],
     "verify": [sys.executable, "-m", "sinlstm_dist.verify"],
@@ -82,6 +84,16 @@ def test_importing_the_package_changes_no_handler(tmp_path: Path, start) -> None
     assert "default_int_handler" in printed
 
 
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [("sinlstm_dist", True), ("sinlstm_dist.train", True), ("sinlstm_dist_2.train", False)],
+)
+def test_the_package_knows_that_it_was_started_with_m(monkeypatch, module, expected) -> None:
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", module])
+    assert early.is_program() is expected
+
+
 def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
     """As for what a script starts in the background: the run hears it, its imports do not."""
     line = "trap '' INT; exec \"$@\""
@@ -98,9 +110,9 @@ def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
 def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
     """A traceback may quote what comes from outside."""
     code = (
-        "from sinlstm_dist import program\n"
+        "from sinlstm_dist.command import as_program\n"
         "def main(): raise ValueError('\\x1b[2J')\n"
-        "raise SystemExit(program.run(main))"
+        "raise SystemExit(as_program(main))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 1
@@ -111,7 +123,8 @@ def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
 def test_text_of_others_that_is_lost_at_the_end_is_an_error_too() -> None:
     """What a library has printed, and Python would only write at exit: there it says 120."""
     code = (
-        "import sys; from sinlstm_dist import program; print(1); sys.exit(program.run(lambda: 0))"
+        "import sys; from sinlstm_dist.command import as_program\n"
+        "print(1); sys.exit(as_program(lambda: 0))"
     )
     words = ["env", "-u", "PYTHONUNBUFFERED", sys.executable, "-c", code]
     with open("/dev/full", "w") as full:

@@ -132,7 +132,7 @@ def test_a_large_world_joins_with_few_requests(monkeypatch):
     def join(rank: int) -> RollCall:
         return RollCall(rank=rank, size=SIZE, timeout_s=120, stop_reason=str)
 
-    monkeypatch.setattr(roll_call, "open_store", open_store)
+    monkeypatch.setattr(rendezvous, "open_store", open_store)
     monkeypatch.setattr(roll_call, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     monkeypatch.setattr(roll_call, "_joins", itertools.repeat(0))  # all join the same world
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

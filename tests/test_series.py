@@ -215,9 +215,9 @@ def test_values_that_cannot_be_scaled_are_refused(train, tmp_path):
 def test_what_is_of_the_sine_alone_is_refused():
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"data.source": "a.csv", "data.noise": 0.1, "data.test_phase": 0})
-    assert "data.noise=0.1 is of the sine" in str(caught.value)
-    assert "data.test_phase=0 is of the sine" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"data\.column=load is of a file"):
+    assert "data.noise=0.1 applies to the sine" in str(caught.value)
+    assert "data.test_phase=0 applies to the sine" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"data\.column=load names a column of a file"):
         load_config(None, {"data.column": "load"})
 
 

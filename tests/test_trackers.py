@@ -91,14 +91,17 @@ def test_without_trackers_nothing_is_left(nursery: Nursery, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("wondb", "unknown: Accelerate knows aim,"), ("wandb", "not installed: pip install wandb")],
+    [
+        ("wondb", "is unknown: Accelerate knows aim,"),
+        ("wandb", "needs the package wandb: pip install 'wandb'"),
+    ],
 )
 def test_unknown_and_missing_trackers_are_named_once(nursery, tmp_path, name, message):
     arguments = flags({**SETTINGS, "output.trackers": name})
     ended = nursery.run(arguments, cwd=tmp_path, processes=2)
     assert ended.codes == [2, 2]
     assert len(ended.stderr.splitlines()) == 1
-    assert f"output.trackers={name} is {message}" in ended.stderr
+    assert f"output.trackers={name} {message}" in ended.stderr
 
 
 class Fragile(GeneralTracker):

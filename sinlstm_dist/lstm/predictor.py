@@ -113,10 +113,10 @@ def _call(
     kernel.predictor(
         windows=windows.data_ptr(), windows_sample_stride=sample, windows_step_stride=step,
         windows_feature_stride=feature, targets=targets.data_ptr(),
-        targets_sample_stride=targets.stride(0), num_samples=B, piece_sizes=tuple(piece_sizes),
+        targets_sample_stride=targets.stride(0), piece_sizes=tuple(piece_sizes),
         weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh,
-        head_weight=head_weight, head_bias=head_bias, window=W, input_size=D, hidden_size=H,
-        tolerance=tolerance, with_gradient=with_gradient, num_threads=num_threads,
+        head_weight=head_weight, head_bias=head_bias, num_samples=B, window=W, input_size=D,
+        hidden_size=H, num_threads=num_threads, tolerance=tolerance, with_gradient=with_gradient,
         out=out.data_ptr(), out_row_stride=out.stride(0),
     )  # fmt: skip
     return out if out.shape == (rows, width) else out[:rows, :width]

@@ -1,7 +1,7 @@
 """How far a run has come, and how it ended."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sinlstm_dist.metrics import Totals
@@ -25,12 +25,7 @@ class Progress:
 
     def after_step(self, totals: Totals) -> "Progress":
         """The position after one more step, which had these totals."""
-        return replace(
-            self,
-            step=self.step + 1,
-            step_in_epoch=self.step_in_epoch + 1,
-            totals=self.totals + totals,
-        )
+        return Progress(self.step + 1, self.epoch, self.step_in_epoch + 1, self.totals + totals)
 
     def after_epoch(self) -> "Progress":
         """The position at the end of the running epoch."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.errors import ConfigError, MissingPackage
 from sinlstm_dist.run.record import TENSORBOARD, Summary
 
 FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
@@ -154,8 +154,8 @@ def _class_of(name: str) -> Any:
         known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
         raise ConfigError(f"output.trackers={name} is unknown: Accelerate knows {known}")
     if name in LoggerType.list() and LoggerType(name) not in get_available_trackers():
-        package = "'sinlstm-dist[tensorboard]'" if name == TENSORBOARD else name
-        raise ConfigError(f"output.trackers={name} is not installed: pip install {package}")
+        install = "sinlstm-dist[tensorboard]" if name == TENSORBOARD else name
+        raise MissingPackage(f"output.trackers={name}", package=name, install=install)
     return LOGGER_TYPE_TO_CLASS[name]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.errors import ConfigError, MissingPackage
 from sinlstm_dist.rollout import Cycle, Forecast
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def check_matplotlib() -> None:
         ConfigError: matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigError("a picture needs matplotlib: pip install 'sinlstm-dist[plot]'")
+        raise MissingPackage("a picture", package="matplotlib", install="sinlstm-dist[plot]")
 
 
 @dataclass(frozen=True)

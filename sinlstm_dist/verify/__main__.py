@@ -2,8 +2,8 @@
 
 import sys
 
-from sinlstm_dist import program
+from sinlstm_dist.command import as_program
 from sinlstm_dist.verify.command import main
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    sys.exit(as_program(main))

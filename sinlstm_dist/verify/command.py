@@ -1,62 +1,41 @@
-"""The command `verify`: its arguments, its output and its exit code."""
+"""The command `verify`: what it prints, what it writes, and its exit code."""
 
 import json
 import os
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
-from sinlstm_dist.command import let_another_speak, tell
-from sinlstm_dist.command_line import Parser, add_key_flags, parse_with_config
-from sinlstm_dist.config import KEYS
-from sinlstm_dist.errors import ConfigError, LostProcess, RunError, StoppedEarly
-from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker
+from sinlstm_dist.command import command, let_another_speak, speaks
+from sinlstm_dist.errors import CommandError, ConfigError, ExitCode
+from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.screen.console import show_error, tell_losses
 from sinlstm_dist.verify import faults, table
-from sinlstm_dist.verify.verification import BadArguments, TimeLimit, Verification
-
-BAD_ARGUMENTS, NOT_VERIFIED = 2, 1
+from sinlstm_dist.verify.verification import BadArguments, Verification
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(prog="sinlstm_dist.verify", description="Prove that these processes train.")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write what was found there too")
-    parser.add_argument(
-        "--inject",
-        metavar="FAULT",
-        help="break one thing on purpose: "
-        + "; ".join(f"{name}: {fault.what}" for name, fault in faults.FAULTS.items()),
-    )
-    parser.add_argument("--config", metavar="FILE", help="verify the path that this TOML file uses")
-    add_key_flags(parser, KEYS)
-    try:
-        options, config = parse_with_config(parser, arguments)
-        fault = faults.find(options.inject) if options.inject else None
-        if options.json:
-            _check_writable(options.json)
-    except ConfigError as error:
-        tell(str(error))
-        return BAD_ARGUMENTS
-    verification = Verification(fault, config)
-    speaks = is_speaker()
+@command("verify")
+def main(options: Namespace) -> int:
+    """Prove that this set of processes trains correctly."""
+    fault = faults.find(options.inject) if options.inject else None
+    if options.json:
+        _check_writable(options.json)
+    verification = Verification(fault, options.config)
+    is_teller = is_speaker()
     try:
         verification.run()
-    except BadArguments as error:
-        tell(str(error))
-        return BAD_ARGUMENTS
-    except (ConfigError, RunError, TimeLimit):
-        speaks = speaks if have_met() else is_node_speaker()
-    except (LostProcess, StoppedEarly) as error:
-        speaks = error.is_speaker
+    except BadArguments:
+        raise
+    except CommandError as error:  # the table shows it
+        is_teller = speaks(error)
     except Exception:
-        if speaks:
+        if is_teller:
             _show(verification, options.json)
         raise
-    if not speaks and not verification.passed:
+    if is_teller and not _show(verification, options.json):
+        return ExitCode.BAD_CONFIG
+    if not is_teller and not verification.passed:
         let_another_speak()
-    elif speaks and not _show(verification, options.json):
-        return BAD_ARGUMENTS
-    return 0 if verification.passed else NOT_VERIFIED
+    return ExitCode.DONE if verification.passed else ExitCode.FAILED
 
 
 def _show(verification: Verification, path: Path | None) -> bool:

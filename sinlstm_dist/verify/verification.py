@@ -12,12 +12,12 @@ from typing import Any
 from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.config import Config
 from sinlstm_dist.errors import (
+    CommandError,
     ConfigError,
     Disagreement,
     DriftedApart,
     LostProcess,
     RunError,
-    StoppedEarly,
 )
 from sinlstm_dist.job import build
 from sinlstm_dist.processes.stop import StopRequest
@@ -31,7 +31,7 @@ CLAIM_S = 120.0  # for the check of a claim, on a machine that is busy with othe
 TOO_LARGE = ": the model is large for this machine, so verify a smaller --model.hidden_size"
 
 
-class TimeLimit(Exception):
+class TimeLimit(CommandError):
     """The check of a claim takes too long on this process, not counting waits for others."""
 
 
@@ -172,7 +172,7 @@ class Verification:
         if len(self.verdicts) == len(CLAIMS):
             return  # the error came while leaving the world
         claim = CLAIMS[len(self.verdicts)]
-        problem = str(error) if _is_plain(error) else repr(error)
+        problem = str(error) if isinstance(error, CommandError) else repr(error)
         look_at = "" if isinstance(error, LostProcess) else claim.look_at
         seconds = time.perf_counter() - self._claim_started
         self.verdicts.append(Verdict(claim.name, "FAIL", "", [problem], look_at, seconds))
@@ -181,10 +181,6 @@ class Verification:
     def _skip_rest(self, why: str) -> None:
         for claim in CLAIMS[len(self.verdicts) :]:
             self.verdicts.append(Verdict(claim.name, "SKIP", f"not reached: {why}"))
-
-
-def _is_plain(error: Exception) -> bool:
-    return isinstance(error, (ConfigError, RunError, LostProcess, StoppedEarly, TimeLimit))
 
 
 def _check_configuration(config: Config, world: World) -> None:

@@ -10,75 +10,69 @@
 #include <Python.h>
 #include <stdbool.h>
 
+/* Parts that several lists share. */
+#define STRIDED_TENSOR(X, name)    \
+    X(Address, name)               \
+    X(Size, name##_sample_stride)  \
+    X(Size, name##_step_stride)    \
+    X(Size, name##_feature_stride)
+
+#define LSTM_WEIGHTS(X)   \
+    X(Address, weight_ih) \
+    X(Address, weight_hh) \
+    X(Address, bias_ih)   \
+    X(Address, bias_hh)
+
+#define SHAPE(X)         \
+    X(Size, window)      \
+    X(Size, input_size)  \
+    X(Size, hidden_size)
+
 #define PREDICTOR_ARGUMENTS(X)                \
-    X(Address, windows)                       \
-    X(Size, windows_sample_stride)            \
-    X(Size, windows_step_stride)              \
-    X(Size, windows_feature_stride)           \
+    STRIDED_TENSOR(X, windows)                \
     X(Address, targets)                       \
     X(Size, targets_sample_stride)            \
-    X(Size, num_samples)                      \
     X(Object, piece_sizes) /* tuple of int */ \
-    X(Address, weight_ih)                     \
-    X(Address, weight_hh)                     \
-    X(Address, bias_ih)                       \
-    X(Address, bias_hh)                       \
+    LSTM_WEIGHTS(X)                           \
     X(Address, head_weight)                   \
     X(Address, head_bias)                     \
-    X(Size, window)                           \
-    X(Size, input_size)                       \
-    X(Size, hidden_size)                      \
+    X(Size, num_samples)                      \
+    SHAPE(X)                                  \
+    X(Size, num_threads)                      \
     X(Real, tolerance)                        \
     X(Size, with_gradient) /* 0 or 1 */       \
-    X(Size, num_threads)                      \
     X(Address, out)                           \
     X(Size, out_row_stride)
 
-#define FORWARD_ARGUMENTS(X)       \
-    X(Address, inputs)             \
-    X(Size, inputs_sample_stride)  \
-    X(Size, inputs_step_stride)    \
-    X(Size, inputs_feature_stride) \
-    X(Address, hidden0)            \
-    X(Address, cell0)              \
-    X(Address, weight_ih)          \
-    X(Address, weight_hh)          \
-    X(Address, bias_ih)            \
-    X(Address, bias_hh)            \
-    X(Size, num_samples)           \
-    X(Size, window)                \
-    X(Size, input_size)            \
-    X(Size, hidden_size)           \
-    X(Size, num_threads)           \
-    X(Address, outputs)            \
-    X(Address, hidden)             \
-    X(Address, cell)               \
+#define FORWARD_ARGUMENTS(X)  \
+    STRIDED_TENSOR(X, inputs) \
+    X(Address, hidden0)       \
+    X(Address, cell0)         \
+    LSTM_WEIGHTS(X)           \
+    X(Size, num_samples)      \
+    SHAPE(X)                  \
+    X(Size, num_threads)      \
+    X(Address, outputs)       \
+    X(Address, hidden)        \
+    X(Address, cell)          \
     X(Address, tapes)
 
-#define BACKWARD_ARGUMENTS(X)            \
-    X(Address, tapes)                    \
-    X(Address, weight_ih)                \
-    X(Address, weight_hh)                \
-    X(Address, grad_outputs)             \
-    X(Size, grad_outputs_sample_stride)  \
-    X(Size, grad_outputs_step_stride)    \
-    X(Size, grad_outputs_feature_stride) \
-    X(Address, grad_hidden)              \
-    X(Address, grad_cell)                \
-    X(Size, num_samples)                 \
-    X(Size, window)                      \
-    X(Size, input_size)                  \
-    X(Size, hidden_size)                 \
-    X(Size, num_threads)                 \
-    X(Address, grad_inputs)              \
-    X(Address, grad_hidden0)             \
-    X(Address, grad_cell0)               \
+#define BACKWARD_ARGUMENTS(X)       \
+    X(Address, tapes)               \
+    X(Address, weight_ih)           \
+    X(Address, weight_hh)           \
+    STRIDED_TENSOR(X, grad_outputs) \
+    X(Address, grad_hidden)         \
+    X(Address, grad_cell)           \
+    X(Size, num_samples)            \
+    SHAPE(X)                        \
+    X(Size, num_threads)            \
+    X(Address, grad_inputs)         \
+    X(Address, grad_hidden0)        \
+    X(Address, grad_cell0)          \
     X(Address, gradient)
 
-#define TAPE_ARGUMENTS(X) \
-    X(Size, window)       \
-    X(Size, input_size)   \
-    X(Size, hidden_size)
+#define TAPE_ARGUMENTS(X) SHAPE(X)
 
 /* The kinds of arguments. A value of another type sets an exception. */
 typedef float *Address;
