@@ -15,7 +15,7 @@ LATE_S = 0.05  # the last process comes to a barrier that much later
 REPEATED_BYTES = 1 << 20  # smaller results are timed several times, and the best time counts
 
 
-def for_people(row: Mapping[str, float]) -> dict[str, str]:
+def as_text(row: Mapping[str, float]) -> dict[str, str]:
     """A row of `check_collectives`'s figures as text: a size, and each operation's speed."""
     size, texts = int(row["bytes"]), {}
     for operation in OPERATIONS:

@@ -19,7 +19,7 @@ from sinlstm_dist.run.checkpoint import DamagedCheckpoint
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.train import Training
 from sinlstm_dist.verify.bench import Bench, Finding
-from sinlstm_dist.verify.training import flat, steps_alone
+from sinlstm_dist.verify.training import distance, flat, steps_alone
 
 ROOT = Path("runs")  # the default place of run folders, which must be writable
 STOP_AFTER = 4  # steps: in the middle of the second epoch
@@ -45,7 +45,7 @@ def check_checkpoint(bench: Bench) -> Finding:
     if stopped.outcome != "stopped":
         problems.append(f"the run was asked to stop, and ended as {stopped.outcome}")
     if not torch.equal(straight.weights, resumed.weights):
-        apart = float((straight.weights - resumed.weights).abs().max())
+        apart = distance(straight.weights, resumed.weights)
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
     if straight.figures != resumed.figures:
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
@@ -111,11 +111,7 @@ class AskOnce(StopRequest):
 
 
 def _run(
-    bench: Bench,
-    folder: Path,
-    changed: Mapping[str, object],
-    *,
-    stop_after: int | None = None,
+    bench: Bench, folder: Path, changed: Mapping[str, object], *, stop_after: int | None = None
 ) -> EndedRun:
     """Run a training, or the rest of it, as `train` does, but in this world and without output.
 

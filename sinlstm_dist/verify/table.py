@@ -1,7 +1,7 @@
 """Show a verification on the screen: the speed of collectives, the verdicts, the conclusion."""
 
 from sinlstm_dist.screen.console import show_table, show_text
-from sinlstm_dist.verify.collectives import for_people
+from sinlstm_dist.verify.collectives import as_text
 from sinlstm_dist.verify.verification import Verdict, Verification
 
 SHOWN = 5  # problems per claim; the JSON file has all
@@ -11,7 +11,7 @@ COLOURS = {"PASS": "green", "FAIL": "bold red", "SKIP": "dim"}
 def show(verification: Verification) -> None:
     """Print the tables and the conclusion."""
     verdicts = verification.verdicts
-    figures = [for_people(row) for verdict in verdicts for row in verdict.figures]
+    figures = [as_text(row) for verdict in verdicts for row in verdict.figures]
     if figures:
         show_table(figures, numbers=figures[0])
         show_text("\n")

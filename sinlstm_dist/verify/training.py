@@ -101,16 +101,18 @@ def check_weights(bench: Bench) -> Finding:
     if is_exact and (difference := _difference(shared, alone)):
         problems.append(f"other weights than one process alone computes {difference}")
     wrapped = _steps(bench.build({"train.reduction": "ddp"}), num_steps) if is_exact else shared
-    for what, others in (("plain torch in float64", plain), ("the data-parallel wrapper", wrapped)):
-        apart = float((others[-1] - alone[-1]).abs().max())
-        if not apart <= ROUNDING:
-            problems.append(f"{what} and one process alone differ by {apart:.1e}")
-    measured = (
-        f"{num_steps} steps: the same bits on all processes{' and on one alone' * is_exact}; data-"
-        f"parallel wrapper within {float((wrapped[-1] - alone[-1]).abs().max()):.0e}, plain torch "
-        f"in float64 within {float((plain[-1] - alone[-1]).abs().max()):.0e}"
-    )
-    return Finding(measured, problems)
+    apart = {
+        "data-parallel wrapper": distance(wrapped[-1], alone[-1]),
+        "plain torch in float64": distance(plain[-1], alone[-1]),
+    }
+    problems += [
+        f"{what} and one process alone differ by {far:.1e}"
+        for what, far in apart.items()
+        if not far <= ROUNDING  # also nan
+    ]
+    within = ", ".join(f"{what} within {far:.0e}" for what, far in apart.items())
+    alike = f"the same bits on all processes{' and on one alone' * is_exact}"
+    return Finding(f"{num_steps} steps: {alike}; {within}", problems)
 
 
 def _difference(weights: torch.Tensor, others: torch.Tensor) -> str:
@@ -119,8 +121,12 @@ def _difference(weights: torch.Tensor, others: torch.Tensor) -> str:
     if not differing.any():
         return ""
     first = int(differing.nonzero()[0])
-    apart = float((weights[first] - others[first]).abs().max())
-    return f"from step {first} on, by {apart:.1e} at first"
+    return f"from step {first} on, by {distance(weights[first], others[first]):.1e} at first"
+
+
+def distance(weights: torch.Tensor, others: torch.Tensor) -> float:
+    """The largest absolute difference of two tensors."""
+    return float((weights - others).abs().max())
 
 
 def _steps(job: Job, num_steps: int) -> torch.Tensor:
