@@ -1,6 +1,6 @@
-"""verify: green where training is right, and each fault turns its claim red and no other.
+"""verify passes where training is right, and each fault fails its own claim and no other.
 
-By default each fault is injected on two processes; `--full-verify` does so on one and three too.
+By default each fault is injected on two processes; with `--full-verify` on one and three too.
 """
 
 import json
@@ -29,12 +29,12 @@ NAMES = [claim.name for claim in CLAIMS]
 
 
 def results(path: Path) -> dict[str, str]:
-    """The verdicts of a --json file, by claim."""
+    """The verdicts in a --json file by claim."""
     return {c["claim"]: c["result"] for c in json.loads(path.read_text())["claims"]}
 
 
 def red(path: Path, *, expected: str = "") -> list[str]:
-    """The claims that failed; Speed, which a busy machine may break, only if it is `expected`."""
+    """The claims that failed. A busy machine may fail Speed, so it counts only if `expected`."""
     failed = [claim for claim, result in results(path).items() if result == "FAIL"]
     return [claim for claim in failed if claim != "Speed" or claim == expected]
 
@@ -51,7 +51,7 @@ def run(nursery: Nursery, cwd: Path, *arguments: str, **keywords) -> Launch:
 
 @pytest.fixture(scope="module", autouse=True)
 def waiting(nursery, tmp_path_factory):
-    """Worlds that wait half a minute for a process that is lost, while other tests run."""
+    """Worlds that wait half a minute for a lost process, while other tests run."""
     dying, absent = (tmp_path_factory.mktemp(name) for name in ("dying", "absent"))
     arguments = ["--inject", "dies", "--json", "v.json"]
     module = "sinlstm_dist.verify"
@@ -79,11 +79,11 @@ def test_sound_processes_pass(nursery, tmp_path, processes):
     assert found == dict.fromkeys(NAMES[:-1], "PASS"), launch.stdout + launch.stderr
     assert launch.codes == [code] * processes
     assert launch.stderr == ""
-    assert os.listdir(tmp_path) == ["v.json"]  # nothing is left behind
+    assert os.listdir(tmp_path) == ["v.json"]  # all other files are removed
 
 
 def test_under_torchrun(tmp_path):
-    """What a person gets: one table, of 80 columns, from one process."""
+    """One process prints one table of 80 columns."""
     started = launching.start(
         ["--json", "v.json"], cwd=tmp_path, processes=2, module="sinlstm_dist.verify"
     )
@@ -106,12 +106,10 @@ def test_under_torchrun(tmp_path):
     assert sizes == [4, 4 << 10, 256 << 10, 4 << 20, 64 << 20]
 
 
-NAMED = (
+NAMED = (  # their problems name the process
     "other-seed", "damaged-message", "other-code", "flipped-bit", "flipped-later", "sleeps", "dies"
 )  # fmt: skip
-
-
-SAYS_WHERE = ("flipped-later", "dies")  # what the claim's own parts have no share in
+SAYS_WHERE = ("flipped-later", "dies")  # their problems say where to look
 
 
 def check_red(launch: Launch, path: Path, fault: str) -> None:
@@ -151,8 +149,8 @@ def test_on_the_path_of_another_configuration(nursery, tmp_path, fault, path):
     check_red(launch, tmp_path / "v.json", fault)
 
 
-def test_a_rank_with_another_library_s_code_is_named_on_the_path_that_uses_it(tmp_path):
-    """The compiled kernel calls no matrix library, nn.LSTM does."""
+def test_a_rank_with_code_of_another_library_is_named_on_the_path_that_uses_it(tmp_path):
+    """nn.LSTM calls a matrix library, the compiled kernel does not."""
     other = [{}, {"MKL_CBWR": "COMPATIBLE"}]
     arguments = ["--json", "v.json", "--model.lstm", "torch"]
     ended = launching.each(
@@ -166,13 +164,13 @@ def test_a_rank_with_another_library_s_code_is_named_on_the_path_that_uses_it(tm
     )
 
 
-def test_a_configuration_s_path_is_verified(nursery, tmp_path):
-    """Two layers are not for the compiled kernel, and ddp is not ordered."""
+def test_the_path_of_a_configuration_is_verified(nursery, tmp_path):
+    """The compiled kernel does not compute two layers, and ddp is not ordered."""
     text = '[model]\nnum_layers = 2\n[train]\nreduction = "ddp"\n[optim]\nmomentum = 0.0\n'
     (tmp_path / "mine.toml").write_text(text)
     launch = run(nursery, tmp_path, "--config", "mine.toml", processes=2)
     found = results(tmp_path / "v.json")
-    assert found.pop("Speed") in ("PASS", "FAIL")  # which a busy machine may break
+    assert found.pop("Speed") in ("PASS", "FAIL")  # a busy machine may fail it
     assert set(found.values()) == {"PASS"}, launch.stdout
     table = " ".join(launch.stdout.split())
     assert "torch recurrence (2 layers), ddp reduction" in table
@@ -218,7 +216,7 @@ def test_a_bad_configuration_is_one_error(capsys, arguments, error):
         ({"train.init_from": "nope.safetensors"}, "train.init_from=nope.safetensors: is not"),
     ],
 )
-def test_a_user_s_mistake_is_no_claim_that_fails(nursery, tmp_path, processes, mistake, error):
+def test_a_mistake_of_the_user_fails_no_claim(nursery, tmp_path, processes, mistake, error):
     launch = nursery.run(
         launching.flags(mistake), cwd=tmp_path, module="verify", processes=processes
     )
@@ -228,7 +226,7 @@ def test_a_user_s_mistake_is_no_claim_that_fails(nursery, tmp_path, processes, m
     assert line.startswith(f"error: {error}")
 
 
-def test_a_mistake_in_the_number_of_processes_is_one_too(nursery, tmp_path):
+def test_a_wrong_number_of_processes_fails_no_claim(nursery, tmp_path):
     mistake = launching.flags({"train.virtual_shards": 1})
     launch = nursery.run(mistake, cwd=tmp_path, module="verify", processes=2)
     assert launch.codes == [2, 2]
@@ -255,7 +253,7 @@ def test_on_other_numbers_of_processes(nursery, tmp_path, elsewhere):
 
 
 def test_a_process_that_dies_is_named_in_a_table(waiting):
-    """Under torchrun, which tells the others to end as soon as one has died."""
+    """Under torchrun, which ends the others as soon as one has died."""
     ended = launching.finish(waiting.torchrun)
     assert ended.code == 1
     path = waiting.dying / "v.json"
@@ -335,7 +333,7 @@ def test_world_names_those_that_are_not_as_rank_0_or_come_twice():
 
 
 class TwoInOne:
-    """Both processes of a world in one, which know what each other sends; one bit may be wrong."""
+    """A world of two in one process, which knows what the other sends; one value may be wrong."""
 
     def __init__(self, broken: str) -> None:
         self.size, self.rank, self.device = 2, 0, torch.device("cpu")
@@ -402,7 +400,7 @@ def test_a_json_file_that_cannot_be_is_refused_first(tmp_path, capsys):
     assert capsys.readouterr() == ("", f"error: --json {tmp_path} is a folder: name a file\n")
 
 
-def test_a_json_file_of_another_is_refused_first(tmp_path, capsys, monkeypatch):
+def test_a_json_file_without_permission_is_refused_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     file = tmp_path / "v.json"
     assert verify.main(["--json", str(file)]) == 2
