@@ -93,7 +93,7 @@ class Split:
     data: WindowDataset
     plan: Plan
     sampler: StepSampler
-    loader: DataLoader[Any]
+    loader: Iterable[Any]
 
     def batches(self, *, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, Any]]:
         """Start an epoch at a step, and yield as `step_batches`."""
