@@ -20,7 +20,7 @@ from sinlstm_dist.agreement import Agreement, check_same_model
 from sinlstm_dist.arithmetic import arithmetic, versions
 from sinlstm_dist.config import SINE, Config, flat
 from sinlstm_dist.data.series import SeriesDataset
-from sinlstm_dist.data.source import WindowDataset, datasets, describe_source
+from sinlstm_dist.data.source import WindowDataset, datasets
 from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, StepSampler, step_loader
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
@@ -29,7 +29,6 @@ from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Layout, Tensors, shapes, unlike
-from sinlstm_dist.screen.report import start_facts
 
 PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
 
@@ -263,23 +262,3 @@ def _read_weights(path: Path, model: Predictor) -> Tensors:
     if problem := unlike(weights, shapes(dict(model.named_parameters()))):
         raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")
     return weights
-
-
-def describe(job: Job, config: Config, world: World) -> dict[str, str]:
-    """The facts of the start panel."""
-    return start_facts(
-        hosts=world.hosts,
-        device=world.device.type,
-        num_threads=world.num_threads,
-        train_size=config.data.train_size,
-        test_size=config.data.test_size,
-        window=config.data.window,
-        source=describe_source(config.data),
-        piece_sizes=job.train.plan.all_sizes(0),
-        num_steps=job.train.plan.num_steps,
-        reduction=config.train.reduction,
-        num_parameters=sum(parameter.numel() for parameter in job.model.parameters()),
-        recurrence=job.recurrence.name,
-        recurrence_reason=job.recurrence.reason,
-        folder=config.output.dir,
-    )

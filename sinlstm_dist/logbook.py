@@ -8,8 +8,9 @@ from typing import Any
 
 from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.config import Config, flat, to_toml
+from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.gallery import Pictures
-from sinlstm_dist.job import Job, describe
+from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.optim import load_optimizer_tensors, optimizer_tensors
 from sinlstm_dist.processes.world import World
@@ -76,7 +77,7 @@ class Logbook:
 
         Collective: yes.
         """
-        self.report.start(describe(self.job, self.config, self.world))
+        self.report.start(self._facts())
         for note in beginning["notes"]:
             self.report.note(note)
         state, self.history = beginning["state"], beginning["history"]
@@ -93,6 +94,26 @@ class Logbook:
             preview=self.job.preview,
         )
         return progress
+
+    def _facts(self) -> dict[str, str]:
+        """The start panel: processes, data, the algebra of a batch, the model."""
+        config, job, world, plan = self.config, self.job, self.world, self.job.train.plan
+        where = ", ".join(dict.fromkeys(world.hosts))
+        why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
+        sizes = " or ".join(map(str, sorted(set(plan.all_sizes(0)))))
+        parameters = sum(parameter.numel() for parameter in job.model.parameters())
+        return {
+            "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
+            f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
+            "data": f"{len(job.train.data):,} train and {len(job.test.data):,} test windows of "
+            f"{config.data.window} steps, {describe_source(config.data)}",
+            "batch": f"{plan.num_samples(0):,} samples per step = {plan.num_pieces} pieces of "
+            f"{sizes}; {plan.num_steps:,} steps per epoch",
+            "reduction": config.train.reduction,
+            "model": f"{parameters:,} parameters, recurrence: {job.recurrence.name} "
+            f"({job.recurrence.reason})",
+            "run folder": config.output.dir,
+        }
 
     def _start_trackers(self) -> None:
         if self.config.output.trackers:

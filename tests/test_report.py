@@ -17,7 +17,7 @@ from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen import columns, live
 from sinlstm_dist.screen.columns import HEAD, WIDTHS
 from sinlstm_dist.screen.console import Screen, show_error
-from sinlstm_dist.screen.report import Report, start_facts
+from sinlstm_dist.screen.report import Report
 from sinlstm_dist.screen.stream import Stream
 
 FACTS = {"processes": "2 on here", "run folder": "runs/x"}
@@ -54,22 +54,6 @@ def tell(epochs: int, *, enabled: bool = True) -> None:
     account.end_training()
     history = [record(epoch, test_loss=0.1**epoch) for epoch in range(1, epochs + 1)]
     account.end(summary(), baseline=Totals(5.0, 83, 100), folder="runs/x", history=history)
-
-
-def test_the_facts_of_the_start():
-    facts = start_facts(
-        hosts=["a", "a", "b"], device="cpu", num_threads=2, train_size=12345, test_size=100,
-        window=50, source="noise 0", piece_sizes=[13, 12, 12], num_steps=334, reduction="ordered",
-        num_parameters=1166, recurrence="torch", recurrence_reason="no kernel", folder="runs/x",
-    )  # fmt: skip
-    assert facts == {
-        "processes": "3 on a, b, cpu (no CUDA device), 2 threads each",
-        "data": "12,345 train and 100 test windows of 50 steps, noise 0",
-        "batch": "37 samples per step = 3 pieces of 12 or 13; 334 steps per epoch",
-        "reduction": "ordered",
-        "model": "1,166 parameters, recurrence: torch (no kernel)",
-        "run folder": "runs/x",
-    }
 
 
 def table_lines(text: str) -> list[str]:

@@ -200,20 +200,6 @@ class World:
             received[name] = data.view(dtype).reshape(shape)
         return received
 
-    def broadcast_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copy the main process's float32 tensors to every process's CPU.
-
-        Collective: yes.
-        """
-        if self.size == 1:
-            return tensors
-        shapes = self._broadcast_json({name: list(value.shape) for name, value in tensors.items()})
-        received = {}
-        for name, shape in shapes.items():
-            value = tensors[name] if self.is_main else torch.empty(shape)
-            received[name] = self.broadcast(value.to(self.device, copy=True).contiguous()).cpu()
-        return received
-
     def check_same(self, **facts: str) -> None:
         """Refuse a world whose processes do not all have the same facts.
 

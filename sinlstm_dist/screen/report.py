@@ -36,7 +36,7 @@ class Report:
         self._progress: LiveProgress | Columns | None = None  # while the run trains
 
     def start(self, facts: Mapping[str, str]) -> None:
-        """Say what is about to run, one line per fact; see `start_facts`."""
+        """Say what is about to run, one line per fact."""
         if not self._enabled:
             return
         lines = fact_lines(facts)
@@ -132,48 +132,6 @@ class Report:
             self._screen.print(_loss_curve([record["test_loss"] for record in history]))
         self._screen.print(f"{summary.outcome}: {summary.reason}", soft_wrap=True)
         self._screen.print(f"results in {folder}", soft_wrap=True)
-
-
-def start_facts(
-    *,
-    hosts: Sequence[str],
-    device: str,
-    num_threads: int,
-    train_size: int,
-    test_size: int,
-    window: int,
-    source: str,
-    piece_sizes: Sequence[int],
-    num_steps: int,
-    reduction: str,
-    num_parameters: int,
-    recurrence: str,
-    recurrence_reason: str,
-    folder: str,
-) -> dict[str, str]:
-    """The facts of the start panel: processes, data, batch, reduction, model, run folder.
-
-    Args:
-        hosts: one per process.
-        device: its type, such as "cpu".
-        num_threads: per process.
-        source: where the windows come from, in words.
-        piece_sizes: samples in each piece of a step, over all processes.
-        num_steps: optimizer steps per epoch.
-        recurrence_reason: why this implementation of the recurrence is used.
-    """
-    why = "CUDA is available" if device == "cuda" else "no CUDA device"
-    sizes = " or ".join(map(str, sorted(set(piece_sizes))))
-    return {
-        "processes": f"{len(hosts)} on {', '.join(dict.fromkeys(hosts))}, {device} ({why}), "
-        f"{num_threads} thread{'s' * (num_threads > 1)} each",
-        "data": f"{train_size:,} train and {test_size:,} test windows of {window} steps, {source}",
-        "batch": f"{sum(piece_sizes):,} samples per step = {len(piece_sizes)} pieces of {sizes}; "
-        f"{num_steps:,} steps per epoch",
-        "reduction": reduction,
-        "model": f"{num_parameters:,} parameters, recurrence: {recurrence} ({recurrence_reason})",
-        "run folder": folder,
-    }
 
 
 def _results(summary: Summary, baseline: Totals) -> Table:
