@@ -1,4 +1,4 @@
-"""How an epoch is dealt out: which samples each process fetches for each step."""
+"""The batches of an epoch: which samples each process fetches for each step."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -12,20 +12,20 @@ from sinlstm_dist.plan import Plan
 
 
 class StepSampler(BatchSampler):
-    """Yields the batches of an epoch: for each fetch, one a process: rank 0's, rank 1's, ...
+    """Yields the batches of an epoch: for each fetch one per process, in the order of ranks.
 
-    A fetch brings a process its shares of one or more steps, one behind the other, as many as
-    `FETCH_SAMPLES` allows: fetching costs the same for a few samples as for a thousand. A batch
-    is a list of one array of indices, which the data set fetches at once.
+    A fetch brings a process its shares of one or more successive steps, as many as `FETCH_SAMPLES`
+    allows: to fetch a few samples costs as much as to fetch a thousand. A batch is a list of one
+    array of indices, which the data set fetches at once.
 
-    Accelerate deals batches out in turn, batch i to process i % world_size; so each process gets
-    its share of every step, and none is repeated or dropped, an empty one included.
+    Accelerate gives batch i to process i % world_size. So each process gets its share of every
+    step, also an empty one; no share is repeated or dropped.
 
-    `start(epoch, step)` says which epoch comes next and where in it to begin.
+    `start(epoch, step)` sets the next epoch and the step in it to begin with.
 
     Args:
-        plan: how the data set is cut and shared out.
-        order: the sample indices of an epoch, as `plan.epoch_order` has them.
+        plan: divides the data set into steps and shares.
+        order: gives the sample indices of an epoch, like `plan.epoch_order`.
     """
 
     def __init__(self, plan: Plan, *, order: Callable[[int], np.ndarray]) -> None:
@@ -47,18 +47,18 @@ class StepSampler(BatchSampler):
                 yield [shares[0] if len(shares) == 1 else np.concatenate(shares)]
 
 
-FETCH_SAMPLES = 2048  # of all processes together; more would not cost a sample less
+FETCH_SAMPLES = 2048  # of all processes together; with more, a sample would not get cheaper
 
 
 def fetches(plan: Plan, *, first_step: int = 0) -> list[range]:
-    """The steps of an epoch from `first_step` on, as those that are fetched together."""
+    """The steps of an epoch from `first_step` on, grouped into fetches."""
     together = max(1, FETCH_SAMPLES // plan.global_batch_size)
     starts = range(first_step, plan.num_steps, together)
     return [range(start, min(start + together, plan.num_steps)) for start in starts]
 
 
 def step_loader(dataset: Dataset[Any], sampler: StepSampler) -> DataLoader[Any]:
-    """A loader whose every batch is one fetch by an array of indices, not one a sample."""
+    """A loader that fetches each batch at once, by an array of indices, not sample by sample."""
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))
 
 
@@ -68,9 +68,8 @@ def step_batches(
     """Each step from `first_step` on, with this process's share of its batch.
 
     Args:
-        loader: over a `step_loader`'s fetches, those of `plan.rank`; its sampler was told to start
-            at `first_step`.
-        plan: the sampler's.
+        loader: gives the fetches of `plan.rank`; its sampler starts at `first_step`.
+        plan: of the sampler.
     """
     for steps, (windows, targets) in zip(fetches(plan, first_step=first_step), loader, strict=True):
         sizes = [sum(plan.piece_sizes(step)) for step in steps]

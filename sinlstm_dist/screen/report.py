@@ -37,7 +37,7 @@ class Report:
         self._progress: LiveProgress | Columns | None = None  # while the run trains
 
     def start(self, facts: Mapping[str, str]) -> None:
-        """Say what is about to run, one line per fact; see `start_facts`."""
+        """Show the facts of the start, one line per fact; see `start_facts`."""
         if not self._enabled:
             return
         lines = fact_lines(facts)
