@@ -1,9 +1,9 @@
 """The closed loop: the model is fed its own predictions, and its errors grow.
 
 Each prediction reads the last W values from a zero state, as in training. To read W values for
-every prediction would take W times as long, so W states are kept, each one step behind the other.
-All states read a new value in one matrix product; the state that has now read W values predicts the
-next value, and starts again from zero.
+every prediction would take W times as long, so W states are kept, which start one step after the
+other. All states read a new value in one matrix product; the state that has now read W values
+predicts the next value, and starts again from zero.
 
 Shapes: W window (time steps), H hidden size.
 """

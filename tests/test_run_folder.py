@@ -64,7 +64,7 @@ def test_a_folder_moved_away_and_another_in_its_place(
     assert ended.codes == [1] * processes
     assert ended.stderr.count("error: ") == 1
     assert "run: the run folder was moved away or replaced" in ended.stderr
-    assert "nothing was written into what is there now" in ended.stderr
+    assert "nothing was written into the folder that is there now" in ended.stderr
     assert content(tmp_path / "run") == {"checkpoints": b"", "thesis.txt": b"not the run's"}
     check_refused(train(), "is not empty and holds no run")
     (tmp_path / "run").rename(tmp_path / "another")

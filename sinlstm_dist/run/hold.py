@@ -88,7 +88,7 @@ class Hold:
             return
         what = (
             f"the run folder was moved away or replaced, or its {LOCK} removed; nothing was "
-            "written into what is there now: move it back"
+            "written into the folder that is there now: move it back"
         )
         if not os.path.lexists(self.path):
             what = "the run folder was removed or moved away: move it back, or the run starts over"

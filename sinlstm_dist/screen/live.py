@@ -27,7 +27,7 @@ Preview = Callable[[], tuple[Sequence[float], Sequence[float]]]
 
 
 class LiveProgress:
-    """Draws what is live; an update that the terminal cannot take now is left out.
+    """The live part of the screen; it skips an update that the terminal cannot take now.
 
     Args:
         screen: the terminal.

@@ -33,7 +33,7 @@ class Stream:
 
     def __init__(self, name: Literal["stdout", "stderr"], *, waits: bool = True) -> None:
         file = getattr(sys, name)
-        self._file = getattr(file, "rich_proxied_file", file)  # below what is live
+        self._file = getattr(file, "rich_proxied_file", file)  # not rich's proxy
         self._is_output = name == "stdout"
         self._descriptor = _descriptor(self._file)
         self._waits = waits or self._descriptor is None
