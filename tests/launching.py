@@ -17,12 +17,9 @@ from pathlib import Path
 
 import pytest
 
-HANGS_S = 300.0  # after which a test gives up; that all goes on sooner decides no test
-FOREIGN = (
-    "ACCELERATE_",
-    "SLURM_",
-    "SINLSTM_DIST_WORLD_SIZE",
-)  # variables of a launcher around the tests
+HANGS_S = 300.0  # after which a test gives up; how long a thing takes decides no test
+# Variables that a launcher around the tests may have set
+FOREIGN = ("ACCELERATE_", "SLURM_", "SINLSTM_DIST_WORLD_SIZE")
 FUSED = pytest.param("fused", marks=pytest.mark.kernel)  # a parameter of tests: a recurrence
 TIMINGS = ("epoch_s", "samples_per_s")
 SMALL = {
@@ -33,9 +30,7 @@ SMALL = {
     "train.global_batch_size": 100,
     "train.epochs": 3,
     "checkpoint.every_epochs": 1,
-}  # three steps an epoch, the last of them partial; noise on
-
-
+}  # three steps per epoch, the last of them partial; with noise
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 
 
