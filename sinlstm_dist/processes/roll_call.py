@@ -40,6 +40,7 @@ Answer = TypeVar("Answer")
 
 # A process may join several worlds, one after the other. Each needs its own keys in the store:
 # torch numbers groups from 0 after a reset, https://github.com/pytorch/pytorch/issues/55967
+# Test: test_runs_one_after_the_other_in_the_same_processes
 _joins = itertools.count()
 
 

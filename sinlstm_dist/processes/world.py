@@ -304,6 +304,7 @@ def join_world(
                 roll_call.report(error)
                 # The traceback's variables keep the group's connections open after it is left, so
                 # peers that wait for this process would never notice.
+                # Test: test_all_learn_of_it_at_once[ordered]
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
