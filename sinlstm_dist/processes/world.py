@@ -291,9 +291,7 @@ def join_world(
         with join(store=None) as accelerator:
             yield World(accelerator, hosts=[socket.gethostname()])
         return
-    roll_call = RollCall(
-        rank=launch.rank, size=launch.size, timeout_s=timeout_s, stop_reason=stop_reason
-    )
+    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
     try:
         with join(store=roll_call.new_store()) as accelerator:
             world = World(accelerator, hosts=roll_call.hosts)
