@@ -15,7 +15,7 @@ import pytest
 from nursery import Launch
 from torch.distributed import Store, TCPStore
 
-from sinlstm_dist.processes import alive, rendezvous, roll_call
+from sinlstm_dist.processes import alive, launcher, rendezvous, roll_call
 from sinlstm_dist.processes.roll_call import RollCall
 
 SETTINGS = {**launching.SMALL, "train.timeout_s": 4, "output.dir": "run"}
@@ -125,7 +125,7 @@ def test_a_large_world_joins_with_few_requests(monkeypatch):
         time.sleep(0.001)
 
     def join(rank: int) -> RollCall:
-        return RollCall(rank=rank, size=SIZE, timeout_s=120, stop_reason=str)
+        return RollCall(launcher.Launch(rank, SIZE, 0, 1), timeout_s=120, stop_reason=str)
 
     monkeypatch.setattr(rendezvous, "open_store", open_store)
     monkeypatch.setattr(roll_call, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))

@@ -52,12 +52,21 @@ with join_world(timeout_s=60, one_thread=True) as world:
         except kind as error:
             print(error)
 """
-MANY_WORLDS = """
-import torch
+TWO_WORLDS = """
+import time, torch
 from sinlstm_dist.processes.world import join_world
 
-for number in range(20):
-    with join_world(timeout_s=60, one_thread=True) as world:
+destroy = torch.distributed.destroy_process_group
+
+
+def destroy_late():
+    destroy()
+    time.sleep(1 if world.is_main else 0)
+
+
+torch.distributed.destroy_process_group = destroy_late
+for _ in range(2):
+    with join_world(timeout_s=10, one_thread=True) as world:
         assert world.sum(torch.ones(1)).item() == world.size
 """
 ITS_OWN = """
@@ -87,7 +96,7 @@ def test_the_program_can_make_an_accelerator_of_its_own_afterwards(tmp_path: Pat
 
 
 def test_worlds_one_after_the_other(tmp_path: Path) -> None:
-    """Rank 0 keeps the store: a process that is early must not join a store that is closing."""
-    (tmp_path / "many_worlds.py").write_text(MANY_WORLDS)
-    for ended in launching.each([], cwd=tmp_path, variables=[{}, {}, {}], module="many_worlds"):
+    """The others find rank 0's store while it still leaves the first world: it must not close."""
+    (tmp_path / "two_worlds.py").write_text(TWO_WORLDS)
+    for ended in launching.each([], cwd=tmp_path, variables=[{}, {}], module="two_worlds"):
         assert ended.code == 0, ended.stderr

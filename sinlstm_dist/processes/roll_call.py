@@ -26,6 +26,7 @@ from sinlstm_dist.errors import (
 )
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.alive import is_gone, where_am_i
+from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, reach_store
 
 ROLL_CALL_S = 2.0  # survivors wait so long for each other before they name who is missing,
@@ -40,6 +41,7 @@ Answer = TypeVar("Answer")
 
 # A process may join several worlds, one after the other. Each needs its own keys in the store:
 # torch numbers groups from 0 after a reset, https://github.com/pytorch/pytorch/issues/55967
+# Test: test_runs_one_after_the_other_in_the_same_processes
 _joins = itertools.count()
 
 
@@ -62,8 +64,7 @@ class RollCall:
     """Waits until all processes have signed in, and later finds out which are left.
 
     Args:
-        rank: of this process.
-        size: number of processes.
+        launch: this process's place among all.
         timeout_s: seconds that a process waits for the others.
         stop_reason: called while it waits; a text that it returns ends the wait for all.
 
@@ -75,18 +76,20 @@ class RollCall:
     Collective: yes, through the store.
     """
 
-    def __init__(
-        self, *, rank: int, size: int, timeout_s: float, stop_reason: Callable[[], str]
-    ) -> None:
-        self._rank, self._size, self._stop_reason = rank, size, stop_reason
+    def __init__(self, launch: Launch, *, timeout_s: float, stop_reason: Callable[[], str]) -> None:
+        self._rank, self._size, self._stop_reason = launch.rank, launch.size, stop_reason
         self._timeout_s, self._has_answered = timeout_s, False
         self._seen_dead: set[int] = set()
         self._where = launcher.meeting()
         self._prefix = f"sinlstm_dist/{self._where.restart}/{next(_joins)}"
         store = reach_store(
-            self._where, self._prefix, rank=rank, timeout_s=timeout_s, stop_reason=stop_reason
+            self._where,
+            self._prefix,
+            rank=launch.rank,
+            timeout_s=timeout_s,
+            stop_reason=stop_reason,
         )
-        self._board = Board(store, size=size)
+        self._board = Board(store, size=launch.size)
         signed_in = self._ask(self._sign_in, timeout_s + 2 * PATIENCE_S)
         if signed_in is None:
             lost = f"the store of rank 0 at {self._where.host}:{self._where.port} is gone"
@@ -98,8 +101,8 @@ class RollCall:
         if plan.missing:
             missing = ", ".join(map(str, plan.missing))
             raise LostProcess(
-                f"rank {missing} of {size} has not started within train.timeout_s={timeout_s:g}: "
-                "look at the output of its node and launcher",
+                f"rank {missing} of {launch.size} has not started within train.timeout_s="
+                f"{timeout_s:g}: look at the output of its node and launcher",
                 is_speaker=is_first,
             )
         self.hosts, self._processes = plan.hosts, plan.processes

@@ -18,6 +18,8 @@ class StopRequest:
 
     Python runs a signal's handler between two of its own instructions, so never while a collective
     waits for a process that hangs. Therefore a thread reads the signals' numbers as they arrive.
+    Source: https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd
+    Test: test_a_second_interrupt_leaves_at_once
 
     Args:
         parent: process id of the launcher; None if there is no launcher to watch.

@@ -277,9 +277,7 @@ def join_world(
         with join(store=None) as accelerator:
             yield World(accelerator, hosts=[socket.gethostname()])
         return
-    roll_call = RollCall(
-        rank=launch.rank, size=launch.size, timeout_s=timeout_s, stop_reason=stop_reason
-    )
+    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
     try:
         with join(store=roll_call.new_store()) as accelerator:
             world = World(accelerator, hosts=roll_call.hosts)
@@ -290,6 +288,7 @@ def join_world(
                 roll_call.report(error)
                 # The traceback's variables keep the group's connections open after it is left, so
                 # peers that wait for this process would never notice.
+                # Test: test_all_learn_of_it_at_once[ordered]
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
