@@ -176,7 +176,8 @@ def test_the_launcher_is_killed_while_its_worker_imports(tmp_path: Path) -> None
     process = spawn([*words, "-m", "sinlstm_dist.train", *flags(LONG)], cwd=tmp_path)
     wait_for(lambda: children(process.pid))
     (worker,) = children(process.pid)
-    wait_for(lambda: "torchrun" not in Path(f"/proc/{worker}/cmdline").read_text())
+    # Until it runs its own program, its maps are those of torchrun, which has loaded everything.
+    wait_for(lambda: b"torchrun" not in Path(f"/proc/{worker}/cmdline").read_bytes())
     wait_for(lambda: imports(worker, library="_multiarray_umath"))  # numpy's, long before torch's
     os.kill(process.pid, signal.SIGKILL)
     try:
