@@ -26,7 +26,7 @@ from sinlstm_dist.data.steps import FETCH_SAMPLES, StepSampler, step_loader
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
+from sinlstm_dist.optim import SGD, load_optimizer_tensors, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Layout, Tensors, shapes, unlike
@@ -175,13 +175,7 @@ def _layout(model: Predictor, optimizer: torch.optim.Optimizer, train_plan: Plan
 def load_tensors(job: Job, weights: Mapping[str, torch.Tensor], optimizer: Tensors) -> None:
     """Set the model and the optimizer to what `optimizer_tensors` and the model once were."""
     job.model.load_state_dict(dict(weights))
-    names = [name for name, _ in job.model.named_parameters()]
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in optimizer.items():
-        parameter, _, key = name.rpartition(".")
-        states.setdefault(names.index(parameter), {})[key] = value
-    groups = job.optimizer.state_dict()["param_groups"]
-    job.optimizer.load_state_dict({"state": states, "param_groups": groups})
+    load_optimizer_tensors(job.model, job.optimizer, optimizer)
 
 
 def describe(job: Job, config: Config, world: World) -> dict[str, str]:
@@ -207,7 +201,7 @@ def describe(job: Job, config: Config, world: World) -> dict[str, str]:
 def new_optimizer(model: Predictor, config: Config) -> SGD:
     """The optimizer of a run."""
     settings = config.optim
-    return SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum, fused=True)
+    return SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
 
 
 def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
