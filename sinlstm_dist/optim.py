@@ -48,7 +48,7 @@ class SGD(torch.optim.Optimizer):
     # torch wraps these methods to hide them from its compiler, and the wrapper imports the
     # compiler: 2.5 s at every start.
     # https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_compile.py#L28
-    # Needed for tests/test_optim.py::test_a_run_does_not_load_torchs_compiler.
+    # Needed for tests/test_train.py::test_a_run_starts_without_what_it_does_not_need.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
@@ -64,11 +64,8 @@ class SGD(torch.optim.Optimizer):
         A matrix library may choose its code by the alignment of its operands, so the first
         gradient must see the weights where all later ones see them.
         """
-        for group in self.param_groups:
-            if found := [option for option in ABSENT if group.get(option)]:
-                raise ValueError(f"{', '.join(found)}: only torch.optim.SGD has this")
         groups = enumerate(self.param_groups)
-        self._vectors = {index: _lay_out(group["params"]) for index, group in groups}
+        self._vectors = {index: _lay_out(group, group["params"]) for index, group in groups}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the parameters that have a gradient.
@@ -90,7 +87,7 @@ class SGD(torch.optim.Optimizer):
             states = [self.state[p] for p in parameters] if momentum else []
             vector = self._vectors.get(index)
             if vector is None or _places(parameters) != vector.places:
-                vector = self._vectors[index] = _lay_out(parameters)
+                vector = self._vectors[index] = _lay_out(group, parameters)
             if vector:
                 vector.update(gradients, states, lr=lr, momentum=momentum)
             elif parameters:
@@ -206,12 +203,14 @@ class _Vector:
         return self._velocity
 
 
-def _lay_out(parameters: list[Tensor]) -> _Vector | None:
-    """Parameters as one vector; None if they must stay where they are.
+def _lay_out(group: Mapping[str, Any], parameters: list[Tensor]) -> _Vector | None:
+    """Parameters of a group as one vector; None if they must stay where they are.
 
     numpy knows the CPU and no bfloat16. On a GPU, cuDNN wants an LSTM's weights where it put them.
     Parameters that share memory, or have strides of their own, keep them.
     """
+    if found := [option for option in ABSENT if group.get(option)]:
+        raise ValueError(f"{', '.join(found)}: only torch.optim.SGD has this")
     kinds = {(p.device.type, p.dtype) for p in parameters}
     if kinds not in ({("cpu", torch.float32)}, {("cpu", torch.float64)}):
         return None
