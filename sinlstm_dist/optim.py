@@ -40,7 +40,7 @@ class SGD(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0) -> None:
         if not (lr >= 0 and momentum >= 0):
-            raise ValueError(f"lr={lr} and momentum={momentum}: numbers from 0 on are needed")
+            raise ValueError(f"lr={lr}, momentum={momentum}: both must be 0 or more")
         absent = dict.fromkeys(ABSENT, False)  # torch.optim.SGD reads them from a loaded state
         super().__init__(parameters, {"lr": lr, "momentum": momentum, **absent})
         self._lay_out()
@@ -65,7 +65,7 @@ class SGD(torch.optim.Optimizer):
         gradient must see the weights where all later ones see them.
         """
         groups = enumerate(self.param_groups)
-        self._vectors = {index: _lay_out(group, group["params"]) for index, group in groups}
+        self._vectors = {index: _vector(group, group["params"]) for index, group in groups}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the parameters that have a gradient.
@@ -87,7 +87,7 @@ class SGD(torch.optim.Optimizer):
             states = [self.state[p] for p in parameters] if momentum else []
             vector = self._vectors.get(index)
             if vector is None or _places(parameters) != vector.places:
-                vector = self._vectors[index] = _lay_out(group, parameters)
+                vector = self._vectors[index] = _vector(group, parameters)
             if vector:
                 vector.update(gradients, states, lr=lr, momentum=momentum)
             elif parameters:
@@ -102,7 +102,7 @@ class SGD(torch.optim.Optimizer):
 
     def register_step_pre_hook(self, hook: Any) -> Any:
         """Refuse a hook, which would never run."""
-        raise NotImplementedError("hooks around a step: only torch.optim.SGD has them")
+        raise NotImplementedError("step hooks are not supported: use torch.optim.SGD")
 
     register_step_post_hook = register_step_pre_hook
 
@@ -162,7 +162,7 @@ def _set_velocities(states: list[State], velocities: list[Tensor]) -> None:
 
 
 class _Vector:
-    """Parameters as views of one vector, their gradients and velocities as vectors too."""
+    """Parameters that are views of one vector, with one vector each of gradients and velocities."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         values = _in_a_row(parameters)
@@ -183,7 +183,7 @@ class _Vector:
         """One step."""
         velocity = self._velocity_of(states) if states else None
         _update(self._values, self._gradient_of(gradients), velocity, lr, momentum)
-        torch.autograd.graph.increment_version(self._parameters)  # an older graph is void
+        torch.autograd.graph.increment_version(self._parameters)  # no backward through old values
 
     def _gradient_of(self, gradients: list[Tensor]) -> np.ndarray:
         places = _places(gradients)
@@ -203,14 +203,14 @@ class _Vector:
         return self._velocity
 
 
-def _lay_out(group: Mapping[str, Any], parameters: list[Tensor]) -> _Vector | None:
+def _vector(group: Mapping[str, Any], parameters: list[Tensor]) -> _Vector | None:
     """Parameters of a group as one vector; None if they must stay where they are.
 
-    numpy knows the CPU and no bfloat16. On a GPU, cuDNN wants an LSTM's weights where it put them.
-    Parameters that share memory, or have strides of their own, keep them.
+    On a GPU, cuDNN keeps an LSTM's weights in memory that it lays out itself. On the CPU, numpy
+    lacks bfloat16, and parameters that share memory must go on sharing it.
     """
     if found := [option for option in ABSENT if group.get(option)]:
-        raise ValueError(f"{', '.join(found)}: only torch.optim.SGD has this")
+        raise ValueError(f"{', '.join(found)} is not supported: use torch.optim.SGD")
     kinds = {(p.device.type, p.dtype) for p in parameters}
     if kinds not in ({("cpu", torch.float32)}, {("cpu", torch.float64)}):
         return None
@@ -222,11 +222,14 @@ def _lay_out(group: Mapping[str, Any], parameters: list[Tensor]) -> _Vector | No
 
 
 def _in_a_row(tensors: list[Tensor]) -> Tensor | None:
-    """The vector that these tensors are, where each begins at the end of the one before."""
-    storage, end = tensors[0].untyped_storage().data_ptr(), tensors[0].data_ptr()
+    """One vector over tensors that lie one after the other in memory; None if they do not."""
+    end, storage = tensors[0].data_ptr(), tensors[0].untyped_storage().data_ptr()
     for tensor in tensors:
-        is_next = tensor.data_ptr() == end and tensor.untyped_storage().data_ptr() == storage
-        if not (is_next and tensor.is_contiguous()):
+        if (
+            tensor.data_ptr() != end
+            or tensor.untyped_storage().data_ptr() != storage
+            or not tensor.is_contiguous()
+        ):
             return None
         end += tensor.nbytes
     size = sum(tensor.numel() for tensor in tensors)
@@ -234,12 +237,12 @@ def _in_a_row(tensors: list[Tensor]) -> Tensor | None:
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """A new vector with the numbers of all tensors."""
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+    """A new vector that holds the numbers of all tensors, one after the other."""
+    return torch.cat([tensor.flatten() for tensor in tensors]).detach()
 
 
 def _parts(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The parts of a vector in the shapes of `like`."""
+    """Views of a vector, in the shapes of `like`."""
     parts = vector.split([tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 

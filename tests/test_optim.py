@@ -107,7 +107,7 @@ def test_a_step_is_torchs(shapes, dtype, lr, momentum, in_a_row):
 @pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
 def test_each_operation_rounds_once_in_the_order_written_down(monkeypatch, momentum, stays):
     if stays:  # as on a GPU
-        monkeypatch.setattr(optim, "_lay_out", lambda group, parameters: None)
+        monkeypatch.setattr(optim, "_vector", lambda group, parameters: None)
     model = Net([(1000,)])
     values = model.weights[0].detach().numpy().copy()
     velocity = np.zeros_like(values)
@@ -311,7 +311,7 @@ def test_each_loads_the_state_of_the_other(kinds):
     check_close_states(second, first)
 
 
-def test_an_empty_velocity_of_an_older_torch_is_none():
+def test_an_empty_velocity_of_an_older_torch_is_zeros():
     (model, optimizer), (other, expected) = both()
     state = optimizer.state_dict()
     state["state"] = {number: {"momentum_buffer": None} for number in range(len(SHAPES))}
@@ -322,9 +322,9 @@ def test_an_empty_velocity_of_an_older_torch_is_none():
 
 
 @pytest.mark.parametrize("option", ["weight_decay", "dampening", "nesterov", "maximize"])
-def test_what_only_torchs_sgd_has_is_refused(option):
+def test_an_option_that_only_torchs_sgd_has_is_refused(option):
     model = Net()
-    with pytest.raises(ValueError, match=f"{option}: only torch.optim.SGD has this"):
+    with pytest.raises(ValueError, match=f"{option} is not supported: use torch"):
         SGD([{"params": model.parameters(), option: 0.5}])
     optimizer = SGD(model.parameters())
     state = optimizer.state_dict()
@@ -335,13 +335,13 @@ def test_what_only_torchs_sgd_has_is_refused(option):
     optimizer.add_param_group({"params": list(model.weights[1:]), option: True})
     with pytest.raises(ValueError, match=option):
         train(model, optimizer, [0])
-    with pytest.raises(NotImplementedError, match="hooks around a step"):
+    with pytest.raises(NotImplementedError, match="step hooks are not supported"):
         optimizer.register_step_post_hook(print)
 
 
 @pytest.mark.parametrize("numbers", [{"lr": -1.0}, {"momentum": -0.5}, {"lr": float("nan")}])
 def test_negative_numbers_are_refused(numbers):
-    with pytest.raises(ValueError, match="numbers from 0 on are needed"):
+    with pytest.raises(ValueError, match="both must be 0 or more"):
         SGD(Net().parameters(), **numbers)
 
 
@@ -394,7 +394,7 @@ def test_what_numpy_cannot_hold_in_one_vector_stays_where_it_is(new):
         torch.testing.assert_close(value, expected, **tolerance)
 
 
-def test_a_graph_from_before_a_step_is_void_as_in_torch():
+def test_backward_through_values_from_before_a_step_is_an_error_as_in_torch():
     for model, optimizer in both():
         loss = model.weights[0].square().sum()
         train(model, optimizer, [0])
