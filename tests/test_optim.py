@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import FUSED
+from launching import FUSED, environment
 from safetensors.torch import load_file
 from torch import nn
 
@@ -522,3 +524,28 @@ def test_the_tensors_of_torchs_sgd_are_read_from_a_checkpoint(world):
     train_epoch(other)
     for value, expected in zip(built.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_does_not_depend_on_torchs_cpu_code():
+    program = (
+        "import sys, numpy, torch\n"
+        "from sinlstm_dist.optim import SGD\n"
+        "numbers = numpy.random.default_rng(0).standard_normal((2, 1000), dtype='float32')\n"
+        "value = torch.nn.Parameter(torch.from_numpy(numbers[0]))\n"
+        "value.grad = torch.from_numpy(numbers[1])\n"
+        "for kind in (SGD, torch.optim.SGD):\n"
+        "    optimizer = kind([value], lr=0.1, momentum=0.9)\n"
+        "    for _ in range(3):\n"
+        "        optimizer.step()\n"
+        "    print(value.tolist())\n"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program], env=environment(ATEN_CPU_CAPABILITY=name),
+            capture_output=True, text=True, timeout=120, check=True,
+        ).stdout.splitlines()
+        for name in ("default", "avx2")
+    ]  # fmt: skip
+    assert found[0][0] == found[1][0]
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):  # negative control: torch's own
+        assert found[0][1] != found[1][1]
