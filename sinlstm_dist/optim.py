@@ -1,6 +1,8 @@
 """Stochastic gradient descent, as torch has it, at the price of its arithmetic.
 
-optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+The functions at the end hand an optimizer's state to a checkpoint and take it back.
 """
 
 import inspect
@@ -25,8 +27,8 @@ class SGD(torch.optim.Optimizer):
     microseconds. A view of a parameter that was taken before does not follow it, as with
     `Module.to`. Each step compares addresses: what was moved in the meantime is laid out again.
 
-    A parameter without a gradient keeps its value and its velocity, as in torch.optim.SGD. Each
-    optimizer loads the other's `state_dict`.
+    A parameter without a gradient keeps its value and its velocity, as in torch.optim.SGD. The two
+    optimizers load each other's `state_dict`.
 
     Args:
         parameters: tensors or groups of them, as torch's optimizers take them.

@@ -238,6 +238,22 @@ def test_new_gradients_are_seen_at_every_step(monkeypatch):
         trained()
 
 
+@pytest.mark.parametrize("how", ["two storages", "transposed", "in another order"])
+def test_gradients_that_only_look_like_one_vector_are_joined(how):
+    pairs = both(shapes=[(2, 3), (2, 3)])
+    for model, optimizer in pairs:
+        numbers = np.arange(12, dtype=np.float32)
+        parts = [torch.from_numpy(part) for part in np.split(numbers, 2)]  # of two storages
+        if how == "transposed":
+            parts = [part.view(3, 2).T for part in torch.from_numpy(numbers).split(6)]
+        elif how == "in another order":
+            parts = torch.from_numpy(numbers).split(6)[::-1]
+        for parameter, part in zip(model.parameters(), parts, strict=True):
+            parameter.grad = part if how == "transposed" else part.view(2, 3)
+        optimizer.step()
+    check_close(pairs[0][0], pairs[1][0])
+
+
 def test_a_copy_and_its_original_share_nothing():
     (model, optimizer), _ = both()
     train(model, optimizer, [0, 1])
