@@ -219,7 +219,7 @@ def _layout(model: Predictor, optimizer: torch.optim.Optimizer, train_plan: Plan
 def new_optimizer(model: Predictor, config: Config) -> SGD:
     """The optimizer of a run."""
     settings = config.optim
-    return SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum, fused=True)
+    return SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
 
 
 def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
