@@ -29,7 +29,7 @@ def parent() -> int:
 def prepare() -> None:
     """Let Ctrl-C end the imports without a traceback, and give closed standard streams a file.
 
-    Without one, the first file that a run opens would get the number of standard output, and what
+    Otherwise the first file that a run opens would get the number of standard output, and what
     libraries print would be written into it.
     """
     global _parent
