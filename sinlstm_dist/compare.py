@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import KEYS
+from sinlstm_dist.config import KEYS, flat
 from sinlstm_dist.run.record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen.console import show_table
 
@@ -22,20 +22,19 @@ NUMBERS = (
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The dotted configuration keys, but the run folder, that are not alike in all `runs`."""
+    """The configuration keys in which `runs` differ, apart from their folder."""
     return [
         key for key in KEYS if key != "output.dir" and len({_setting(r, key) for r in runs}) > 1
     ]
 
 
 def _setting(run: RunRecord, key: str) -> str:
-    section, _, name = key.partition(".")
-    value = getattr(getattr(run.config, section), name)
+    value = flat(run.config)[key]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, str]:
-    """A line of the table; what an unfinished run does not know yet is left empty."""
+    """One row of the table; cells that an unfinished run cannot fill are empty."""
     last: dict[str, Any] = run.history[-1] if run.history else {}
     best: dict[str, Any] = min(run.history, key=lambda record: record["test_loss"], default={})
     ended = run.summary
@@ -74,7 +73,7 @@ def main(options: Namespace) -> int:
 
 
 def _read(path: Path) -> RunRecord | NoRun:
-    """A run, or why there is none: one folder of many should not cost the table."""
+    """A run, or the error of a folder without one, which should not cost the whole table."""
     try:
         return read_run(path)
     except NoRun as none:
