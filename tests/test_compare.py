@@ -58,7 +58,7 @@ def test_the_folder_is_no_difference(runs, capsys):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "is no folder"),
+        (None, "is not a folder"),
         ({"config.toml": "[train]\nepoch = 3\n"}, "did you mean train.epochs?"),
         ({"config.toml": "", "summary.json": "{}"}, "summary.json is damaged"),
         ({"config.toml": "", "summary.json": "{"}, "summary.json is damaged"),

@@ -14,6 +14,8 @@ import tomli
 import yaml
 from launching import environment
 
+from sinlstm_dist import __version__
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
 UNWANTED = (
@@ -51,7 +53,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "copy" / path).write_bytes(b"" if path in UNWANTED else original.read_bytes())
     with tarfile.open(build("sdist", source=folder / "copy", into=folder)) as archive:
         archive.extractall(folder, filter="data")
-    return folder / f"sinlstm_dist-{PROJECT['version']}"
+    return folder / f"sinlstm_dist-{__version__}"
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,9 @@ def test_the_wheel_trains_away_from_the_checkout(wheel, tmp_path):
 
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == __version__
     assert citation["license"] == PROJECT["license"]
-    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_workflow_runs_on_the_oldest_and_the_newest_python():
@@ -143,7 +145,8 @@ echo trains
 ```
 <!-- ci: test -->
 ```bash
-mkdir -p .venv/bin && cd .venv/bin && ln -s /bin/echo ruff && ln -s /bin/echo mypy && echo tests
+mkdir -p .venv/bin && for name in ruff mypy clang-format; do ln -s /bin/echo .venv/bin/$name; done
+echo tests
 ```
 """
 
@@ -170,6 +173,7 @@ def test_ci_leaves_the_checkout_as_it_is(tmp_path):
     assert ended.returncode == 0, ended.stderr
     printed = [line for line in ended.stdout.splitlines() if not line.startswith("==")]
     train = "trains --config configs/smoke.toml --output.dir runs/ci"
-    assert printed == ["tests", "check .", "format --check .", "", train]
+    formatted = "--dry-run --Werror sinlstm_dist/lstm/csrc/*.[ch]"
+    assert printed == ["tests", "check .", "format --check .", "", formatted, train]
     assert sorted(toy.rglob("*")) == before
     assert sorted(tmp_path.iterdir()) == [programs, toy]  # the clone is gone
