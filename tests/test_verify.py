@@ -19,7 +19,7 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist import __main__, verify
 from sinlstm_dist.config import flat, load_config
-from sinlstm_dist.verify import bench, collectives, running, verification, world
+from sinlstm_dist.verify import bench, collectives, running, table, verification, world
 from sinlstm_dist.verify.bench import Bench, Parts
 from sinlstm_dist.verify.claims import CLAIMS, Claim
 from sinlstm_dist.verify.faults import FAULTS
@@ -414,6 +414,26 @@ def test_a_full_disk_does_not_cost_the_table(monkeypatch, capsys):
     assert "World" in printed
     assert "these processes train correctly" in printed
     assert errors == "error: --json /dev/full cannot be written: No space left on device\n"
+
+
+def test_a_signal_does_not_cost_the_table(monkeypatch, capsys):
+    """torchrun sends SIGTERM to the process that prints, after another one has died."""
+
+    def stopped(number: int, frame: object) -> None:
+        raise AssertionError("the signal ended the process")
+
+    def interrupted(verification: verification.Verification) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        show(verification)
+
+    previous, show = signal.signal(signal.SIGTERM, stopped), table.show
+    monkeypatch.setattr(verification, "CLAIMS", CLAIMS[:1])
+    monkeypatch.setattr(table, "show", interrupted)
+    try:
+        assert verify.main([]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert "these processes train correctly" in capsys.readouterr().out
 
 
 def test_each_claim_can_be_seen_red():

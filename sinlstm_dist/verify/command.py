@@ -8,6 +8,7 @@ from pathlib import Path
 from sinlstm_dist.command import command, let_another_speak, speaks
 from sinlstm_dist.errors import CommandError, ConfigError, ExitCode
 from sinlstm_dist.processes.launcher import is_speaker
+from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.screen.console import show_error, tell_losses
 from sinlstm_dist.verify import faults, table
 from sinlstm_dist.verify.verification import BadArguments, Verification
@@ -21,18 +22,19 @@ def main(options: Namespace) -> int:
         _check_writable(options.json)
     verification = Verification(fault, options.config)
     is_teller = is_speaker()
-    try:
-        verification.run()
-    except BadArguments:
-        raise
-    except CommandError as error:  # the table shows it
-        is_teller = speaks(error)
-    except Exception:
-        if is_teller:
-            _show(verification, options.json)
-        raise
-    if is_teller and not _show(verification, options.json):
-        return ExitCode.BAD_CONFIG
+    with StopRequest() as request:  # a launcher's signal does not cost the table
+        try:
+            verification.run(request)
+        except BadArguments:
+            raise
+        except CommandError as error:  # the table shows it
+            is_teller = speaks(error)
+        except Exception:
+            if is_teller:
+                _show(verification, options.json)
+            raise
+        if is_teller and not _show(verification, options.json):
+            return ExitCode.BAD_CONFIG
     if not is_teller and not verification.passed:
         let_another_speak()
     return ExitCode.DONE if verification.passed else ExitCode.FAILED

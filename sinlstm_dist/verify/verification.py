@@ -96,8 +96,11 @@ class Verification:
             "claims": [dataclasses.asdict(verdict) for verdict in self.verdicts],
         }
 
-    def run(self) -> None:
+    def run(self, request: StopRequest) -> None:
         """Join the world and check all claims. After an error, `verdicts` has it too.
+
+        Args:
+            request: a request to stop, which skips the rest of the claims.
 
         Raises:
             BadArguments: the fault is impossible here, or the configuration is wrong; no verdicts.
@@ -106,14 +109,11 @@ class Verification:
         Collective: yes.
         """
         try:
-            with (
-                StopRequest() as request,
-                join_world(
-                    timeout_s=WAIT_S,
-                    one_thread=self._config.train.reduction == "ordered",
-                    stop_reason=lambda: request.reason,
-                ) as world,
-            ):
+            with join_world(
+                timeout_s=WAIT_S,
+                one_thread=self._config.train.reduction == "ordered",
+                stop_reason=lambda: request.reason,
+            ) as world:
                 self._check_all(world, request)
         except BadArguments:
             raise
