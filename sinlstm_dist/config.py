@@ -7,7 +7,6 @@ Precedence: defaults < TOML file < command line. One report names the problems o
 
 import difflib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -255,9 +254,7 @@ def _unsupported(config: Config) -> list[str]:
     """One line per key that would have no effect: it is refused, not ignored."""
     problems = []
     if config.data.source == SINE and config.data.column:
-        problems.append(
-            f"data.column={config.data.column} names a column of a file: set data.source to it"
-        )
+        problems.append(f"data.column={config.data.column} is for a file: set data.source to one")
     for key in ("noise", "test_phase"):
         value, default = getattr(config.data, key), Data.model_fields[key].default
         if config.data.source != SINE and value != default:
@@ -286,11 +283,7 @@ def is_set(config: Config, name: str) -> bool:
 
 def show_value(value: Any) -> str:
     """A value on one line of a message, as TOML writes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, str):
+    if isinstance(value, bool | str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
         return "[" + ", ".join(show_value(item) for item in value) + "]"

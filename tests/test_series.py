@@ -216,7 +216,7 @@ def test_what_is_of_the_sine_alone_is_refused():
         load_config(None, {"data.source": "a.csv", "data.noise": 0.1, "data.test_phase": 0})
     assert "data.noise=0.1 applies to the sine" in str(caught.value)
     assert "data.test_phase=0 applies to the sine" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"data\.column=load names a column of a file"):
+    with pytest.raises(ConfigError, match=r"data\.column=load is for a file"):
         load_config(None, {"data.column": "load"})
 
 
