@@ -50,7 +50,7 @@ def median_ms(call: Callable[[], object]) -> float:
 
 def step_ms(job: Job) -> float:
     """A whole step, apart from fetching its batch. Collective: yes."""
-    step, share = next(iter(step_batches(job.train_loader, job.train_plan)))
+    step, share = next(iter(step_batches(job.train.loader, job.train.plan)))
 
     def one_step() -> None:
         job.gradient(share, step=step, stop=False)

@@ -29,9 +29,8 @@ from rich.table import Table  # noqa: E402
 
 from sinlstm_dist import job, lstm  # noqa: E402
 from sinlstm_dist.config import load_config  # noqa: E402
-from sinlstm_dist.data.steps import step_batches  # noqa: E402
-from sinlstm_dist.gradient import evaluate  # noqa: E402
 from sinlstm_dist.processes.world import join_world  # noqa: E402
+from sinlstm_dist.reduction import totals_over  # noqa: E402
 
 ROUNDS = 40
 
@@ -63,9 +62,9 @@ def parts_us(batch: int) -> dict[str, float]:
     config = load_config(overrides={"train.global_batch_size": batch})
     with join_world(timeout_s=60, one_thread=True) as world:
         built = job.build(config, world)
-        plan, steps = built.train_plan, built.train_plan.num_steps
+        plan, steps = built.train.plan, built.train.plan.num_steps
         parameters = list(built.model.parameters())
-        _, (windows, targets) = next(step_batches(built.train_loader, plan))
+        _, (windows, targets) = next(built.train.batches())
         rows = torch.empty(plan.num_pieces, sum(p.numel() for p in parameters) + 3)
 
         def arithmetic() -> None:
@@ -75,13 +74,12 @@ def parts_us(batch: int) -> dict[str, float]:
             )  # fmt: skip
 
         def load_epoch() -> None:
-            built.train_sampler.start(epoch=0, step=0)
-            for _ in step_batches(built.train_loader, plan):
+            for _ in built.train.batches():
                 pass
 
         def test() -> None:
-            evaluate(built.model, built.test_loader, plan=built.test_plan, world=world,
-                     tolerance=0.1)  # fmt: skip
+            totals_over(built.model, built.test.loader, plan=built.test.plan, peers=world,
+                        tolerance=0.1)  # fmt: skip
 
         rows_us = fastest_us(arithmetic, number=100)
         gradient = fastest_us(

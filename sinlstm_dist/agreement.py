@@ -1,41 +1,40 @@
 """Check that all processes compute the same bits: before the first step, and at every checkpoint.
 
-Processes on other CPUs, with other versions or other variables round differently, and no message
-between them would tell. So each computes the same small things, and they compare digests.
+Processes with other CPUs, versions or environment variables round differently, and their messages
+do not show it. So each process computes the same small things, and they compare digests.
 
-- "ordered" promises the same bits on any number of processes. So everything must agree that a
-  result is made of: weights, pieces' gradients, optimizer steps, test results.
+- "ordered" promises the same bits on any number of processes. So weights, pieces' gradients,
+  optimizer steps and test results must agree.
 - "ddp" promises the same answer up to rounding. Gradients and test results may be rounded
-  differently: every process gets the same sum of them. Weights and optimizer steps must agree all
-  the same, since processes whose weights differ drift apart.
+  differently, because every process gets the same sum of them. Weights and optimizer steps must
+  still agree: processes with different weights drift apart.
 
     SINLSTM_DIST_INSTRUCTION_SET=plain python -m sinlstm_dist.train   # on one of the processes
 """
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from sinlstm_dist import metrics
 from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes
 from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
-from sinlstm_dist.gradient import gradient_rows, totals_rows
+from sinlstm_dist.gradient import gradient_rows
+from sinlstm_dist.metrics import NUM_TOTALS
 from sinlstm_dist.optim import optimizer_tensors, trial_step
-from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import Difference, World
+from sinlstm_dist.reduction import totals_rows
 
-# Other code changes few results: some 4 of 100 gradients of one sample, most gradients of 13
-# (2026-11-25, nn.LSTM of 64).
-# So many samples are computed in pieces of each size: in the rehearsal, and at a checkpoint.
+# Samples computed in pieces of each size, in the rehearsal and at a checkpoint. Other code changes
+# few results: about 4 of 100 gradients of one sample, most gradients of 13 (2026-11-25, nn.LSTM of
+# 64 units).
 NUM_SAMPLES, NUM_STEPS, NUM_SAMPLES_NOW = 400, 4, 16
-MOST_NUMBERS = 1 << 22  # in the gradients of one size at once; those of a large model are few
+MOST_NUMBERS = 1 << 22  # in the gradients of one size at once: a large model computes few
 SAME = (
     "make the CPUs, the versions and variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, "
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
@@ -44,18 +43,18 @@ SAME = (
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of the names and every bit of some tensors, hexadecimal."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in tensors.items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha256.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, code: str) -> None:
     """Refuse a world whose processes do not begin with the same model.
 
     Args:
-        arithmetic: what this process computes with, to say what differs.
+        arithmetic: this process's, to say what differs.
         code: that computes the recurrence, in words.
 
     Raises:
@@ -71,20 +70,19 @@ def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, 
 
 def _check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, str]) -> None:
     """Raise a Disagreement for the first of `facts`, digests by what they are of, that differs."""
-    found = world.difference(facts)
-    if not found:
-        return
-    who, clues = _who_has_what(found, world), _clues(found, world, arithmetic)
-    raise Disagreement(f"{who}{clues}: {SAME}")
+    difference = world.difference(facts)
+    if difference:
+        who, clues = _who(difference, world), _clues(difference, world, arithmetic)
+        raise Disagreement(f"{who}{clues}: {SAME}")
 
 
-def _clues(found: Difference, world: World, arithmetic: Arithmetic) -> str:
-    """What is known to differ between the processes that `found` tells apart, if anything.
+def _clues(difference: Difference, world: World, arithmetic: Arithmetic) -> str:
+    """The differences in arithmetic between processes that disagree; "" if there are none.
 
     Collective: yes, one.
     """
     everyones = world.gather_json(dict(arithmetic))
-    here, there = everyones[found.reference], everyones[found.ranks[0]]
+    here, there = everyones[difference.reference], everyones[difference.ranks[0]]
     clues = [
         f"{key} is {there.get(key, UNSET)} there and {here.get(key, UNSET)} elsewhere"
         for key in {**here, **there}
@@ -93,48 +91,31 @@ def _clues(found: Difference, world: World, arithmetic: Arithmetic) -> str:
     return f" ({', '.join(clues)})" if clues else ""
 
 
-def _who_has_what(found: Difference, world: World) -> str:
-    verb = "has" if len(found.ranks) == 1 else "have"
-    is_fewer = 2 * len(found.ranks) < world.size  # of two halves nobody knows which is right
-    others = "the others" if is_fewer else world.names([found.reference])
-    return f"{world.names(found.ranks)} {verb} other {found.fact} than {others}"
+def _who(difference: Difference, world: World) -> str:
+    """The sentence that names the processes and the fact on which they differ."""
+    verb = "has" if len(difference.ranks) == 1 else "have"
+    is_minority = 2 * len(difference.ranks) < world.size  # of two halves, either may be right
+    others = "the others" if is_minority else world.names([difference.reference])
+    return f"{world.names(difference.ranks)} {verb} other {difference.fact} than {others}"
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A data set, and how it is cut into pieces.
-
-    Args:
-        data: gives a batch for an array of indices.
-        plan: of training or of testing.
-    """
-
-    data: Dataset[Batch]
-    plan: Plan
-
-    def piece_sizes(self) -> list[int]:
-        """The sizes of pieces that occur, the largest first: a matrix library may choose other
-        code for each.
-        """
-        sizes = self.plan.all_sizes(0) + self.plan.all_sizes(self.plan.num_steps - 1)
-        return sorted(set(sizes) - {0}, reverse=True)
-
-    def pieces(self, sizes: Sequence[int], device: torch.device, *, step: int) -> Batch:
-        """The same pieces on every process, of samples from all over the data, others each step."""
-        size = len(self.data)  # type: ignore[arg-type]  # a map-style data set has a length
-        windows, targets = self.data[np.random.default_rng(step).integers(0, size, sum(sizes))]
-        return windows.to(device), targets.to(device)
+def _some_samples(split: Split, num_samples: int, device: torch.device, *, step: int) -> Batch:
+    """The same samples on every process, from all over the data; other samples for each step."""
+    windows, targets = split.data[
+        np.random.default_rng(step).integers(0, len(split.data), num_samples)
+    ]
+    return windows.to(device), targets.to(device)
 
 
 class Agreement:
-    """Compares what this process computes with what the others do. A world of one does nothing.
+    """Compares this process's results with those of the others; does nothing in a world of one.
 
     Args:
-        model: the one that is trained and tested.
-        optimizer: of its parameters.
-        is_exact: whether everybody's gradients must have the same bits ("ordered").
-        tolerance: of a correct prediction.
-        arithmetic: what this process computes with.
+        model: the model that is trained and tested.
+        optimizer: of the model's parameters.
+        is_exact: whether all gradients must have the same bits ("ordered").
+        tolerance: a smaller absolute error counts as correct.
+        arithmetic: this process's.
     """
 
     def __init__(
@@ -142,8 +123,8 @@ class Agreement:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        train: Samples,
-        test: Samples,
+        train: Split,
+        test: Split,
         world: World,
         is_exact: bool,
         tolerance: float,
@@ -155,7 +136,7 @@ class Agreement:
         self.arithmetic = arithmetic
 
     def check_start(self) -> None:
-        """Compare some steps of everything that training will do, made with copies.
+        """Compare a rehearsal: some steps of everything that training does, made with copies.
 
         Raises:
             Disagreement: names what differs and where.
@@ -168,8 +149,7 @@ class Agreement:
     def check_now(self, *, step: int, continues: str) -> None:
         """Compare weights, optimizer state and some pieces' gradients between two steps.
 
-        A process that computes wrongly sends its wrong rows to everybody, so weights alone would
-        agree.
+        Weights alone would not show a process that computes wrongly: all processes add its rows.
 
         Args:
             step: of the run.
@@ -189,18 +169,17 @@ class Agreement:
         if self._is_exact:
             rows = self._gradients(self._model, NUM_SAMPLES_NOW, step=step)
             facts["gradients"] = digest(rows)
-        found = self._world.difference(facts)
-        if found:
-            clues = _clues(found, self._world, self.arithmetic)
+        if difference := self._world.difference(facts):
+            clues = _clues(difference, self._world, self.arithmetic)
             why = f": {SAME}" if clues else ", as with failing memory or a faulty processor"
-            what = f"{_who_has_what(found, self._world)}{clues} after step {step}{why}"
+            what = f"{_who(difference, self._world)}{clues} after step {step}{why}"
             raise DriftedApart(what, continues=continues)
 
     def what_changed(self, before: Arithmetic) -> str:
-        """A line for a run that continues with another arithmetic; "" with the same.
+        """A note for a run that continues with another arithmetic; "" with the same.
 
         Args:
-            before: of the checkpoint; empty if it does not tell.
+            before: the checkpoint's; empty if it holds none.
         """
         differing = changes(before, self.arithmetic) if before else []
         if not differing:
@@ -211,8 +190,8 @@ class Agreement:
         )
 
     def _rehearse(self) -> dict[str, str]:
-        """Digests of what some steps of copies give. They go along a gradient of fixed numbers, so
-        that gradients which differ do not show as steps which differ.
+        """Digests of some steps of copies. The steps follow a gradient of fixed numbers, so a
+        difference in gradients does not show as a difference in steps.
         """
         model, optimizer = copy.deepcopy((self._model, self._optimizer))
         steps: list[str] = []
@@ -234,30 +213,30 @@ class Agreement:
     ) -> dict[str, torch.Tensor]:
         """(pieces, G + 3) rows for each size of a piece, as training computes them."""
         parameters, device = list(model.parameters()), self._world.device
-        width = sum(parameter.numel() for parameter in parameters) + metrics.NUM_TOTALS
-        found: dict[str, torch.Tensor] = {}
-        for size in self._train.piece_sizes():
+        width = sum(parameter.numel() for parameter in parameters) + NUM_TOTALS
+        rows_by_size: dict[str, torch.Tensor] = {}
+        for size in self._train.plan.distinct_sizes():
             most = max(1, MOST_NUMBERS // width)
             sizes = [size] * min(most, -(-num_samples // size))
             rows = torch.zeros(len(sizes), width, device=device)
             gradient_rows(
-                model, parameters, self._train.pieces(sizes, device, step=step),
+                model, parameters, _some_samples(self._train, sum(sizes), device, step=step),
                 piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
                 out=rows,
             )  # fmt: skip
-            found[f"of {size}"] = rows
-        return found
+            rows_by_size[f"of {size}"] = rows
+        return rows_by_size
 
     @torch.no_grad()
     def _test_totals(
         self, model: nn.Module, num_samples: int, *, step: int
     ) -> dict[str, torch.Tensor]:
         """(pieces, 3) totals for each size of a piece, as testing computes them."""
-        found: dict[str, torch.Tensor] = {}
-        for size in self._test.piece_sizes():
+        totals_by_size: dict[str, torch.Tensor] = {}
+        for size in self._test.plan.distinct_sizes():
             sizes = [size] * -(-num_samples // size)
-            found[f"of {size}"] = totals_rows(
-                model, self._test.pieces(sizes, self._world.device, step=step),
+            totals_by_size[f"of {size}"] = totals_rows(
+                model, _some_samples(self._test, sum(sizes), self._world.device, step=step),
                 piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
             )  # fmt: skip
-        return found
+        return totals_by_size

@@ -7,6 +7,7 @@ Precedence: defaults < TOML file < command line. One report names the problems o
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -119,9 +120,7 @@ class Output(Section):
 
     dir: Text = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="write pictures at the end of a run")
-    trackers: list[Text] = Field(
-        [], description='names that Accelerate knows, such as "tensorboard"'
-    )
+    trackers: list[Text] = Field([], description='of Accelerate, such as "tensorboard"')
 
 
 class Config(Section):
@@ -254,14 +253,11 @@ def _unsupported(config: Config) -> list[str]:
     """One line per key that would have no effect: it is refused, not ignored."""
     problems = []
     if config.data.source == SINE and config.data.column:
-        problems.append(f"data.column={config.data.column} is for a file: set data.source to one")
-    for key in ("noise", "test_phase"):
-        value, default = getattr(config.data, key), Data.model_fields[key].default
-        if config.data.source != SINE and value != default:
-            problems.append(
-                f"data.{key}={value:g} applies to the sine, not to data.source="
-                f"{config.data.source}: leave it out"
-            )
+        problems.append(f"data.column={config.data.column} needs a file: set data.source to one")
+    for key in ("noise", "test_phase") if config.data.source != SINE else ():
+        value, source = getattr(config.data, key), config.data.source
+        if value != Data.model_fields[key].default:
+            problems.append(f"data.{key}={value:g} is not for data.source={source}: leave it out")
     return problems
 
 
@@ -283,7 +279,11 @@ def is_set(config: Config, name: str) -> bool:
 
 def show_value(value: Any) -> str:
     """A value on one line of a message, as TOML writes it."""
-    if isinstance(value, bool | str):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
         return "[" + ", ".join(show_value(item) for item in value) + "]"
@@ -293,8 +293,6 @@ def show_value(value: Any) -> str:
 def unknown_keys(values: Mapping[str, Any]) -> list[str]:
     """The keys of a resolved configuration that this version does not have."""
     unknown = [section for section in values if section not in SECTIONS]
-    for section in SECTIONS:
-        table = values.get(section)
-        keys = table if isinstance(table, Mapping) else {}
-        unknown += [name for key in keys if (name := f"{section}.{key}") not in KEYS]
-    return unknown
+    tables = [(section, values.get(section)) for section in SECTIONS]
+    keys = (f"{s}.{key}" for s, table in tables if isinstance(table, Mapping) for key in table)
+    return unknown + [key for key in keys if key not in KEYS]

@@ -1,4 +1,4 @@
-"""Test a trained model, beside two predictions that take no learning.
+"""Test a trained model and compare it with two baselines.
 
     python -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
     python -m sinlstm_dist.evaluate runs/default --data.noise 0.1
@@ -21,33 +21,31 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from sinlstm_dist import metrics
-from sinlstm_dist import plan as plans
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
 from sinlstm_dist.data.steps import StepSampler, step_loader
-from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.gradient import gather_pieces, pieces, totals_rows, tree_sum
-from sinlstm_dist.job import new_model, new_test_plan
-from sinlstm_dist.metrics import Totals
+from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
+from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.plan import in_order
 from sinlstm_dist.processes.world import World, join_world
-from sinlstm_dist.run.trained import Trained, read_trained
+from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.trained import Trained, read_trained
 
 SECTORS = 12  # of the cycle, 30 degrees each
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well something predicts the test windows.
+    """The quality of predictions for the test windows.
 
     Args:
         totals: loss and accuracy, as training counts them.
-        errors: (SECTORS,) sum of absolute errors by the target's place in the cycle.
+        errors: (SECTORS,) sum of absolute errors, by the target's place in the cycle.
         samples: (SECTORS,) number of samples there.
         largest: (SECTORS,) largest absolute error there.
     """
@@ -65,12 +63,12 @@ class Quality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's quality, and that of what it must be better than.
+    """The quality of a model and of two baselines.
 
     Args:
-        model: the trained model's.
-        last_value: of "the last value again".
-        period_ago: of "the value one period ago".
+        model: of the trained model.
+        last_value: of the baseline "the last value again".
+        period_ago: of the baseline "the value one period ago".
     """
 
     model: Quality
@@ -79,39 +77,30 @@ class Evaluation:
 
 
 def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:
-    """`read_trained` on the main process, for all: no other needs to see the folder.
+    """Read a trained model on the main process for all: no other process needs to see the folder.
 
     Raises:
         ConfigError: as `read_trained`.
 
     Collective: yes.
     """
-    weights: dict[str, torch.Tensor] = {}
-
-    def read() -> Any:
-        trained = read_trained(path, overrides)
-        weights.update(trained.weights)
-        return trained.config.model_dump(mode="json")
-
-    config = Config.model_validate(world.on_main(read))
-    return Trained(config, world.broadcast_tensors(weights))
+    read = functools.cache(lambda: read_trained(path, overrides))
+    config = world.on_main(lambda: read().config.model_dump(mode="json"))
+    weights = world.tensors_from_main(lambda: read().weights)
+    return Trained(Config.model_validate(config), weights)
 
 
 def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """Test a model on the test windows of its configuration.
 
     Raises:
-        ConfigError: the weights are not of the configuration's model, or it cannot be tested on
-            so many processes.
+        ConfigError: the weights do not fit the configuration, or there are more processes than
+            pieces.
 
     Collective: yes.
     """
     config = trained.config
-    if world.size > config.train.virtual_shards:
-        raise ConfigError(
-            f"{world.size} processes cannot share train.virtual_shards="
-            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes"
-        )
+    check_enough_pieces(config, world)
     _, test = datasets(config.data, trained.scale)
     unit = (trained.scale or NO_SCALE).std
     assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
@@ -129,7 +118,7 @@ def _load_model(trained: Trained, world: World) -> Predictor:
 
 
 class _Questions(Dataset[tuple[torch.Tensor, ...]]):
-    """What to predict from: inputs (B, W, 1), targets (B, 1), and the targets' sectors (B,)."""
+    """A data set of inputs (B, W, 1), targets (B, 1) and the targets' sectors (B,)."""
 
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
@@ -138,7 +127,7 @@ class _Questions(Dataset[tuple[torch.Tensor, ...]]):
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
         turns = (indices + self._first) / self._period
-        # A target at the edge of a sector belongs to the one that begins there, as it is rounded.
+        # A target at the edge of a sector, which is rounded, belongs to the sector that begins.
         sectors = np.floor(turns % 1 * SECTORS + 1e-6).astype(np.int64) % SECTORS
         inputs, targets = self._inputs[indices][0], self._targets[indices][1]
         return inputs, targets, torch.from_numpy(sectors)
@@ -154,59 +143,60 @@ def _assess(
     config: Config,
     world: World,
 ) -> Quality:
-    """Errors are multiplied by `unit`. Collective: yes, two."""
+    """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
     plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
-    sampler = StepSampler(plan, order=lambda _: plans.in_order(plan.size))
+    sampler = StepSampler(plan, order=lambda _: in_order(plan.size))
     loader = world.accelerator.prepare(
         step_loader(_Questions(inputs, targets, config.data), sampler)
     )
-    shape = (len(plan.owned(0)), metrics.NUM_TOTALS + 2 * SECTORS)
-    sums = torch.zeros(shape, device=world.device).double()
     largest = torch.zeros(1, SECTORS, device=world.device)
-    for step, (windows, answers, sectors) in enumerate(loader):
-        sizes = plan.piece_sizes(step)
+
+    def rows(batch: tuple[torch.Tensor, ...], sizes: Sequence[int]) -> torch.Tensor:
+        """(pieces, 3 + 2 * SECTORS): totals, then errors and samples by sector."""
+        windows, answers, sectors = batch
         totals = totals_rows(
             model, (windows, answers), piece_sizes=sizes, tolerance=config.train.tolerance,
             num_threads=world.num_threads,
         )  # fmt: skip
         errors = _errors(model, (windows, answers), piece_sizes=sizes) * unit  # (B, 1)
         place = sectors[:, None] == torch.arange(SECTORS, device=world.device)  # (B, SECTORS)
+        largest.copy_(torch.cat((largest, errors * place)).amax(0, keepdim=True))
         placed = torch.cat((errors * place, place), dim=1).double()
-        by_piece = torch.stack([rows.sum(0) for rows in placed.split(sizes)])
-        sums[: len(sizes)] += torch.cat((totals, by_piece), dim=1)
-        largest = torch.cat((largest, errors * place)).amax(0, keepdim=True)
-    total = tree_sum(gather_pieces(sums, plan=plan, world=world))  # collective
-    squared_error, correct, samples, *by_sector = total.tolist()
-    errors_there, samples_there = np.reshape(by_sector, (2, SECTORS))
+        by_piece = torch.stack([piece.sum(0) for piece in placed.split(list(sizes))])
+        return torch.cat((totals, by_piece), dim=1)
+
+    width = NUM_TOTALS + 2 * SECTORS
+    numbers = sum_over(loader, rows, width=width, plan=plan, peers=world).tolist()  # collective
+    errors, samples = np.reshape(numbers[NUM_TOTALS:], (2, SECTORS))
     return Quality(
-        totals=Totals(squared_error, int(correct), int(samples)),
-        errors=errors_there,
-        samples=samples_there,
+        totals=to_totals(numbers[:NUM_TOTALS]),
+        errors=errors,
+        samples=samples,
         largest=world.gather(largest).amax(0).cpu().numpy(),  # collective
     )
 
 
 def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> torch.Tensor:
-    """Absolute errors (B, 1), computed piece by piece: so they are the same on any process."""
+    """Absolute errors (B, 1), computed piece by piece, so they are the same on any process."""
     parts = [(model(x) - y).abs() for x, y in pieces(batch, piece_sizes) if len(x)]
     return torch.cat(parts) if parts else torch.zeros_like(batch[1])
 
 
 def facts(path: Path, trained: Trained) -> dict[str, str]:
-    """What was tested, on what."""
+    """The facts that the command shows first: the run and its test windows."""
     config = trained.config
-    told = {
+    shown = {
         "run": str(path),
         "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, "
         f"{describe_source(config.data)}",
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
-        told["units"] = (
+        shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
             "of them, the train part's standard deviation"
         )
-    return told
+    return shown
 
 
 def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Forecast far ahead: feed a trained model with its own predictions.
+"""Forecast far ahead: feed a trained model its own predictions.
 
     python -m sinlstm_dist.forecast runs/default --steps 600
     python -m sinlstm_dist.forecast runs/default --steps 10000 --output far.png --csv far.csv
@@ -8,80 +8,25 @@ The forecast starts from the first test window.
 
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import Config, Data
-from sinlstm_dist.data.series import NO_SCALE
-from sinlstm_dist.data.source import continuation
+from sinlstm_dist.config import Config
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.rollout import Cycle, by_cycle, roll_out
-from sinlstm_dist.run.trained import Trained, read_trained
+from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
+from sinlstm_dist.trained import read_trained
 
-LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and each of them ten, a hundred, ... times as far
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A closed-loop forecast and what really came.
-
-    Args:
-        window: (W,), what it started from.
-        values: (steps,).
-        truth: (steps,), or as much as is known.
-        cycles: the quality of its first step and of each cycle.
-        period: steps in a cycle.
-    """
-
-    window: np.ndarray
-    values: np.ndarray
-    truth: np.ndarray
-    cycles: list[Cycle]
-    period: float
+LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
 
 
-def forecast(trained: Trained, *, steps: int) -> Forecast:
-    """Feed a trained model with its own predictions, from the first test window on.
-
-    Args:
-        steps: at least 1.
-    """
-    settings = trained.config.data
-    window, truth = continuation(settings, trained.scale, steps=steps)
-    weights = {name: value.float().numpy() for name, value in trained.weights.items()}
-    values = roll_out(weights, window, steps=steps)
-    scale = trained.scale or NO_SCALE
-    window, truth, values = (scale.undo(part) for part in (window, truth, values))
-    cycles = by_cycle(values[: len(truth)], truth, period=settings.period)
-    return Forecast(window, values, truth, cycles, settings.period)
-
-
-def ten_cycles(settings: Data) -> int:
-    """Steps in ten cycles, at least one."""
-    return max(1, round(10 * settings.period))
-
-
-def draw(found: Forecast, path: Path) -> None:
-    """Draw a forecast into a file.
-
-    Raises:
-        ConfigError: it cannot be written, or matplotlib is missing.
-    """
-    forecast_picture(
-        path, window=found.window, forecast=found.values, truth=found.truth, cycles=found.cycles,
-        period=found.period,
-    )  # fmt: skip
-
-
-def to_csv(found: Forecast) -> str:
+def to_csv(forecast: Forecast) -> str:
     """A forecast as CSV: `step` (from 1), `forecast`, and `truth` where it is known."""
-    rows = zip_longest(found.values, found.truth)
+    rows = zip_longest(forecast.values, forecast.truth)
     lines = [
         f"{step},{value:.9g},{'' if true is None else format(true, '.9g')}"
         for step, (value, true) in enumerate(rows, start=1)
@@ -89,11 +34,11 @@ def to_csv(found: Forecast) -> str:
     return "\n".join(["step,forecast,truth", *lines]) + "\n"
 
 
-def growth(found: Forecast) -> list[dict[str, str]]:
-    """Rows of the table that shows how the error grows; none where no truth is known."""
+def growth(forecast: Forecast) -> list[dict[str, str]]:
+    """Rows of the table that shows how the error grows; empty if no truth is known."""
     listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
-    listed |= {cycle.number for cycle in found.cycles[-1:]}
-    held = np.abs(found.window[-1] - found.truth)
+    listed |= {cycle.number for cycle in forecast.cycles[-1:]}
+    held = np.abs(forecast.window[-1] - forecast.truth)
     return [
         {
             "cycle": str(cycle.number or ""),
@@ -103,9 +48,9 @@ def growth(found: Forecast) -> list[dict[str, str]]:
             "last\nheld": f"{held[cycle.first - 1 : cycle.last].mean():.4f}",
             "amplitude": _known(f"{cycle.amplitude:.3f}"),
             "ahead\nby": _known(f"{cycle.phase:+.1f}°"),
-            "in\nsteps": _known(f"{cycle.phase / 360 * found.period:+.2f}"),
+            "in\nsteps": _known(f"{cycle.phase / 360 * forecast.period:+.2f}"),
         }
-        for cycle in found.cycles
+        for cycle in forecast.cycles
         if cycle.number in listed
     ]
 
@@ -119,17 +64,16 @@ def main(options: Namespace) -> int:
     """Forecast from the first test window on, by a trained model's own predictions."""
     if options.output:
         check_matplotlib()
+    if options.steps is not None and options.steps < 1:
+        raise ConfigError(f"--steps {options.steps}: at least 1 is needed")
     trained = read_trained(Path(options.path), options.keys)
-    steps = ten_cycles(trained.config.data) if options.steps is None else options.steps
-    if steps < 1:
-        raise ConfigError(f"--steps {steps}: at least 1 is needed")
-    found = forecast(trained, steps=steps)
-    if options.csv:  # what is asked for as a file comes before what the screen shows
-        _write(Path(options.csv), to_csv(found))
+    forecast = trained.forecast(steps=options.steps)
+    if options.csv:  # the files that were asked for come before the screen
+        _write(Path(options.csv), to_csv(forecast))
     if options.output:
-        draw(found, Path(options.output))
-    show_facts(facts(options.path, trained.config, steps))
-    if rows := growth(found):
+        forecast_picture(Path(options.output), forecast)
+    show_facts(facts(options.path, trained.config, steps=len(forecast.values)))
+    if rows := growth(forecast):
         show_text("\n")
         show_table(rows, numbers=list(rows[0]))
     written = [file for file in (options.csv, options.output) if file]
@@ -138,14 +82,14 @@ def main(options: Namespace) -> int:
     return 0
 
 
-def facts(path: str, config: Config, steps: int) -> dict[str, str]:
-    """What was forecast, and how."""
+def facts(path: str, config: Config, *, steps: int) -> dict[str, str]:
+    """The facts above the table: the run, and how the forecast was made."""
     return {
         "run": path,
         "forecast": f"{steps:,} steps from the first test window, {steps / config.data.period:.3g} "
         f"cycles of {config.data.period:g} steps",
-        "memory": f"each prediction follows from the last {config.data.window} values alone, "
-        "as in training",
+        "memory": f"each prediction reads only the last {config.data.window} values, as in "
+        "training",
     }
 
 

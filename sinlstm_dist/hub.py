@@ -1,27 +1,27 @@
-"""A trained model's files, as a folder here or on the Hugging Face Hub holds them.
+"""A trained model's files, in a folder here or on the Hugging Face Hub.
 
-Through huggingface_hub, which is imported when it is needed: it takes 0.2 s (2026-11). Its mixin
-for PyTorch is not used as a base class: it falls back to files that hold code, and takes weights
-of another model.
+huggingface_hub is imported on first use: that takes 0.2 s (2026-11). Its mixin for PyTorch is not
+the base class of the model: it falls back to files that hold code, and accepts weights of another
+model.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run.record import CONFIG, SUMMARY, WEIGHTS, Summary, read_summary
 
-WEIGHTS, CARD, CONFIG, SUMMARY = "model.safetensors", "README.md", "config.toml", "summary.json"
+CARD = "README.md"
 
 
 def find(source: str | Path, **download: Any) -> Path:
     """The file with the weights of `source`, downloaded if need be.
 
     Args:
-        source: a run folder, a checkpoint folder or one that `save` wrote; else a Hub name.
-        download: what `huggingface_hub.hf_hub_download` takes, such as `revision`.
+        source: a run folder, a checkpoint folder, a folder that `save` wrote, or a name on the Hub.
+        download: arguments of `huggingface_hub.hf_hub_download`, such as `revision`.
 
     Raises:
         ConfigError: there is no such folder or Hub name, or it holds no weights.
@@ -39,7 +39,7 @@ def find(source: str | Path, **download: Any) -> Path:
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{source} is no folder here, and the Hub does not give its {WEIGHTS}: {reason}"
+            f"{source} is not a folder here, and the Hub does not provide its {WEIGHTS}: {reason}"
         ) from error
 
 
@@ -56,28 +56,28 @@ def _find_here(folder: Path) -> Path:
 
 
 def find_card(weights: Path) -> str:
-    """The model card that belongs to a file with weights: its folder's, or its run's figures."""
+    """The model card for a file with weights: the one in its folder, or one made of its run."""
     folder = weights.parent
     if (folder / CARD).exists():
         return (folder / CARD).read_text(encoding="utf-8")
-    if (folder / CONFIG).is_file() and (folder / SUMMARY).is_file():
-        config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
-        try:
-            return write_card(config, json.loads((folder / SUMMARY).read_bytes()))
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-            return write_card(config, {})  # figures that this program did not write
-    return write_card("", {})
+    if not ((folder / CONFIG).is_file() and (folder / SUMMARY).is_file()):
+        return write_card()
+    config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+    try:
+        return write_card(config, read_summary(folder / SUMMARY))
+    except (OSError, ValueError):  # this program did not write it
+        return write_card(config)
 
 
-def write_card(config: str, summary: Mapping[str, Any]) -> str:
+def write_card(config: str = "", summary: Summary | None = None) -> str:
     """A model card in Markdown.
 
     Args:
         config: the run's config.toml; "" if it is not known.
-        summary: the run's summary.json; empty if it is not known.
+        summary: the run's summary; None if it is not known.
     """
     parts = [_HEAD]
-    if metrics := summary.get("metrics"):
+    if summary and (metrics := summary.metrics):
         rows = (
             f"| {kind} | {metrics[f'{kind}_loss']:.4e} | {metrics[f'{kind}_accuracy']:.4f} "
             f"| {metrics[f'{kind}_samples']:,} |\n"
@@ -88,13 +88,12 @@ def write_card(config: str, summary: Mapping[str, Any]) -> str:
             "| windows | mean squared error | accuracy | number |\n|---|---|---|---|\n"
             + "".join(rows)
         )
-        versions = ", ".join(f"{name} {value}" for name, value in summary["versions"].items())
+        versions = ", ".join(f"{name} {value}" for name, value in summary.versions.items())
         parts.append(
-            f"Trained on {summary['world_size']} process(es), {summary['device']}, with {versions}."
-            "\n"
+            f"Trained on {summary.world_size} process(es), {summary.device}, with {versions}.\n"
         )
     if config:
-        shared, _, _ = config.partition("\n[output]")  # which names folders of this machine
+        shared, _, _ = config.partition("\n[output]")  # it names folders of this machine
         parts.append(f"## Configuration\n\n```toml\n{shared}```\n")
     return "\n".join(parts)
 
@@ -122,10 +121,10 @@ def save(
     """Write a model's files to a folder.
 
     Args:
-        weights: a safetensors file's content.
+        weights: content of a safetensors file.
         config: sizes of the model, for config.json.
-        card: the model card; one that is already there is kept.
-        options: what `huggingface_hub.ModelHubMixin.save_pretrained` takes, such as
+        card: the model card; a card that is already there is kept.
+        options: arguments of `huggingface_hub.ModelHubMixin.save_pretrained`, such as
             `push_to_hub=True` and `repo_id`.
     """
     from huggingface_hub import ModelCard, ModelHubMixin

@@ -1,4 +1,4 @@
-"""The predictor: a window of values in, the next value out.
+"""The model: a window of values in, the next value out.
 
 Shapes: B samples, W window (time steps), D features of a time step, H hidden size.
 """
@@ -17,10 +17,10 @@ from sinlstm_dist.errors import ConfigError
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
 
 
-class Scaling(nn.Module):
-    """The units of a series that is not the sine: a mean and a standard deviation.
+class StoredScale(nn.Module):
+    """Mean and standard deviation of a series from a file: its units.
 
-    They are no parameters, but are stored with them, as `scaling.mean` and `scaling.std`.
+    They are buffers, saved with the weights as `scaling.mean` and `scaling.std`.
     """
 
     mean: torch.Tensor
@@ -32,33 +32,33 @@ class Scaling(nn.Module):
         self.register_buffer("std", torch.tensor(1.0))
 
     def set(self, mean: float, std: float) -> None:
-        """Set the numbers, given in the user's units."""
+        """Set both numbers, in the user's units."""
         self.mean.fill_(mean)
         self.std.fill_(std)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """From the user's units to the model's; float64 on the way, as the mean may be large."""
+        """Values in the user's units to the model's; in float64, as the mean may be large."""
         return ((values.double() - self.mean.double()) / self.std.double()).float()
 
     def undo(self, values: torch.Tensor) -> torch.Tensor:
-        """From the model's units to the user's, as float64."""
+        """Values in the model's units to the user's, as float64."""
         return values.double() * self.std.double() + self.mean.double()
 
 
 class Predictor(nn.Module):
     """An LSTM over the window and a linear layer on its last time step.
 
-    Parameters are named as in the article's program and laid out as in torch.nn.LSTM, so weights
-    go from one to the other.
+    Parameters have the names of the article's program and the layout of torch.nn.LSTM, so weights
+    can be exchanged with both.
 
     Args:
         input_size: D.
         hidden_size: H.
-        output_size: values predicted.
+        output_size: values in a prediction.
         num_layers: stacked LSTM layers.
-        scaled: it learns from a series in units of the user's; see `predict`.
-        fused: compute the recurrence with the compiled kernel, where `lstm.choose` says it can,
-            in place of torch's. On a GPU that is for `gradient.py`; `forward` is torch's there.
+        scaled: the model learns from a series in the user's units; see `predict`.
+        fused: use the compiled kernel in `forward` (CPU only; on a GPU only `gradient.py` uses a
+            fused kernel). `lstm.choose` says whether it can be used.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.fused = fused
-        self.card = ""  # what is known of its training, in Markdown
+        self.card = ""  # the model card, in Markdown
         self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
         self.output_layer = nn.Linear(hidden_size, output_size)
-        self.scaling = Scaling() if scaled else None
+        self.scaling = StoredScale() if scaled else None
 
     def forward(self, inputs: torch.Tensor, hidden0: State | None = None) -> torch.Tensor:
-        """Predict the value behind each window.
+        """Predict the value that follows each window.
 
         Args:
             inputs: (B, W, D).
@@ -97,13 +97,13 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, windows: torch.Tensor) -> torch.Tensor:
-        """Predict in the units of the series that the model has learned from.
+        """Predict in the units of the series that the model was trained on.
 
         Args:
             windows: (B, W, D), in the user's units.
 
         Returns:
-            (B, output_size), in the user's units: float64 of a series, float32 of the sine.
+            (B, output_size), in the user's units: float64 for a series, float32 for the sine.
         """
         if self.scaling is None:
             return self(windows)
@@ -111,12 +111,12 @@ class Predictor(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **download: Any) -> "Predictor":
-        """The predictor that a run has trained, in evaluation mode and on the CPU.
+        """Load a trained model, in evaluation mode and on the CPU.
 
         Args:
             source: a run folder, one of its checkpoints, a folder that `save_pretrained` wrote,
                 or a name on the Hugging Face Hub.
-            download: what `huggingface_hub.hf_hub_download` takes, such as `revision`.
+            download: arguments of `huggingface_hub.hf_hub_download`, such as `revision`.
 
         Raises:
             ConfigError: there is no such model, or its file is damaged or of another model.
@@ -135,12 +135,12 @@ class Predictor(nn.Module):
         """Write model.safetensors, config.json and a model card for `from_pretrained`.
 
         Args:
-            folder: made if need be; a README.md that is there is kept.
-            options: what `huggingface_hub.ModelHubMixin.save_pretrained` takes, such as
+            folder: made if it is missing; a README.md in it is kept.
+            options: arguments of `huggingface_hub.ModelHubMixin.save_pretrained`, such as
                 `push_to_hub=True` and `repo_id`.
         """
         weights = self.state_dict()
-        card = self.card or hub.write_card("", {})
+        card = self.card or hub.write_card()
         hub.save(folder, weights=save(weights), config=_sizes(weights), card=card, **options)
 
 
@@ -157,7 +157,7 @@ def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 
 class Persistence(nn.Module):
-    """The baseline that every predictor must beat: the next value is the last one again."""
+    """The baseline that every model must beat: it predicts the last value again."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, W, D) -> (B, D)"""

@@ -1,8 +1,8 @@
-"""Which samples make each step, which process computes them: pure functions of numbers.
+"""The plan of an epoch: the samples of each step and piece, and the process that computes them.
 
-A step's global batch is cut into pieces, and each process owns a contiguous range of them. Both
-cuts follow one rule: `n` things into `k` parts, in order, the first `n % k` parts one larger.
-Nothing here knows what a process is; so the same numbers can be had, and tested, anywhere.
+A step's global batch is cut into pieces, and each process owns a contiguous range of pieces. Both
+cuts follow one rule: `n` things into `k` parts, in order, where the first `n % k` parts are one
+larger. These are pure functions of numbers, so they can be called and tested without processes.
 """
 
 import functools
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_ORDER = 1  # keeps the stream of sample orders apart from any other use of the same seed
+_ORDER = 1  # separates sample orders from other random numbers of the same seed
 
 
 def epoch_order(
@@ -35,13 +35,13 @@ def epoch_order(
 
 
 def in_order(size: int) -> np.ndarray:
-    """The order of a test set: each sample once, as they lie."""
+    """The order of a test set: each sample once, by index."""
     return np.arange(size)
 
 
 @functools.lru_cache(maxsize=64)  # every step but the last is cut alike
 def bounds(total: int, parts: int) -> tuple[int, ...]:
-    """Where each of `parts` consecutive parts of `total` things begins, and where the last ends.
+    """Cut `total` things into consecutive parts: the start of each part, and the end of the last.
 
     The first `total % parts` parts are one larger.
 
@@ -54,7 +54,7 @@ def bounds(total: int, parts: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a data set is cut into steps, steps into pieces, and pieces shared out.
+    """Cuts a data set into steps, steps into pieces, and shares the pieces out.
 
     Steps are counted from 0 within an epoch; the last batch may be partial.
 
@@ -63,7 +63,7 @@ class Plan:
         global_batch_size: samples in one step over all processes.
         num_pieces: pieces of each global batch.
         world_size: number of processes, at most `num_pieces`.
-        rank: the process whose share `piece_sizes` tells.
+        rank: the process whose pieces `piece_sizes` returns.
     """
 
     size: int
@@ -87,9 +87,14 @@ class Plan:
         return range(edges[rank], edges[rank + 1])
 
     def all_sizes(self, step: int) -> list[int]:
-        """Samples in each piece of `step`, whoever computes it."""
+        """Samples in each piece of `step`, on all processes."""
         edges = bounds(self.num_samples(step), self.num_pieces)
         return [stop - start for start, stop in itertools.pairwise(edges)]
+
+    def distinct_sizes(self) -> list[int]:
+        """The sizes of the pieces of an epoch, each once, the largest first; 0 is left out."""
+        sizes = self.all_sizes(0) + self.all_sizes(self.num_steps - 1)
+        return sorted(set(sizes) - {0}, reverse=True)
 
     def piece_sizes(self, step: int) -> list[int]:
         """Samples in each piece of `step` that `self.rank` computes.
@@ -101,7 +106,7 @@ class Plan:
         return self.all_sizes(step)[owned.start : owned.stop]
 
     def share(self, step: int, rank: int) -> tuple[int, int]:
-        """Where in an epoch's order the share of process `rank` in `step` begins and ends.
+        """The start and the end, in an epoch's order, of the share of process `rank` in `step`.
 
         >>> Plan(size=200, global_batch_size=100, num_pieces=8, world_size=3).share(1, rank=0)
         (100, 139)

@@ -1,6 +1,42 @@
-"""The totals of a batch, as a tensor that processes can add up."""
+"""Sums over pieces that have the same bits on any number of processes.
 
+A process computes one row per piece that it owns. The rows of all pieces are gathered, and added
+along a fixed binary tree. Which process computed a row changes nothing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
 import torch
+from torch import nn
+
+from sinlstm_dist import lstm
+from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.steps import step_batches
+from sinlstm_dist.metrics import NUM_TOTALS, Totals
+from sinlstm_dist.model import Predictor
+from sinlstm_dist.plan import Plan
+
+Rows = Any  # a numpy array on the CPU, a torch tensor on a GPU: only what both can do is used
+
+
+class Peers(Protocol):
+    """The processes that share a sum, as a reduction sees them: a `World`, or one process alone."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that the fused recurrence may use."""
+        ...
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (N, ...) of every process, in order of rank. Collective: yes."""
+        ...
 
 
 def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float) -> torch.Tensor:
@@ -17,3 +53,120 @@ def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float)
     correct = (error.detach().abs() < tolerance).sum()
     samples = error.new_tensor(len(error))
     return torch.stack((error.square().sum(), correct.to(error.dtype), samples))
+
+
+def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
+    """Cut a batch into pieces of these sizes, each in memory of its own.
+
+    A matrix library may choose its code by the alignment of its operands. The alignment of a view
+    depends on the number of processes; a fresh copy is always aligned the same way.
+    """
+    windows, targets = batch[0].split(list(sizes)), batch[1].split(list(sizes))
+    return ((w.clone(), t.clone()) for w, t in zip(windows, targets, strict=True))
+
+
+def totals_rows(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    piece_sizes: Sequence[int],
+    tolerance: float,
+    num_threads: int,
+) -> torch.Tensor:
+    """Count each piece: (pieces, 3); arguments as for `gradient.gradient_rows`."""
+    if isinstance(model, Predictor) and model.fused:
+        return lstm.predictor_totals(
+            windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
+            parameters=list(model.parameters()), num_threads=num_threads,
+        )  # fmt: skip
+    rows = []
+    for windows, targets in pieces(batch, piece_sizes):
+        predictions = model(windows) if len(windows) else targets
+        rows.append(count(predictions, targets, tolerance=tolerance))
+    return torch.stack(rows)
+
+
+def totals_over(
+    model: nn.Module, loader: Iterable[Batch], *, plan: Plan, peers: Peers, tolerance: float
+) -> Totals:
+    """Count a model's predictions over a data set; the same bits on any number of processes.
+
+    Args:
+        loader: this process's share of each step of `plan`.
+
+    Collective: yes, one.
+    """
+
+    def rows(batch: Batch, sizes: Sequence[int]) -> torch.Tensor:
+        return totals_rows(
+            model, batch, piece_sizes=sizes, tolerance=tolerance, num_threads=peers.num_threads
+        )
+
+    return to_totals(sum_over(loader, rows, width=NUM_TOTALS, plan=plan, peers=peers).tolist())
+
+
+@torch.no_grad()
+def sum_over(
+    loader: Iterable[Any],
+    rows: Callable[[Any, Sequence[int]], torch.Tensor],
+    *,
+    width: int,
+    plan: Plan,
+    peers: Peers,
+) -> Rows:
+    """Add the rows of all pieces of all steps; the same bits on any number of processes.
+
+    Args:
+        loader: this process's share of each step of `plan`.
+        rows: computes (pieces, width) numbers from a batch and the sizes of its pieces.
+
+    Returns:
+        (width,) float64.
+
+    Collective: yes, one.
+    """
+    sums = torch.zeros(len(plan.owned(0)), width, device=peers.device).double()
+    for step, batch in step_batches(loader, plan):
+        sizes = plan.piece_sizes(step)
+        sums[: len(sizes)] += rows(batch, sizes)
+    return tree_sum(in_order(peers.gather(sums), plan))
+
+
+def to_totals(numbers: Sequence[float]) -> Totals:
+    """The Totals whose three numbers these are."""
+    squared_error, correct, samples = numbers
+    return Totals(squared_error, int(correct), int(samples))
+
+
+def in_order(gathered: torch.Tensor, plan: Plan) -> Rows:
+    """Take the rows (pieces, ...) of all pieces, in order, out of those that were gathered.
+
+    Args:
+        gathered: (processes * most, ...): each process sends its own pieces' rows, then padding up
+            to the number of pieces that rank 0 owns, which is the most.
+    """
+    return light(gathered)[places(plan)]
+
+
+def places(plan: Plan) -> np.ndarray:
+    """The row of each piece among the gathered ones: (pieces,)"""
+    most = len(plan.owned(0))
+    owned = (len(plan.owned(rank)) for rank in range(plan.world_size))
+    return np.concatenate([rank * most + np.arange(number) for rank, number in enumerate(owned)])
+
+
+def tree_sum(rows: Rows) -> Rows:
+    """Add `rows` (N, ...) over N, always in the same order: neighbours first.
+
+    Each pass adds rows 0 and 1, 2 and 3, ...; a last one without a neighbour waits for the next.
+    """
+    concatenate = np.concatenate if isinstance(rows, np.ndarray) else torch.cat
+    while (number := len(rows)) > 1:
+        pairs = rows[: number - 1 : 2] + rows[1::2]
+        rows = concatenate((pairs, rows[-1:])) if number % 2 else pairs
+    return rows[0]
+
+
+def light(tensor: torch.Tensor) -> Rows:
+    """The same memory as a numpy array if it is on the CPU: small sums start ten times faster."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor

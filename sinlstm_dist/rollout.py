@@ -1,13 +1,14 @@
-"""The model fed with its own predictions, and how its errors grow.
+"""The closed loop: the model is fed its own predictions, and its errors grow.
 
-A prediction is what the model says of the last W values, which it reads from a zero state: that is
-how it was trained. Reading W values anew for each would take W times as long, so W states are kept,
-each begun one step after the one before: all read a new value at once, in one product of matrices;
-the one that has now read W predicts the next value, and begins again.
+Each prediction reads the last W values from a zero state, as in training. To read W values for
+every prediction would take W times as long, so W states are kept, which start one step after the
+other. All states read a new value in one matrix product; the state that has now read W values
+predicts the next value, and starts again from zero.
 
 Shapes: W window (time steps), H hidden size.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ import numpy as np
 
 
 def roll_out(weights: Mapping[str, np.ndarray], window: np.ndarray, *, steps: int) -> np.ndarray:
-    """Predict the value behind `window`, then the one behind that, and so on.
+    """Predict the value after `window`, then the value after that, and so on.
 
     Args:
         weights: of a `Predictor` of one value, float32, by parameter name.
-        window: (W,) float32, the values that are known.
+        window: (W,) float32, the known values.
         steps: values to predict.
 
     Returns:
@@ -33,7 +34,7 @@ def roll_out(weights: Mapping[str, np.ndarray], window: np.ndarray, *, steps: in
     values = np.concatenate((window, np.empty(steps, np.float32)))
     for now in range(len(values) - 1):
         for state in states:
-            state[:, now % num_states] = 0  # begins with this value
+            state[:, now % num_states] = 0  # this state starts with this value
         inputs = values[now : now + 1, None]  # (1, 1): the same for every state
         for layer, state in zip(layers, states, strict=True):
             inputs = layer.read(inputs, state)  # (W, H)
@@ -43,7 +44,7 @@ def roll_out(weights: Mapping[str, np.ndarray], window: np.ndarray, *, steps: in
 
 
 class _Layer:
-    """A layer of an LSTM in torch's layout, its gates i, f, g, o made to go through one tanh."""
+    """A layer of an LSTM in torch's layout; one tanh computes its gates i, f, g and o."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], index: int) -> None:
         self.size = weights[f"rnn.weight_hh_l{index}"].shape[1]
@@ -54,7 +55,7 @@ class _Layer:
         self._bias = (weights[f"rnn.bias_ih_l{index}"] + weights[f"rnn.bias_hh_l{index}"]) * halved
 
     def read(self, inputs: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Take all states a step further, in place; returns their outputs (W, H)."""
+        """Advance all states by one step, in place; returns their outputs (W, H)."""
         hidden, cell = state
         tanh = np.tanh(hidden @ self._from_state + (inputs @ self._from_input + self._bias))
         kept, written = slice(self.size, 2 * self.size), slice(2 * self.size, 3 * self.size)
@@ -71,7 +72,7 @@ def _layers(weights: Mapping[str, np.ndarray]) -> list[_Layer]:
 
 @dataclass(frozen=True)
 class Cycle:
-    """A forecast's quality over one cycle.
+    """The quality of a forecast over one cycle.
 
     Args:
         number: from 1; 0 for the first step alone.
@@ -79,9 +80,9 @@ class Cycle:
         last: its last step.
         mean_error: mean absolute error.
         largest: largest absolute error.
-        amplitude: of the forecast, as a multiple of the truth's; NaN of a part of a cycle.
+        amplitude: of the forecast, as a multiple of the truth's; NaN for a part of a cycle.
         phase: degrees by which the forecast is ahead of the truth, counted on from cycle to cycle;
-            NaN of a part of a cycle.
+            NaN for a part of a cycle.
     """
 
     number: int
@@ -93,10 +94,32 @@ class Cycle:
     phase: float
 
 
-def by_cycle(forecast: np.ndarray, truth: np.ndarray, *, period: float) -> list[Cycle]:
-    """The first step of a forecast, then each of its cycles; the last may be a part of one.
+@dataclass(frozen=True)
+class Forecast:
+    """A closed-loop forecast, and the values that really came.
 
-    Amplitude and phase are those of the wave with the truth's period that fits best.
+    Args:
+        window: (W,), the known values that it started from.
+        values: (steps,).
+        truth: (steps,), or as many as are known.
+        period: steps in a cycle.
+    """
+
+    window: np.ndarray
+    values: np.ndarray
+    truth: np.ndarray
+    period: float
+
+    @functools.cached_property
+    def cycles(self) -> list[Cycle]:
+        """The quality of its first step and of each cycle."""
+        return by_cycle(self.values[: len(self.truth)], self.truth, period=self.period)
+
+
+def by_cycle(forecast: np.ndarray, truth: np.ndarray, *, period: float) -> list[Cycle]:
+    """The quality of a forecast's first step, then of each cycle; the last may be incomplete.
+
+    Amplitude and phase are those of the best-fitting wave with the truth's period.
 
     Args:
         forecast: (N,).
@@ -123,7 +146,7 @@ def by_cycle(forecast: np.ndarray, truth: np.ndarray, *, period: float) -> list[
 def _wave(
     forecast: np.ndarray, truth: np.ndarray, first: int, last: int, period: float
 ) -> tuple[float, float]:
-    """The forecast's amplitude and phase from `first` to `last`, relative to the truth's."""
+    """The forecast's amplitude and phase from `first` to `last`, relative to the truth."""
     if last - first < max(3, round(period) - 1):
         return np.nan, np.nan
     angle = 2 * np.pi * np.arange(first, last) / period

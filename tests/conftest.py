@@ -3,13 +3,15 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import launching
 import pytest
 import slurm
-from nursery import Nursery
+from nursery import Launch, Nursery
+from xdist.scheduler import LoadFileScheduling
 
 from sinlstm_dist.lstm import compiled
 
@@ -53,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(without)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """With `-n 2`, a worker takes a whole file, whose tests share what it has started."""
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """Starts many training processes quickly; see nursery.py."""
@@ -68,6 +77,26 @@ def trained_run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> P
     ended = nursery.run(launching.flags({**launching.SMALL, "output.dir": "run"}), cwd=folder)
     assert ended.codes == [0], ended.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of launching.SETTINGS that nothing happened to; likewise."""
+    folder = tmp_path_factory.mktemp("straight")
+    ended = nursery.run(launching.flags(launching.SETTINGS), cwd=folder)
+    assert ended.codes == [0], ended.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def train(nursery: Nursery, tmp_path: Path) -> Callable[..., Launch]:
+    """Train with launching.SETTINGS and changes to them."""
+
+    def run(changes: dict[str, object] | None = None, **keywords: Any) -> Launch:
+        settings = {**launching.SETTINGS, **(changes or {})}
+        return nursery.run(launching.flags(settings), cwd=tmp_path, **keywords)
+
+    return run
 
 
 @pytest.fixture(scope="session")

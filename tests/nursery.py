@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -35,8 +36,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from launching import environment, free_port
+from launching import HANGS_S, environment, free_port
 
+CLOSED_PIPE = "a pipe whose reader has left"
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all",
     "barrier", "broadcast", "broadcast_object_list", "gather", "monitored_barrier", "recv",
@@ -120,6 +122,8 @@ class Nursery:
         module: str = "train",
         more: dict[int, list[str]] | None = None,
         variables: dict[str, str] | None = None,
+        own: dict[int, dict[str, str]] | None = None,
+        stdout: str = "",
         is_whole: bool = False,
         terminal: str = "",
     ) -> Launch:
@@ -134,8 +138,10 @@ class Nursery:
             module: the command, such as "train".
             more: arguments that one rank has and the others do not, by rank.
             variables: of the environment.
-            is_whole: end each process as Python does, which is most of its cost, and where threads
-                that were left behind abort it; without, it is gone when its work is done.
+            own: variables that one rank has and the others do not, by rank.
+            stdout: the path of a file in place of the one that `output` reads, or CLOSED_PIPE.
+            is_whole: run and end each process as `python -m` does, which is most of its cost, and
+                where threads that are left abort it; without, it is gone when its work is done.
             terminal: its path; each process's session and streams are its.
         """
         self._count += 1
@@ -155,7 +161,8 @@ class Nursery:
                 "folder": str(launch.folder),
                 "rank": rank,
                 "faults": [fault for fault in faults or [] if fault["rank"] == rank],
-                "environment": variables or {},
+                "environment": {**(variables or {}), **(own or {}).get(rank, {})},
+                "stdout": stdout,
                 "is_whole": is_whole,
                 "terminal": terminal,
             }
@@ -177,7 +184,7 @@ class Nursery:
     def _fork(self, launch: Launch, order: dict[str, Any]) -> None:
         launch.children.append(Child(self._ask({"fork": order})["pid"], order["rank"]))
 
-    def wait(self, launch: Launch, *, timeout: float = 60) -> Launch:
+    def wait(self, launch: Launch, *, timeout: float = HANGS_S) -> Launch:
         """Wait until all processes of a world have ended; those that do not are killed."""
         deadline = time.monotonic() + timeout
         while self.running(launch):
@@ -203,7 +210,7 @@ class Nursery:
         while number == signal.SIGKILL and self.running(launch):
             time.sleep(0.005)
 
-    def run(self, arguments: list[str], *, timeout: float = 60, **keywords: Any) -> Launch:
+    def run(self, arguments: list[str], *, timeout: float = HANGS_S, **keywords: Any) -> Launch:
         """Start a world and wait until it has ended."""
         return self.wait(self.start(arguments, **keywords), timeout=timeout)
 
@@ -218,9 +225,15 @@ class Nursery:
 
 def _serve() -> None:
 
-    # So that children need not import them. DDP imports the first, in nine tenths of a run's time.
+    # So that children need not import them. DDP imports the last, in nine tenths of a run's time.
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
     import torch.distributed.tensor  # noqa: F401
 
+    from sinlstm_dist import command
+
+    # Here is no launcher that ends the silent processes when one has spoken.
+    command.let_another_speak = lambda at_most_s=0.0: None
     from sinlstm_dist import evaluate, train, verify  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
@@ -245,18 +258,17 @@ def _poll(pid: int) -> int | None:
 def _be_child(order: dict[str, Any]) -> None:
     """Run a command's `main`, and end with its exit code."""
     folder, rank = Path(order["folder"]), order["rank"]
-    for stream, descriptor in (("stdout", 1), ("stderr", 2)):
-        opened = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(opened, descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if order["terminal"]:
-        os.setsid()
-        terminal = os.open(order["terminal"], os.O_RDWR)  # the session's, as its first one
-        for descriptor in range(3):
-            os.dup2(terminal, descriptor)
-        os.close(terminal)  # or it would be open after a stream has been redirected
+    _open_streams(order, folder)
     os.environ.update(order["environment"])
     os.chdir(order["cwd"])
+    if order["is_whole"]:
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            encoding = os.environ.get("PYTHONIOENCODING")
+            stream = open(descriptor, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+        sys.argv = [order["module"], *order["arguments"]]
+        sys.modules.pop(order["module"], None)  # it is this process's program, and read again
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
     code = 70
     try:
         _install(order["faults"], folder / f"events-{rank}")
@@ -264,11 +276,26 @@ def _be_child(order: dict[str, Any]) -> None:
     except Exception:
         traceback.print_exc()
         code = 1
-    if order["is_whole"]:
-        sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _open_streams(order: dict[str, Any], folder: Path) -> None:
+    own = [folder / f"{stream}-{order['rank']}" for stream in ("stdout", "stderr")]
+    for descriptor, path in ((0, os.devnull), (1, order["stdout"] or own[0]), (2, own[1])):
+        if path == CLOSED_PIPE:
+            reader, opened = os.pipe()
+            os.close(reader)
+        else:
+            opened = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.dup2(opened, descriptor)
+    if order["terminal"]:
+        os.setsid()
+        terminal = os.open(order["terminal"], os.O_RDWR)  # the session's, as its first one
+        for descriptor in range(3):
+            os.dup2(terminal, descriptor)
+        os.close(terminal)  # or it would be open after a stream has been redirected
 
 
 def _install(faults: list[dict[str, Any]], log: Path) -> None:
@@ -378,7 +405,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
 
     watched = {
         "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],
-        "evaluate": [(train, "evaluate")],
+        "evaluate": [(train, "totals_over")],
         "save": [(checkpoint, "_files")],
         "build": [(train, "build")],
         "begin": [(run_folder.RunFolder, "begin")],

@@ -114,7 +114,7 @@ class Cluster:
             ),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=launching.HANGS_S,
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
@@ -128,7 +128,7 @@ class Cluster:
         words = self.command("scontrol", "show", "--oneliner", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, *, timeout: float = 240) -> dict[str, str]:
+    def wait(self, job: str, *, timeout: float = launching.HANGS_S) -> dict[str, str]:
         """Wait until a job has ended for good. Returns what Slurm knows of it."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
         deadline = time.monotonic() + timeout
@@ -144,7 +144,7 @@ class Cluster:
 
 
 def _path() -> str:
-    return f"{launching.path()}:/usr/sbin:/sbin"  # where the daemons are
+    return f"{launching.environment()['PATH']}:/usr/sbin:/sbin"  # where the daemons are
 
 
 # ---- below: the cluster's first process ----

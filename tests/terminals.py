@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from launching import environment
+from nursery import Nursery
 
 
 class Terminal:
@@ -24,7 +25,7 @@ class Terminal:
         self._device: int | None = device  # open until a process has it: else it would hang up
 
     def start(
-        self, words: list[str], *, cwd: Path, ignores_hangup: bool = False, **variables: str
+        self, words: list[str], *, cwd: Path, ignores_hangup: bool = False
     ) -> subprocess.Popen[bytes]:
         """Start a command whose session and three streams are this terminal's, as a login's is."""
 
@@ -33,12 +34,8 @@ class Terminal:
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        quiet = {"TERM": "xterm-256color", **variables}
-        inherited = environment(**quiet)
-        for name in {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"} - set(variables):
-            inherited.pop(name, None)
         process = subprocess.Popen(
-            words, cwd=cwd, env=inherited, start_new_session=True, preexec_fn=take_terminal,
+            words, cwd=cwd, env=environment(), start_new_session=True, preexec_fn=take_terminal,
             stdin=self._device, stdout=self._device, stderr=self._device,
         )  # fmt: skip
         self.let_go()
@@ -69,9 +66,29 @@ class Terminal:
             if not read:
                 break
             written += read
+            self.let_go()  # whoever wrote it has the terminal
         return written.decode()
 
     def close(self) -> None:
         """Close the window: the system tells the session SIGHUP, and writing becomes an error."""
         self.let_go()
         os.close(self.end)
+
+
+def on_terminal(
+    nursery: Nursery,
+    arguments: list[str],
+    *,
+    cwd: Path,
+    code: int = 0,
+    terminal: Terminal,
+    **variables: str,
+) -> str:
+    """Run `train` as `python -m` does on a terminal. Returns all that it writes there."""
+    launch = nursery.start(
+        arguments, cwd=cwd, terminal=terminal.path, variables=variables, is_whole=True
+    )
+    written = terminal.read()
+    terminal.close()
+    assert nursery.wait(launch).codes == [code], written
+    return written

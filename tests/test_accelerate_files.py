@@ -4,24 +4,14 @@ There are no GPUs here: the files for GPUs start as many processes, on the CPU.
 """
 
 import re
-import subprocess
 from pathlib import Path
 
 import launching
 import pytest
 import yaml
 
-from sinlstm_dist import train
-
 FILES = Path(__file__).parents[1] / "launch/accelerate"
 BRIEF = {**launching.SMALL, "output.dir": "run"}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> str:
-    run = tmp_path_factory.mktemp("alone") / "run"
-    assert train.main(launching.flags({**BRIEF, "output.dir": run})) == 0
-    return launching.weights_digest(run)
 
 
 @pytest.fixture
@@ -38,32 +28,24 @@ def command(name: str) -> str:
     return " ".join([found, *launching.flags(BRIEF)])
 
 
-def check(folder: Path, name: str, alone: str) -> None:
+def check(folder: Path, name: str, trained_run: Path) -> None:
     meant = yaml.safe_load((FILES / f"{name}.yaml").read_text())["num_processes"]
     assert launching.summary(folder / "run")["world_size"] == meant
-    assert launching.weights_digest(folder / "run") == alone
+    assert launching.weights_digest(folder / "run") == launching.weights_digest(trained_run)
 
 
 @pytest.mark.parametrize("name", ["one-cpu", "cpus", "gpus"])
-def test_one_machine(name, here, alone):
-    ended = subprocess.run(
-        command(name),
-        shell=True,
-        cwd=here,
-        env=launching.environment(PATH=launching.path(), HF_HOME=str(here / "hf")),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr
-    check(here, name, alone)
+def test_one_machine(name, here, trained_run):
+    ended = launching.run(["sh", "-c", command(name)], cwd=here, HF_HOME=str(here / "hf"))
+    assert ended.code == 0, ended.stderr
+    check(here, name, trained_run)
 
 
-def test_several_machines(cluster, here, alone):
+def test_several_machines(cluster, here, trained_run):
     """On Slurm's two nodes, whose first one has the name that is in the file."""
     line = f"MACHINE=$SLURM_NODEID; {command('nodes')}"
     cluster.command("srun", "--nodes=2", "bash", "-c", line, cwd=here, HF_HOME=str(here / "hf"))
-    check(here, "nodes", alone)
+    check(here, "nodes", trained_run)
 
 
 def test_every_file_is_started():

@@ -10,8 +10,8 @@ from typing import Any
 import launching
 import pytest
 import torch
-from launching import FUSED, SMALL, each, flags, metrics, train, weights_digest
-from nursery import Nursery
+from launching import FUSED, SMALL, check_same, content, each, flags, weights_digest
+from nursery import Launch, Nursery
 
 from sinlstm_dist import agreement, job
 from sinlstm_dist.agreement import changes, digest
@@ -21,7 +21,7 @@ from sinlstm_dist.gradient import gradient_rows
 from sinlstm_dist.processes.world import World, join_world
 
 HOST = socket.gethostname()
-# On one rank, the first four and the last once gave other weights and exit code 0.
+# On one rank, each of these once gave other weights and exit code 0.
 ELSEWHERE = {
     "aten": ({"ATEN_CPU_CAPABILITY": "default"}, {}, "initial weights"),
     "onednn": ({"DNNL_MAX_CPU_ISA": "SSE41"}, {"model.lstm": "torch"}, "gradients"),
@@ -33,70 +33,78 @@ ELSEWHERE = {
         {"model.lstm": "torch", "model.hidden_size": 64, "train.global_batch_size": 8},
         "gradients",
     ),
-    "kernel": (
-        {"SINLSTM_DIST_INSTRUCTION_SET": "plain"}, {"model.lstm": "fused"}, "code of the recurrence"
-    ),
     "aten, ddp": (
         {"ATEN_CPU_CAPABILITY": "default"}, {"train.reduction": "ddp"}, "initial weights"
     ),
 }  # fmt: skip
-CASES = [
-    pytest.param(name, marks=[pytest.mark.kernel] if name == "kernel" else []) for name in ELSEWHERE
-]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_other_code_on_one_rank_is_refused_by_name(tmp_path: Path, name: str) -> None:
+@pytest.fixture
+def start(nursery: Nursery, tmp_path: Path):
+    """Train SMALL with changes on processes that each have variables of their own."""
+
+    def run(settings: dict[str, object], variables: list[dict[str, str]]) -> Launch:
+        arguments = flags({**SMALL, "output.dir": "run", **settings})
+        own, processes = dict(enumerate(variables)), len(variables)
+        return nursery.run(arguments, cwd=tmp_path, processes=processes, own=own)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_other_code_on_one_rank_is_refused_by_name(start, tmp_path: Path, name: str) -> None:
+    """Positive control: the same code on all ranks trains, to the same bits as on one process."""
     variables, settings, what = ELSEWHERE[name]
-    arguments = flags({**SMALL, **settings, "output.dir": "run"})
+    refused = start(settings, [{}, variables])
+    assert refused.codes == [2, 2]
+    check_refused(refused.stderr, what, variables)
+    assert list(tmp_path.iterdir()) == []
+    for processes in (1, 2):
+        trained = start({**settings, "output.dir": str(processes)}, [variables] * processes)
+        assert trained.codes == [0] * processes, trained.stderr
+    if "train.reduction" not in settings:
+        assert weights_digest(tmp_path / "1") == weights_digest(tmp_path / "2")
+
+
+@pytest.mark.kernel
+def test_another_kernel_on_one_rank_is_refused_by_name(tmp_path: Path) -> None:
+    """On processes of their own: a kernel is chosen when the package is imported."""
+    variables = {"SINLSTM_DIST_INSTRUCTION_SET": "plain"}
+    arguments = flags({**SMALL, "model.lstm": "fused", "output.dir": "run"})
     ended = each(arguments, cwd=tmp_path, variables=[{}, variables])
     assert [process.code for process in ended] == [2, 2], ended
-    [error] = "".join(process.stderr for process in ended).splitlines()
-    assert error.startswith(f"error: rank 1 on {HOST} has other {what} than rank 0 on {HOST} (")
-    [(variable, value)] = variables.items()
-    assert f"{variable} is {value} there and not set elsewhere" in error
+    check_refused(ended[0].stderr + ended[1].stderr, "code of the recurrence", variables)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_same_other_code_on_all_ranks_trains(tmp_path: Path, name: str) -> None:
-    """Positive control of the test above: to the same bits as on one process."""
-    variables, settings, _ = ELSEWHERE[name]
-    for processes in (1, 2):
-        arguments = flags({**SMALL, **settings, "output.dir": f"run-{processes}"})
-        ended = each(arguments, cwd=tmp_path, variables=[variables] * processes)
-        assert [process.code for process in ended] == [0] * processes, ended
-    if "train.reduction" not in settings:
-        assert weights_digest(tmp_path / "run-1") == weights_digest(tmp_path / "run-2")
-
-
-def test_of_three_ranks_the_odd_one_is_named(tmp_path: Path) -> None:
-    arguments = flags({**SMALL, "model.lstm": "torch", "output.dir": "run"})
-    ended = each(arguments, cwd=tmp_path, variables=[{"DNNL_MAX_CPU_ISA": "SSE41"}, {}, {}])
-    [error] = "".join(process.stderr for process in ended).splitlines()
-    assert error.startswith(f"error: rank 0 on {HOST} has other gradients than the others (DNNL")
-
-
-def test_ddp_may_round_gradients_differently(tmp_path: Path) -> None:
-    """Each process gets the same sum of them: no process drifts away from the others."""
-    settings = {**SMALL, "model.lstm": "torch", "train.reduction": "ddp", "output.dir": "run"}
-    variables = [{}, {"DNNL_MAX_CPU_ISA": "SSE41"}]
-    ended = each(flags(settings), cwd=tmp_path, variables=variables)
+    ended = each(arguments, cwd=tmp_path, variables=[variables] * 2)
     assert [process.code for process in ended] == [0, 0], ended
 
 
-def test_a_refused_start_leaves_an_earlier_run_as_it_was(nursery: Nursery, tmp_path: Path) -> None:
-    settings = {**SMALL, "model.lstm": "torch", "output.dir": "run"}
-    assert nursery.run(flags({**settings, "train.epochs": 1}), cwd=tmp_path).codes == [0]
+def check_refused(stderr: str, what: str, variables: dict[str, str]) -> None:
+    [error] = stderr.splitlines()
+    assert error.startswith(f"error: rank 1 on {HOST} has other {what} than rank 0 on {HOST} (")
+    [(variable, value)] = variables.items()
+    assert f"{variable} is {value} there and not set elsewhere" in error
 
-    def content() -> dict[str, bytes]:
-        files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-        return {str(path): path.read_bytes() for path in files}
 
-    before = content()
-    other = [{}, {"DNNL_MAX_CPU_ISA": "SSE41"}]
-    assert [p.code for p in each(flags(settings), cwd=tmp_path, variables=other)] == [2, 2]
-    assert content() == before
+OTHER = {"DNNL_MAX_CPU_ISA": "SSE41"}
+
+
+def test_of_three_ranks_the_odd_one_is_named(start) -> None:
+    [error] = start({"model.lstm": "torch"}, [OTHER, {}, {}]).stderr.splitlines()
+    assert error.startswith(f"error: rank 0 on {HOST} has other gradients than the others (DNNL")
+
+
+def test_ddp_may_round_gradients_differently(start) -> None:
+    """Each process gets the same sum of them: no process drifts away from the others."""
+    ended = start({"model.lstm": "torch", "train.reduction": "ddp"}, [{}, OTHER])
+    assert ended.codes == [0, 0], ended.stderr
+
+
+def test_a_refused_start_leaves_an_earlier_run_as_it_was(start, tmp_path: Path) -> None:
+    assert start({"model.lstm": "torch", "train.epochs": 1}, [{}]).codes == [0]
+    before = content(tmp_path)
+    assert start({"model.lstm": "torch"}, [{}, OTHER]).codes == [2, 2]
+    assert content(tmp_path) == before
 
 
 # Steps of SMALL: three an epoch, a checkpoint after each
@@ -106,17 +114,10 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def unbroken(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken")
-    assert nursery.run(flags({**SMALL, "output.dir": "run"}), cwd=folder).codes == [0]
-    return folder / "run"
-
-
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_rank_that_fails_ends_the_run_at_the_next_checkpoint(
-    nursery: Nursery, tmp_path: Path, unbroken: Path, name: str, processes: int
+    nursery: Nursery, tmp_path: Path, trained_run: Path, name: str, processes: int
 ) -> None:
     fault, what = FAULTS[name]
     arguments = flags({**SMALL, "output.dir": "run"})
@@ -136,8 +137,7 @@ def test_a_rank_that_fails_ends_the_run_at_the_next_checkpoint(
     assert not (run / "model.safetensors").exists()
     again = nursery.run(arguments, cwd=tmp_path, processes=processes)
     assert again.codes == [0] * processes, again.stderr
-    assert weights_digest(run) == weights_digest(unbroken)
-    assert metrics(run) == metrics(unbroken)
+    check_same(run, trained_run)
 
 
 def test_a_rank_that_fails_before_the_first_checkpoint(nursery: Nursery, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_rank_that_fails_before_the_first_checkpoint(nursery: Nursery, tmp_pat
     assert launch.stderr.endswith(how)
 
 
-def test_ddp_s_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> None:
+def test_ddp_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> None:
     arguments = flags({**SMALL, "train.reduction": "ddp", "output.dir": "run"})
     faults = [{"rank": 1, "of": "step", "at": 5, "do": "flip"}]
     launch = nursery.run(arguments, cwd=tmp_path, processes=2, faults=faults)
@@ -158,26 +158,22 @@ def test_ddp_s_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> Non
     assert f"rank 1 on {HOST} has other weights than rank 0 on {HOST} after" in launch.stderr
 
 
-def test_a_run_that_continues_with_another_arithmetic_says_so(tmp_path: Path) -> None:
-    def start(epochs: int, **variables: str) -> str:
-        settings = {**SMALL, "train.epochs": epochs, "output.dir": "run"}
-        ended = train(flags(settings), cwd=tmp_path, **variables)
-        assert ended.code == 0, ended.stderr
+def test_a_run_that_continues_with_another_arithmetic_says_so(start, tmp_path: Path) -> None:
+    def told(epochs: int, **variables: str) -> str:
+        ended = start({"train.epochs": epochs}, [variables])
+        assert ended.codes == [0], ended.stderr
         return "\n".join(line for line in ended.stdout.splitlines() if "arithmetic" in line)
 
     other = {"ATEN_CPU_CAPABILITY": "default"}
-    assert start(1) == start(2) == ""
-    [line] = start(3, **other).splitlines()
+    assert told(1) == told(2) == ""
+    [line] = told(3, **other).splitlines()
     assert line.startswith("continues with another arithmetic: torch's CPU code was ")
     assert "ATEN_CPU_CAPABILITY was not set and is default" in line
-    assert start(4, **other) == ""
+    assert told(4, **other) == ""
     starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
     recorded = [json.loads(line)["arithmetic"] for line in starts]
-    assert [found.get("ATEN_CPU_CAPABILITY") for found in recorded] == [
-        None,
-        None,
-        *["default"] * 2,
-    ]
+    chosen = [found.get("ATEN_CPU_CAPABILITY") for found in recorded]
+    assert chosen == [None, None, "default", "default"]
     assert recorded[0]["torch"] == torch.__version__
 
 
@@ -245,7 +241,7 @@ def test_a_rehearsal_sees_what_differs(world: World) -> None:
 )
 def test_all_sizes_of_pieces_are_rehearsed(world: World, batch: int, sizes: list[int]) -> None:
     built = build(world, **{"train.global_batch_size": batch})
-    assert built.agreement._train.piece_sizes() == sizes
+    assert built.train.plan.distinct_sizes() == sizes
 
 
 @pytest.mark.parametrize("batch", [1, 100])
@@ -261,13 +257,13 @@ def test_as_many_samples_of_each_size_are_rehearsed(world: World, monkeypatch, b
     built = build(world, **{"train.global_batch_size": batch})
     monkeypatch.setattr(agreement, "gradient_rows", rows)
     built.agreement._rehearse()
-    assert sorted(counts, reverse=True) == built.agreement._train.piece_sizes()
+    assert sorted(counts, reverse=True) == built.train.plan.distinct_sizes()
     assert all(400 <= samples < 450 for samples in counts.values())
     counts.clear()
     monkeypatch.setattr(world, "size", 2)
     monkeypatch.setattr(world, "difference", lambda facts: None)
     built.agreement.check_now(step=1, continues="")
-    assert sorted(counts, reverse=True) == built.agreement._train.piece_sizes()
+    assert sorted(counts, reverse=True) == built.train.plan.distinct_sizes()
     assert all(16 <= samples <= 32 for samples in counts.values())
     monkeypatch.setattr(agreement, "MOST_NUMBERS", 1)  # as in a model of many parameters
     counts.clear()

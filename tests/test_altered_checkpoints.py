@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from alterations import Alteration, alter
-from launching import SMALL, flags, metrics, weights_digest
+from launching import SMALL, content, flags, metrics, weights_digest
 from nursery import Launch, Nursery
 
 SETTINGS = {**SMALL, "optim.momentum": 0.9, "checkpoint.every_steps": 1, "output.dir": "run"}
@@ -33,13 +33,6 @@ def killed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = sorted(path.name for path in (root / "run" / "checkpoints").iterdir())
     assert names == [OLDER, NEWEST]
     return root
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
-        for path in folder.rglob("*")
-    }
 
 
 def check_told(launch: Launch, alteration: Alteration) -> None:
@@ -67,7 +60,7 @@ def outcome(nursery: Nursery, killed: Path, root: Path, *, seed: int) -> str:
             [f"run/checkpoints/{NEWEST}"], cwd=root, module=draw.choice(["evaluate", "forecast"])
         )
         check_told(read, alteration)
-    launch = nursery.run(flags(SETTINGS), cwd=root, timeout=30)
+    launch = nursery.run(flags(SETTINGS), cwd=root)
     check_told(launch, alteration)
     assert content(outside) == before, alteration
     assert sorted(path.name for path in root.iterdir()) == ["outside", "run"], alteration

@@ -88,7 +88,7 @@ def test_every_damage_is_recognised_and_named(tmp_path: Path, name: str) -> None
     checkpoint.read(folder)  # negative control: it was the damage
 
 
-def test_another_program_s_file_is_no_damage(tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_no_damage(tmp_path: Path) -> None:
     folder = checkpoint.write(tmp_path, example(), keep=2)
     (folder / "notes.txt").write_bytes(b"mine")
     assert same_bits(checkpoint.read(folder).weights, example().weights)
@@ -206,7 +206,7 @@ def begin(path: Path) -> dict[str, object]:
     """What a start of a run whose checkpoints are like `example` continues from."""
     layout = Layout(
         weights=shapes(example().weights), optimizer=shapes(example().optimizer),
-        num_steps=3, samples=100,
+        num_steps=3, samples_per_step=100,
     )  # fmt: skip
     folder = RunFolder(path)
     folder.claim()
@@ -253,5 +253,5 @@ def test_all_damaged_means_a_fresh_start_that_says_so(tmp_path: Path) -> None:
     found = begin(run)
     assert found["state"] is None
     assert len([note for note in found["notes"] if "set aside" in note]) == 2
-    assert "starts from its beginning" in found["notes"][-1]
+    assert "starts from step 0" in found["notes"][-1]
     assert not checkpoint.find(run / "checkpoints")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 
@@ -103,9 +102,9 @@ def test_a_folder_without_a_run_is_a_row(runs, tmp_path, capsys):
 
 
 def test_a_file_gets_plain_lines(runs):
-    command = [sys.executable, "-m", "sinlstm_dist.compare", str(runs / "a")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 0, ended.stderr
+    words = [sys.executable, "-m", "sinlstm_dist.compare", "a"]
+    ended = launching.run(words, cwd=runs)
+    assert ended.code == 0, ended.stderr
     assert len(ended.stdout.splitlines()) == 4
     assert "\x1b" not in ended.stdout
 

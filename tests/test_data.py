@@ -27,7 +27,7 @@ def float32(value: float) -> float:
 @pytest.mark.parametrize(
     ("phase", "period", "window"), [(0.0, 60.0, 50), (0.5, 60.0, 50), (2.0, 13.7, 3), (0.0, 60, 1)]
 )
-def test_values_are_the_article_s(phase, period, window):
+def test_values_are_those_of_the_article(phase, period, window):
     dataset = SineDataset(size=130, window=window, period=period, phase=phase)
     for i in (0, 1, 59, 60, 129):
         values, target = dataset[i]
@@ -99,7 +99,7 @@ def test_philox_against_the_published_vectors(counter, key, expected):
     assert " ".join(f"{int(word):08x}" for word in words) == expected
 
 
-def test_gaussian_is_box_and_muller_of_the_generator_s_words():
+def test_gaussian_is_box_and_muller_of_the_generators_words():
     row, seed, stream = 2**33 + 5, 3, 1
     words = philox(tuple(np.uint64(word) for word in (5, 2, 1, 0)), (seed, stream))
     first, second, third, fourth = ((int(word) + 0.0) for word in words)
@@ -221,7 +221,7 @@ def test_test_windows_are_not_train_windows(noise):
     assert nearest > (0.04 if noise else 0.05)  # half a step is 0.052 where the sine is steepest
 
 
-def test_the_article_s_split_tests_on_train_windows():
+def test_the_articles_split_tests_on_train_windows():
     """The fault that `test_phase` is for: without it, every test window has been trained on."""
     train, test = SineDataset(size=100), SineDataset(size=60, phase=0.0)
     assert all(torch.equal(test[i][0], train[i][0]) for i in range(60))
@@ -293,7 +293,7 @@ def test_no_line_is_executed_for_each_window():
         (9000, 4000, 1),
     ],
 )
-def test_processes_together_fetch_the_epoch_s_order(size, batch, first_step, world_size):
+def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step, world_size):
     def shares(rank: int) -> list[tuple[int, list[int]]]:
         """Each step with the samples that it brings to `rank`."""
         plan = Plan(size, batch, 8, world_size, rank)

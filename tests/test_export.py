@@ -1,26 +1,17 @@
 """The exported file computes what torch computes, with nothing of torch around it."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from launching import SMALL, environment, flags
-from nursery import Nursery
 
 from sinlstm_dist import export
 from sinlstm_dist.model import Predictor
-
-
-@pytest.fixture(scope="module")
-def run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    assert nursery.run(flags({**SMALL, "output.dir": "run"}), cwd=folder).codes == [0]
-    return folder / "run"
 
 
 def predictions(content: bytes | str, windows: torch.Tensor) -> np.ndarray:
@@ -41,9 +32,9 @@ def test_agrees_with_torch_for_any_batch_and_window(sizes):
             np.testing.assert_allclose(predictions(content, windows), expected, atol=1e-5, rtol=0)
 
 
-def test_the_command_writes_a_file_that_runs_without_torch(run, tmp_path, capfd):
+def test_the_command_writes_a_file_that_runs_without_torch(trained_run, tmp_path, capfd):
     output = tmp_path / "sine.onnx"
-    assert export.main([str(run), "--output", str(output)]) == 0
+    assert export.main([str(trained_run), "--output", str(output)]) == 0
     told, warned = capfd.readouterr()
     assert "batches of 1, 7, 1000 and windows of 10, 50, 200" in told
     assert warned == ""
@@ -54,20 +45,18 @@ def test_the_command_writes_a_file_that_runs_without_torch(run, tmp_path, capfd)
         "windows = np.linspace(-1, 1, 3 * 12, dtype=np.float32).reshape(3, 12, 1)\n"
         "print(*session.run(None, {'windows': windows})[0].ravel())"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True
-    )
+    ended = launching.run([sys.executable, "-c", program], cwd=tmp_path)
     windows = torch.linspace(-1, 1, 36).reshape(3, 12, 1)
     with torch.no_grad():
-        expected = Predictor.from_pretrained(run)(windows).flatten()
+        expected = Predictor.from_pretrained(trained_run)(windows).flatten()
     found = [float(number) for number in ended.stdout.split()]
     np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=ended.stderr)
 
 
-def test_a_wrong_graph_is_noticed_and_not_written(run, tmp_path, capsys, monkeypatch):
+def test_a_wrong_graph_is_noticed_and_not_written(trained_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "_reordered", export._array)  # gates in torch's order
     output = tmp_path / "wrong.onnx"
-    assert export.main([str(run), "--output", str(output)]) == 1
+    assert export.main([str(trained_run), "--output", str(output)]) == 1
     assert "ONNX Runtime differs from torch by" in capsys.readouterr().err
     assert not output.exists()
 
@@ -88,9 +77,9 @@ def missing(run: Path) -> str:
 
 
 @pytest.mark.parametrize("harm", [unfinished, corrupted, missing])
-def test_bad_folders_are_named_once(harm, run, tmp_path, capsys):
+def test_bad_folders_are_named_once(harm, trained_run, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
+    shutil.copytree(trained_run, copy)
     message = harm(copy)
     assert export.main([str(copy), "--output", str(tmp_path / "a.onnx")]) == 2
     told = capsys.readouterr().err
@@ -98,14 +87,14 @@ def test_bad_folders_are_named_once(harm, run, tmp_path, capsys):
     assert len(told.splitlines()) == 1
 
 
-def test_the_missing_extra_and_folder_are_named(run, tmp_path, capsys, monkeypatch):
-    assert export.main([str(run), "--output", str(tmp_path / "none" / "a.onnx")]) == 2
+def test_the_missing_extra_and_folder_are_named(trained_run, tmp_path, capsys, monkeypatch):
+    assert export.main([str(trained_run), "--output", str(tmp_path / "none" / "a.onnx")]) == 2
     assert "cannot be written: No such file" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert export.main([str(run), "--output", str(tmp_path / "a.onnx")]) == 2
+    assert export.main([str(trained_run), "--output", str(tmp_path / "a.onnx")]) == 2
     assert "pip install 'sinlstm-dist[export]'" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_exported_too(run, tmp_path):
-    newest = max((run / "checkpoints").iterdir())
+def test_a_checkpoint_is_exported_too(trained_run, tmp_path):
+    newest = max((trained_run / "checkpoints").iterdir())
     assert export.main([str(newest), "--output", str(tmp_path / "a.onnx")]) == 0

@@ -24,12 +24,9 @@ SAMPLE = 11  # operations of each kind of start
 LATER = ("begins", "resumes", "is complete")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    root = tmp_path_factory.mktemp("undisturbed")
-    assert nursery.wait(start(nursery, root)).codes == [0]
-    run = root / "run"
-    return Undisturbed(weights_digest(run), metrics(run), [])
+@pytest.fixture
+def undisturbed(straight: Path) -> Undisturbed:
+    return Undisturbed(weights_digest(straight), metrics(straight), [])
 
 
 @pytest.fixture(scope="module")

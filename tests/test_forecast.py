@@ -34,7 +34,7 @@ def test_the_forecast_starts_from_the_first_test_window(trained_run, tmp_path, c
     ]  # fmt: skip
     errors = np.abs([float(row["forecast"]) - float(row["truth"]) for row in rows])
     assert float(listed[1][2]) == pytest.approx(errors[:60].mean(), abs=1e-4)
-    assert "from the last 12 values alone" in printed
+    assert "reads only the last 12 values" in printed
     assert printed.endswith(f"\nwritten: {file}\n")
 
 

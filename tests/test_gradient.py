@@ -12,10 +12,11 @@ from sinlstm_dist import job, metrics
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.data.steps import FETCH_SAMPLES, step_batches
-from sinlstm_dist.gradient import evaluate, gradient_rows, totals_rows, tree_sum
+from sinlstm_dist.gradient import gradient_rows
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import Plan, epoch_order
 from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.reduction import totals_over, totals_rows, tree_sum
 
 SETTINGS = {
     "data.train_size": 53,
@@ -55,12 +56,12 @@ def plain_gradient(model: nn.Module, batch) -> tuple[float, dict[str, torch.Tens
 @pytest.mark.parametrize("shards", [1, 3, 8, 40])
 @pytest.mark.parametrize("lstm", [FUSED, "torch"])
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
-def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shards):
+def test_gradient_is_that_of_the_mean_of_the_whole_batch(world, reduction, lstm, shards):
     built = build(world, **{
         "train.reduction": reduction, "model.lstm": lstm, "train.virtual_shards": shards
     })  # fmt: skip
     sizes = []
-    for step, batch in step_batches(built.train_loader, built.train_plan):
+    for step, batch in step_batches(built.train.loader, built.train.plan):
         assert torch.equal(batch[0], sample_batch(step)[0])
         result = built.gradient(batch, step=step, stop=False)
         loss, expected = plain_gradient(built.model, batch)
@@ -80,14 +81,14 @@ def test_gradient_is_that_of_the_whole_batch_s_mean(world, reduction, lstm, shar
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_a_request_to_stop_is_heard(world, reduction):
     built = build(world, **{"train.reduction": reduction})
-    _, batch = next(step_batches(built.train_loader, built.train_plan))
+    _, batch = next(step_batches(built.train.loader, built.train.plan))
     assert built.gradient(batch, step=0, stop=True).stop
     assert not built.gradient(batch, step=0, stop=False).stop
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("sizes", [[5, 4, 4], [13], [6, 0, 7, 0]])
-def test_fused_rows_are_autograd_s(sizes):
+def test_fused_rows_are_those_of_autograd(sizes):
     torch.manual_seed(1)
     plain, fused = Predictor(hidden_size=6), Predictor(hidden_size=6, fused=True)
     fused.load_state_dict(plain.state_dict())
@@ -106,7 +107,7 @@ def test_fused_rows_are_autograd_s(sizes):
     assert rows[True][:, -1].tolist() == sizes
 
 
-def test_a_row_is_the_gradient_of_the_piece_s_sum_of_squares():
+def test_a_row_is_the_gradient_of_the_sum_of_squares_of_its_piece():
     """Whatever module it is, and whatever its neighbours are."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
@@ -155,10 +156,12 @@ def test_tree_sum_adds_neighbours_first(num_rows, order):
 def test_evaluation_counts_every_test_window_once(world, lstm, size):
     built = build(world, **{"model.lstm": lstm, "data.test_size": size})
     found = {
-        model: evaluate(model, built.test_loader, plan=built.test_plan, world=world, tolerance=0.3)
+        model: totals_over(
+            model, built.test.loader, plan=built.test.plan, peers=world, tolerance=0.3
+        )
         for model in (built.model, Persistence())
     }
-    windows, targets = built.test_loader.dataset[np.arange(size)]
+    windows, targets = built.test.loader.dataset[np.arange(size)]
     for model, totals in found.items():
         errors = (model(windows) - targets).detach()
         assert totals.samples == size
@@ -168,6 +171,6 @@ def test_evaluation_counts_every_test_window_once(world, lstm, size):
 
 def test_test_batches_are_as_large_as_a_fetch(world):
     built = build(world)
-    assert built.test_plan == Plan(21, FETCH_SAMPLES, 8, 1, 0)
+    assert built.test.plan == Plan(21, FETCH_SAMPLES, 8, 1, 0)
     large = build(world, **{"train.global_batch_size": 5000})
-    assert large.test_plan == Plan(21, 5000, 8, 1, 0)
+    assert large.test.plan == Plan(21, 5000, 8, 1, 0)

@@ -1,5 +1,6 @@
 """Predictors to and from folders and the Hub's cache; no test uses the network."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,15 @@ def test_what_is_saved_is_the_same_model_with_a_card(run, tmp_path):
     assert again.card == card
 
 
+@pytest.mark.parametrize("damaged", [b"", b"[]", b"\xff", b'{"metrics": {"epoch": 1}}'])
+def test_a_damaged_summary_costs_only_the_figures_of_the_card(damaged, run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "summary.json").write_bytes(damaged)
+    card = Predictor.from_pretrained(copy).card
+    assert "## Configuration" in card
+    assert "## Measured" not in card
+
+
 def test_an_untrained_model_of_any_size_is_saved_too(tmp_path):
     model = Predictor(hidden_size=3, num_layers=2, output_size=4)
     model.save_pretrained(tmp_path)
@@ -81,7 +91,9 @@ def test_a_name_on_the_hub_comes_from_its_cache(run, tmp_path):
 
 @pytest.mark.parametrize("source", ["someone/unknown", "no/such/folder", "/no/such", "run.toml"])
 def test_what_is_neither_a_folder_nor_on_the_hub_is_named(source, tmp_path):
-    with pytest.raises(ConfigError, match="no folder here, and the Hub does not give") as caught:
+    with pytest.raises(
+        ConfigError, match="not a folder here, and the Hub does not provide"
+    ) as caught:
         Predictor.from_pretrained(source, cache_dir=tmp_path)
     assert source in str(caught.value)
 

@@ -131,7 +131,7 @@ def start_pods(tmp_path):
         command = [*trainer(JOBSET)["command"], *arguments, *launching.flags(settings)]
         for rank in range(2):
             given = variables(JOBSET) | there | {"PET_NODE_RANK": str(rank)}
-            environment = launching.environment(PATH=launching.path(), **given)
+            environment = launching.environment(**given)
             started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
         return started[-2:]
 
@@ -147,14 +147,14 @@ def test_the_command_trains_saves_when_told_to_end_and_goes_on(start_pods, tmp_p
     settings = {**launching.SMALL, "train.epochs": 1_000_000, "checkpoint.every_epochs": 1_000_000}
     pods = start_pods(settings)
     metrics = tmp_path / "first/metrics.jsonl"
-    launching.wait_for(lambda: metrics.exists() and metrics.read_text(), timeout=240)
+    launching.wait_for(lambda: metrics.exists() and metrics.read_text())
     pods[1].terminate()
-    assert all(pod.wait(timeout=240) for pod in pods)
+    assert all(pod.wait() for pod in pods)
     stopped = launching.summary(tmp_path / "first")
     assert (stopped["outcome"], stopped["world_size"]) == ("stopped", 2)
 
     pods = start_pods({**settings, "train.epochs": stopped["epochs"] + 2})
-    assert [pod.wait(timeout=240) for pod in pods] == [0, 0]
+    assert [pod.wait() for pod in pods] == [0, 0]
     assert launching.summary(tmp_path / "first")["outcome"] == "completed"
 
 

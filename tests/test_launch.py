@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +27,10 @@ WORKS = "torchrun --nproc-per-node"
 
 def accelerate_launch(*options: str, cwd: Path, **settings: object) -> launching.Ended:
     """`accelerate launch OPTIONS -m sinlstm_dist.train`, without a user's configuration of it."""
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", *options,
-        "-m", "sinlstm_dist.train", *launching.flags({**QUICK, "output.dir": "run", **settings}),
-    ]  # fmt: skip
-    ended = subprocess.run(
-        command, cwd=cwd, env=launching.environment(HF_HOME=str(cwd / "hf")), timeout=120,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return launching.Ended(ended.returncode, ended.stdout, ended.stderr)
+    module = ["-m", "sinlstm_dist.train"]
+    arguments = launching.flags({**QUICK, "output.dir": "run", **settings})
+    words = ["accelerate", "launch", *options, *module, *arguments]
+    return launching.run(words, cwd=cwd, HF_HOME=str(cwd / "hf"))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +87,7 @@ def test_accelerate_launch_with_two_on_cpu(tmp_path, alone):
     check_trained(tmp_path, ended, world_size=2, weights=alone)
 
 
-def test_accelerate_s_silent_single_process_is_refused(tmp_path):
+def test_a_single_process_of_accelerate_that_should_be_two_is_refused(tmp_path):
     ended = accelerate_launch("--cpu", "--num_processes", "2", cwd=tmp_path)
     assert ended.code != 0
     [error] = errors(ended)
@@ -140,9 +133,8 @@ def test_processes_with_differing_settings_are_refused_by_name(nursery, tmp_path
 @pytest.fixture
 def bare(monkeypatch):
     """An environment without a launcher's variables."""
-    for name in (*launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES, launcher.WORLD_SIZE_CHECK,
-                 *launcher.LOCAL_SIZE_VARIABLES, *launcher.LOCAL_RANK_VARIABLES, "OMP_NUM_THREADS",
-                 "MASTER_ADDR", "ACCELERATE_USE_CPU", "SLURM_STEP_NUM_TASKS"):  # fmt: skip
+    for name in (*launcher.PLACE_VARIABLES, launcher.WORLD_SIZE_CHECK, launcher.THREADS,
+                 launcher.TASKS, "MASTER_ADDR", "ACCELERATE_USE_CPU"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -216,23 +208,17 @@ def test_a_world_that_is_not_what_was_meant_is_refused(kind, joined, advice):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
-def test_runs_one_after_the_other_in_the_same_processes(tmp_path, processes, reduction):
+def test_runs_one_after_the_other_in_the_same_processes(tmp_path, processes):
     """Each joins and leaves, and nothing of the group is left: threads that outlive it can abort
     the interpreter's end, and keep connections open.
     """
-    script = Path(__file__).with_name("train_and_look.py")
-    settings = {**QUICK, "train.reduction": reduction}
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(processes), str(script), "threads", json.dumps(settings),
-    ]  # fmt: skip
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=launching.environment(), timeout=120, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert launching.weights_digest(tmp_path / "0") == launching.weights_digest(tmp_path / "1")
+    script = str(Path(__file__).with_name("train_and_look.py"))
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    ended = launching.run([*torchrun, script, "threads", json.dumps(QUICK)], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    for reduction in ("ordered", "ddp"):
+        runs = [tmp_path / f"{reduction}-{number}" for number in range(2)]
+        assert launching.weights_digest(runs[0]) == launching.weights_digest(runs[1])
     for rank in range(processes):
         threads = (tmp_path / f"threads-{rank}").read_text().splitlines()
         assert threads

@@ -34,7 +34,7 @@ def test_files_have_one_order(path):
     assert found == list(ORDER)
 
 
-def test_skypilot_s_run_block_starts_all_processes_of_a_machine(tmp_path):
+def test_the_run_block_of_skypilot_starts_all_processes_of_a_machine(tmp_path):
     task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     given = {"NODE_IPS": "127.0.0.1", "NODE_RANK": "0", "NUM_NODES": "1", "NUM_GPUS_PER_NODE": "2"}
     flags = launching.flags({**launching.SMALL, "output.dir": "run"})
@@ -44,7 +44,6 @@ def test_skypilot_s_run_block_starts_all_processes_of_a_machine(tmp_path):
         env=launching.environment(
             **{f"SKYPILOT_{name}": value for name, value in given.items()},
             **task["envs"] | {"FLAGS": " ".join(flags)},
-            PATH=launching.path(),
         ),
         capture_output=True,
         text=True,
@@ -64,3 +63,15 @@ def test_the_readme_lists_every_file():
             if globbed
             else f"`{path.relative_to(ROOT / 'launch')}`" in listed
         )
+
+
+def test_the_image_takes_torch_from_the_index_that_the_builder_names():
+    """The file names no host: pip reads the build argument, and an empty one adds no index."""
+    dockerfile = (ROOT / "launch/kubernetes/Dockerfile").read_text()
+    assert "://" not in dockerfile
+    assert "\nARG PIP_EXTRA_INDEX_URL=\n" in dockerfile
+    last_stage = dockerfile.split("\nFROM ")[-1]
+    declared, installed = (
+        last_stage.index(each) for each in ("ARG PIP_EXTRA_INDEX_URL", "pip install")
+    )
+    assert declared < installed

@@ -1,4 +1,4 @@
-"""Which recurrence is chosen and why; none of it needs the compiled kernel."""
+"""Which implementation of the recurrence and which instruction set is used, and why."""
 
 import os
 import shutil
@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from lstm_cases import ROOT, SIZES, run_python, using
 
 from sinlstm_dist import lstm
-
-ROOT = Path(__file__).parents[1]
-SIZES = {"input_size": 1, "hidden_size": 5, "num_layers": 1}
+from sinlstm_dist.lstm import compiled
 
 
 @pytest.mark.parametrize(
@@ -25,57 +24,71 @@ SIZES = {"input_size": 1, "hidden_size": 5, "num_layers": 1}
 def test_choice_says_why_not(change: dict[str, object], reason: str) -> None:
     arguments = {"device_type": "cpu", **SIZES, **change}
     assert lstm.choose("auto", **arguments) == lstm.Choice("torch", reason)
-    with pytest.raises(ValueError, match=f'"fused" cannot be had with {reason}'):
+    with pytest.raises(ValueError, match=f'"fused" cannot be used with {reason}'):
         lstm.choose("fused", **arguments)
 
 
 @pytest.mark.parametrize(
     ("change", "obstacle"), [({"num_layers": 2}, "2 layers"), ({"hidden_size": 512}, "512 > 64")]
 )
-def test_a_gpu_gets_the_unmeasured_kernel_only_if_asked(
+def test_a_gpu_uses_the_experimental_kernel_only_if_asked(
     change: dict[str, object], obstacle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = {**SIZES, "device_type": "cuda"}
-    measured = "device cuda, where the Triton kernel has not been measured"
-    assert lstm.choose("auto", **arguments) == lstm.Choice("torch", measured)
+    reason = "device cuda, where the fused kernel is experimental"
+    assert lstm.choose("auto", **arguments) == lstm.Choice("torch", reason)
     with pytest.raises(ValueError, match=obstacle):
         lstm.choose("fused", **{**arguments, **change})
-    monkeypatch.setattr(sys, "path", [])  # nothing is found that has not been imported
+    monkeypatch.setattr(sys, "path", [])  # no module is found that has not been imported
     monkeypatch.delitem(sys.modules, "triton", raising=False)
     with pytest.raises(ValueError, match=r"no Triton: .*pip install 'sinlstm-dist\[triton\]'"):
         lstm.choose("fused", **arguments)
 
 
-def test_choice_of_the_unknown() -> None:
+def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(ValueError, match="'cudnn' is unknown"):
         lstm.choose("cudnn", device_type="cpu", **SIZES)
 
 
 @pytest.mark.kernel
-def test_another_instruction_set_can_be_forced_and_must_be_there() -> None:
-    """As on a cluster whose nodes have different ones: all must compute the same bits."""
+def test_the_compiled_kernel_is_there() -> None:
+    assert compiled.missing() == ""
+    assert "plain" in lstm.instruction_sets()
+    forced = os.environ.get("SINLSTM_DIST_INSTRUCTION_SET")
+    assert lstm.instruction_set() == (forced or lstm.instruction_sets()[0])
+
+
+@pytest.mark.kernel
+def test_choice() -> None:
+    auto = lstm.choose("auto", device_type="cpu", **SIZES)
+    assert auto.name == "fused"
+    assert auto.reason == f"compiled kernel, {compiled.label()}"
+    assert lstm.choose("fused", device_type="cpu", **SIZES) == auto
+    assert lstm.choose("torch", device_type="cpu", **SIZES).name == "torch"
+
+
+@pytest.mark.kernel
+def test_instruction_set_is_named_and_refused() -> None:
+    with using("plain"):
+        assert lstm.instruction_set() == "plain"
+        assert lstm.choose("auto", device_type="cpu", **SIZES).reason == "compiled kernel, plain"
+    with pytest.raises(ValueError, match="'neon' is not on this machine: use one of"):
+        lstm.set_instruction_set("neon")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("name", "expected"), [("plain", "compiled kernel, plain"), ("neon", "'neon' is not on this")]
+)
+def test_the_environment_can_ask_for_an_instruction_set(name: str, expected: str) -> None:
+    """For clusters whose machines differ: all of them must compute the same bits."""
     script = """
 from sinlstm_dist import lstm
 print(lstm.choose("auto", device_type="cpu", input_size=1, hidden_size=5, num_layers=1).reason)
 """
-    for name, expected in (("plain", "compiled kernel, plain"), ("neon", "'neon' is not on this")):
-        environment = {**os.environ, "SINLSTM_DIST_INSTRUCTION_SET": name}
-        ended = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-        )
-        assert expected in ended.stdout + ended.stderr
-        assert ended.returncode == (name == "neon")
-
-
-def run_python(*parts: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "".join(parts)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = run_python(script, SINLSTM_DIST_INSTRUCTION_SET=name)
+    assert expected in ended.stdout + ended.stderr
+    assert ended.returncode == (name == "neon")
 
 
 def test_package_builds_and_explains_itself_without_a_compiler(tmp_path: Path) -> None:
@@ -109,5 +122,5 @@ for call in (lambda: lstm.choose("fused", **sizes), lstm.instruction_set):
     result = run_python(script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     chosen, used = result.stdout.splitlines()
-    assert 'lstm="fused" cannot be had with no compiled kernel: ' in chosen
+    assert 'lstm="fused" cannot be used with no compiled kernel: ' in chosen
     assert "install sinlstm-dist where there is a C compiler" in used

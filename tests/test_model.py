@@ -36,14 +36,14 @@ def gradients(model: nn.Module, *arguments: object) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_parameters_have_the_article_s_names_and_shapes():
+def test_parameters_have_the_articles_names_and_shapes():
     found = {name: tuple(value.shape) for name, value in Predictor().named_parameters()}
     assert found == SHAPES
     assert list(found) == list(SHAPES)  # their order is the order of a gradient's row
     assert not list(Predictor().named_buffers())
 
 
-def test_sizes_are_the_caller_s():
+def test_the_caller_chooses_the_sizes():
     model = Predictor(3, 7, 2, num_layers=2)
     assert model(torch.randn(4, 6, 3)).shape == (4, 2)
     assert model.rnn.weight_hh_l1.shape == (28, 7)
@@ -51,7 +51,7 @@ def test_sizes_are_the_caller_s():
 
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.kernel)])
 @pytest.mark.parametrize("given", ["zeros", "state"])
-def test_equals_the_article_s_program(fused, given, tmp_path):
+def test_equals_the_articles_program(fused, given, tmp_path):
     torch.manual_seed(2)
     article = ArticlePredictor(1, 5, 1)
     save_file(article.state_dict(), tmp_path / "weights.safetensors")

@@ -1,23 +1,13 @@
 """Commands whose standard output or error fails: full, closed, left by its reader, in ASCII."""
 
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli
-from launching import SMALL, environment, flags
-from nursery import Nursery
-
-
-@pytest.fixture(scope="module")
-def run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
-    folder = tmp_path_factory.mktemp("run")
-    assert nursery.run(flags({**SMALL, "output.dir": "run"}), cwd=folder).codes == [0]
-    return folder / "run"
-
+from launching import SMALL, command, environment, flags, train
+from nursery import CLOSED_PIPE, Launch, Nursery
 
 COMMANDS = {
     "help": ["train", "--help"],
@@ -37,87 +27,74 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def run_whole(nursery: Nursery, trained_run: Path, tmp_path: Path) -> Callable[..., Launch]:
+    """Run one of COMMANDS as `python -m` does, and look for its files."""
+
+    def run(name: str, **keywords) -> Launch:
+        module, *arguments = words_of(name, run=trained_run, cwd=tmp_path)
+        launch = nursery.run(arguments, cwd=tmp_path, module=module, is_whole=True, **keywords)
+        assert all((tmp_path / file).exists() for file in FILES.get(name, []))
+        return launch
+
+    return run
+
+
 def words_of(name: str, *, run: Path, cwd: Path) -> list[str]:
-    module, *arguments = COMMANDS[name]
-    filled = [argument.format(run=run, cwd=cwd) for argument in arguments]
-    return [sys.executable, "-m", f"sinlstm_dist.{module}", *filled]
+    return [word.format(run=run, cwd=cwd) for word in COMMANDS[name]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk(run: Path, tmp_path: Path, name) -> None:
+def test_a_full_disk(run_whole, name) -> None:
     """What is asked for as files is there; text that is lost is told, and a short command fails."""
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            words_of(name, run=run, cwd=tmp_path), cwd=tmp_path, env=environment(), stdout=full,
-            stderr=subprocess.PIPE, text=True, timeout=120,
-        )  # fmt: skip
+    ended = run_whole(name, stdout="/dev/full")
     assert ended.stderr == (
         "error: standard output: No space left on device: what could not be written there is lost\n"
     )
-    assert ended.returncode == (0 if name in ("train", "verify") else 1)
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
+    assert ended.codes == [0 if name in ("train", "verify") else 1]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_reader_that_has_left(run: Path, tmp_path: Path, name) -> None:
+def test_a_reader_that_has_left(run_whole, name) -> None:
     """`| head`: nothing is said, and the exit code is that of the work."""
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "w") as left:
-        ended = subprocess.run(
-            words_of(name, run=run, cwd=tmp_path), cwd=tmp_path, env=environment(), stdout=left,
-            stderr=subprocess.PIPE, text=True, timeout=120,
-        )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
+    ended = run_whole(name, stdout=CLOSED_PIPE)
+    assert (ended.codes, ended.stderr) == ([0], "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_in_ascii(run_whole, name) -> None:
+    ended = run_whole(name, variables={"PYTHONIOENCODING": "ascii"})
+    assert (ended.codes, ended.stderr) == ([0], "")
+    assert ended.stdout.isascii()
+
+
+def test_a_printed_configuration_is_utf_8(nursery, tmp_path: Path) -> None:
+    words, ascii_only = ["--print-config", "--output.dir", "é😀\x1b"], {"PYTHONIOENCODING": "ascii"}
+    printed = nursery.run(words, cwd=tmp_path, is_whole=True, variables=ascii_only).stdout
+    assert "é😀\\u001b" in printed or "é😀\\U0000001B" in printed
+    assert tomli.loads(printed)["output"]["dir"] == "é😀\x1b"
+
+
+# What Python does before it runs anything is seen in processes of their own
 
 
 @pytest.mark.parametrize(
     ("name", "streams"),
     [
-        ("train", ">&-"), ("train", "2>&-"), ("train", "<&- >&- 2>&-"), ("train", "2>/dev/full"),
-        ("compare", ">&-"), ("compare", "<&- >&- 2>&-"),
+        ("train", "<&- >&- 2>&-"), ("train", "2>/dev/full"), ("compare", ">&-"),
+        ("compare", "2>&-"), ("compare", "<&- >&- 2>&-"),
     ],
 )  # fmt: skip
-def test_streams_that_are_closed(run: Path, tmp_path: Path, name, streams) -> None:
-    line = f'exec "$@" {streams}'
-    words = words_of(name, run=run, cwd=tmp_path)
-    assert subprocess.run(
-        ["sh", "-c", line, "sh", *words], cwd=tmp_path, env=environment(), timeout=120,
-        stdout=subprocess.DEVNULL,
-    ).returncode == 0  # fmt: skip
+def test_streams_that_are_closed(trained_run, tmp_path: Path, name, streams) -> None:
+    module, *arguments = words_of(name, run=trained_run, cwd=tmp_path)
+    words = command(*arguments, module=f"sinlstm_dist.{module}")
+    line = ["sh", "-c", f'exec "$@" {streams}', "sh"]
+    subprocess.run([*line, *words], cwd=tmp_path, env=environment(), check=True)
     assert all((tmp_path / file).exists() for file in FILES.get(name, []))
 
 
-ASCII = {"PYTHONIOENCODING": "ascii"}
-POSIX = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-
-
-@pytest.mark.parametrize(
-    ("name", "variables"),
-    [*((name, ASCII) for name in COMMANDS), ("train", POSIX), ("evaluate", POSIX)],
-)
-def test_every_command_in_ascii(run: Path, tmp_path: Path, name, variables) -> None:
-    ended = subprocess.run(
-        words_of(name, run=run, cwd=tmp_path), cwd=tmp_path, env=environment(**variables),
-        capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, b"")
+def test_a_locale_of_ascii(tmp_path: Path) -> None:
+    variables = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ended = train(flags({**SMALL, "output.dir": "run"}), cwd=tmp_path, **variables)
+    assert (ended.code, ended.stderr) == (0, "")
     assert ended.stdout.isascii()
-    assert all((tmp_path / file).exists() for file in FILES.get(name, []))
-
-
-def test_a_printed_configuration_is_utf_8(tmp_path: Path) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "sinlstm_dist.train",
-        "--print-config",
-        "--output.dir",
-        "é😀\x1b",
-    ]
-    printed = subprocess.run(
-        words, capture_output=True, check=True, env=environment(PYTHONIOENCODING="ascii")
-    ).stdout
-    assert "é😀\\u001b" in printed.decode() or "é😀\\U0000001B" in printed.decode()
-    assert tomli.loads(printed.decode())["output"]["dir"] == "é😀\x1b"

@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from sinlstm_dist import plot, train
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
+from sinlstm_dist.gallery import Pictures, windows_to_draw
 from sinlstm_dist.screen import pictures
 
 
@@ -70,7 +71,7 @@ def lines(axes, style: str) -> list[np.ndarray]:
     return [line.get_xydata() for line in axes.lines if line.get_linestyle() == style]
 
 
-def test_a_run_s_curves(resumed_run, tmp_path, figures, capsys):
+def test_curves_of_a_run(resumed_run, tmp_path, figures, capsys):
     assert plot.main([str(resumed_run), "--output", str(tmp_path / "one.png")]) == 0
     assert capsys.readouterr().out == f"written: {tmp_path / 'one.png'}\n"
     (figure,) = figures
@@ -132,8 +133,9 @@ def test_windows_of_a_data_set(noise, titles, tmp_path, figures, monkeypatch):
     np.testing.assert_allclose(drawn[3], [[50, target.item()]])
 
 
-def test_a_forecast_s_words_are_readable(trained_run, tmp_path, figures):
-    plot.draw_run(shutil.copytree(trained_run, tmp_path / "run"))
+def test_words_of_a_forecast_are_readable(trained_run, tmp_path, figures):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    Pictures(enabled=True, folder=run).draw()
     assert len(figures) == 3
     for figure in figures:
         check_readable(figure)
@@ -147,8 +149,7 @@ def test_pictures_at_the_end_of_a_run_change_nothing_else(trained_run, tmp_path,
     names = ["windows.png", "curves.png", "forecast.png"]
     assert ended.stdout.endswith(f"\npictures there: {', '.join(names)}\n")
     assert all((tmp_path / "run" / name).read_bytes()[1:4] == b"PNG" for name in names)
-    assert launching.weights_digest(tmp_path / "run") == launching.weights_digest(trained_run)
-    assert launching.metrics(tmp_path / "run") == launching.metrics(trained_run)
+    launching.check_same(tmp_path / "run", trained_run)
 
 
 def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, nursery):
@@ -169,6 +170,14 @@ def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, 
     assert says_drawn()
     os.utime(picture, ns=(0, 0))  # of a run that was continued since
     assert says_drawn()
+
+
+def test_pictures_that_are_off_do_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    off = Pictures(enabled=False, folder=tmp_path / "absent")
+    off.check()
+    assert off.draw() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_that_cannot_be_drawn_are_refused_before_training(tmp_path, monkeypatch, capsys):
@@ -203,8 +212,8 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         assert expected in errors
 
 
-def test_the_noise_of_the_picture_is_the_configuration_s():
+def test_the_noise_of_the_picture_is_that_of_the_configuration():
     settings = load_config(overrides={"data.noise": 0.3, "data.train_size": 100}).data
-    (first, window, _), *_ = plot._windows(settings)
+    (first, window, _), *_ = windows_to_draw(settings)
     expected, _ = SineDataset(size=100, noise=0.3)[first]
     np.testing.assert_array_equal(window, expected[:, 0].numpy())

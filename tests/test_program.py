@@ -16,7 +16,10 @@ from launching import (
     finish,
     flags,
     free_port,
-    path,
+    has_begun,
+    is_alive,
+    run,
+    spawn,
     summary,
     wait_for,
 )
@@ -41,14 +44,11 @@ def imports(pid: int, *, library: str) -> bool:
 @pytest.mark.parametrize("start", STARTS)
 def test_ctrl_c_while_importing(tmp_path: Path, start, library) -> None:
     """Ends as a shell expects it (130), without a word."""
-    process = subprocess.Popen(
-        [*STARTS[start], *(flags(LONG) if start != "verify" else [])], cwd=tmp_path,
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    words = [*STARTS[start], *(flags(LONG) if start != "verify" else [])]
+    process = spawn(words, cwd=tmp_path)
     wait_for(lambda: imports(process.pid, library=library))
     os.kill(process.pid, signal.SIGINT)
-    ended = finish(process, timeout=30)
+    ended = finish(process)
     assert ended.stderr == ""
     assert ended.code in (-signal.SIGINT, 128 + signal.SIGINT, 75)  # 75: it had begun to train
 
@@ -63,12 +63,10 @@ def test_ctrl_c_in_a_short_command(tmp_path: Path) -> None:
     except BlockingIOError:
         os.set_blocking(write, True)
     words = [sys.executable, "-m", "sinlstm_dist.train", "--help"]
-    process = subprocess.Popen(
-        words, env=environment(), stdout=write, stderr=subprocess.PIPE, text=True
-    )
+    process = spawn(words, cwd=tmp_path, stdout=write)
     wait_for(lambda: "pipe" in Path(f"/proc/{process.pid}/wchan").read_text())
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate()
     assert (process.returncode, errors) == (130, "")
     os.close(read)
     os.close(write)
@@ -80,8 +78,7 @@ def test_importing_the_package_changes_no_handler(tmp_path: Path, start) -> None
     (tmp_path / "another" / "__init__.py").write_text(LIBRARY)
     (tmp_path / "another" / "job.py").touch()
     words = [sys.executable, *start]
-    printed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "default_int_handler" in printed
+    assert "default_int_handler" in run(words, cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -98,10 +95,7 @@ def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
     """As for what a script starts in the background: the run hears it, its imports do not."""
     line = "trap '' INT; exec \"$@\""
     words = ["sh", "-c", line, "sh", *STARTS["python -m"], *flags({**SMALL, "output.dir": "run"})]
-    process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
+    process = spawn(words, cwd=tmp_path)
     wait_for(lambda: imports(process.pid, library="libtorch_cpu"))
     os.kill(process.pid, signal.SIGINT)
     assert finish(process).code == 0
@@ -114,8 +108,8 @@ def test_an_unforeseen_error_is_told_as_text(tmp_path: Path) -> None:
         "def main(): raise ValueError('\\x1b[2J')\n"
         "raise SystemExit(as_program(main))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 1
+    ended = run([sys.executable, "-c", code], cwd=tmp_path)
+    assert ended.code == 1
     assert ended.stderr.endswith("ValueError: \\x1b[2J\n")
     assert ended.stderr.startswith("Traceback")
 
@@ -142,26 +136,15 @@ LAUNCHERS = {
 }
 
 
-def started(run: Path) -> bool:
-    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
-
-
 def descendants(pid: int) -> list[int]:
     return [p for child in children(pid) for p in (child, *descendants(child))]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
     """With SIGKILL, so that it tells its processes nothing: they see it, save and stop."""
     program, *arguments = LAUNCHERS[launcher]
-    found = shutil.which(program, path=path())
+    found = shutil.which(program, path=environment()["PATH"])
     if not found and not os.environ.get("CI"):
         pytest.skip(f"needs {program}: see .ci/run")
     port = str(free_port())
@@ -174,16 +157,12 @@ def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
             "-m",
         ]
     words = [found, *arguments, *module, "sinlstm_dist.train", *flags(LONG)]
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PATH": path()}
-    process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(**variables), stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: started(tmp_path / "run"))
+    process = spawn(words, cwd=tmp_path, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    wait_for(lambda: has_begun(tmp_path / "run"))
     workers = descendants(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     try:
-        wait_for(lambda: not any(map(is_alive, workers)), timeout=60)
+        wait_for(lambda: not any(map(is_alive, workers)))
     finally:
         for worker in filter(is_alive, workers):
             os.kill(worker, signal.SIGKILL)
@@ -193,36 +172,29 @@ def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
 
 
 def test_the_launcher_is_killed_while_its_worker_imports(tmp_path: Path) -> None:
-    words = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "1"]
-    process = subprocess.Popen(
-        [*words, "--local-addr", "127.0.0.1", "-m", "sinlstm_dist.train", *flags(LONG)],
-        cwd=tmp_path, env=environment(PATH=path()), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    words = ["torchrun", "--nproc-per-node", "1", "--local-addr", "127.0.0.1"]
+    process = spawn([*words, "-m", "sinlstm_dist.train", *flags(LONG)], cwd=tmp_path)
     wait_for(lambda: children(process.pid))
     (worker,) = children(process.pid)
     # Until it runs its own program, its maps are those of torchrun, which has loaded everything.
     wait_for(lambda: b"torchrun" not in Path(f"/proc/{worker}/cmdline").read_bytes())
     wait_for(lambda: imports(worker, library="_multiarray_umath"))  # numpy's, long before torch's
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
     try:
-        wait_for(lambda: not is_alive(worker), timeout=60)
+        wait_for(lambda: not is_alive(worker))
     finally:
         if is_alive(worker):
             os.kill(worker, signal.SIGKILL)
+    process.communicate()
     assert summary(tmp_path / "run")["outcome"] == "stopped"
 
 
 @pytest.mark.parametrize("how", ["nohup", "setsid", ""])
 def test_a_shell_that_ends_is_no_launcher(tmp_path: Path, how) -> None:
     """What it started in the background goes on, also with a launcher's variables by hand."""
-    words = command(*flags({**SMALL, "train.epochs": 1000, "output.dir": "run"}))
+    words = command(*flags({**LONG, "train.epochs": 1000}))
     line = f'{how} "$@" > out 2>&1 & echo $!; while [ ! -s run/metrics.jsonl ]; do sleep 0.1; done'
-    shell = subprocess.run(
-        ["sh", "-c", line, "sh", *words], cwd=tmp_path, text=True, capture_output=True, timeout=60,
-        env=environment(RANK="0", WORLD_SIZE="1"), start_new_session=True,
-    )  # fmt: skip
-    assert shell.returncode == 0
-    wait_for(lambda: (tmp_path / "run" / "summary.json").exists(), timeout=100)
+    shell = run(["sh", "-c", line, "sh", *words], cwd=tmp_path, RANK="0", WORLD_SIZE="1")
+    assert shell.code == 0
+    wait_for(lambda: (tmp_path / "run" / "summary.json").exists())
     assert summary(tmp_path / "run")["outcome"] == "completed"

@@ -10,13 +10,14 @@ import launching
 import numpy as np
 import pytest
 from rich.cells import cell_len
-from terminals import Terminal
+from terminals import Terminal, on_terminal
 
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run.record import Summary
-from sinlstm_dist.screen import report
+from sinlstm_dist.screen import columns, live
+from sinlstm_dist.screen.columns import HEAD, WIDTHS
 from sinlstm_dist.screen.console import Screen, show_error
-from sinlstm_dist.screen.report import HEAD, WIDTHS, Report
+from sinlstm_dist.screen.report import Report
 from sinlstm_dist.screen.stream import Stream
 
 FACTS = {"processes": "2 on here", "run folder": "runs/x"}
@@ -42,10 +43,10 @@ def summary(**changed: object) -> Summary:
 
 def tell(epochs: int, *, enabled: bool = True) -> None:
     """A whole run's calls."""
-    account = Report(enabled=enabled, epochs=epochs, num_steps=10)
+    account = Report(enabled=enabled, epochs=epochs)
     account.start(FACTS)
     account.note("continues after step 0")
-    account.begin_training(finished_epochs=0)
+    account.begin_training(finished_epochs=0, num_steps=10)
     for epoch in range(1, epochs + 1):
         for step in range(1, 11):
             account.step(epoch=epoch, step=step)
@@ -79,15 +80,15 @@ def test_a_file_has_few_lines_of_fixed_columns(epochs, capsys):
     assert max(map(cell_len, printed.splitlines())) <= 100
 
 
-def test_a_file_s_values_are_the_record_s(capsys):
+def test_values_in_a_file_are_those_of_the_record(capsys):
     tell(3)
     row = table_lines(capsys.readouterr().out)[2]
     assert row.split() == ["2", "20", "2.5000e-01", "0.2500", "2.0000e-07", "1.0000", "100000"]
 
 
 def test_large_numbers_keep_their_columns(capsys):
-    account = Report(enabled=True, epochs=10**6, num_steps=1)
-    account.begin_training(finished_epochs=0)
+    account = Report(enabled=True, epochs=10**6)
+    account.begin_training(finished_epochs=0, num_steps=10)
     account.epoch(record(999_999, step=99_999_999, samples_per_s=1e9, train_loss=1e-300))
     account.epoch(record(10**6, step=99_999_999, samples_per_s=1e9, train_loss=1e300))
     head, *rows = capsys.readouterr().out.splitlines()
@@ -120,11 +121,11 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
     printed = capsys.readouterr().out
     assert "\ntest loss (log scale) 1.0e-01 █▅▁ 1.0e-03\n" in printed
     tell(1)
-    assert "by epoch" not in capsys.readouterr().out
+    assert "log scale" not in capsys.readouterr().out
 
 
 def test_a_run_without_an_epoch_has_no_table(capsys):
-    account = Report(enabled=True, epochs=3, num_steps=10)
+    account = Report(enabled=True, epochs=3)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
     account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/[x]")
     assert capsys.readouterr().out == "failed: [why] it was\nresults in runs/[x]\n"
@@ -136,10 +137,11 @@ def test_one_that_is_not_enabled_says_nothing(capsys):
 
 
 def test_a_long_epoch_gives_a_sign_of_life(capsys, monkeypatch):
-    monkeypatch.setattr(report, "QUIET_S", 0.0)
-    account = Report(enabled=True, epochs=3, num_steps=10)
+    monkeypatch.setattr(columns, "QUIET_S", 0.0)
+    account = Report(enabled=True, epochs=3)
+    account.begin_training(finished_epochs=0, num_steps=10)
     account.step(epoch=1, step=4)
-    assert capsys.readouterr().out == "epoch 1: step 4 of 10\n"
+    assert capsys.readouterr().out.endswith("\nepoch 1: step 4 of 10\n")
 
 
 def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
@@ -148,9 +150,10 @@ def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
     assert capsys.readouterr() == ("", f"error: one\nerror: {long}\n")
 
 
-def test_an_error_on_a_terminal_is_as_it_is_written_too(tmp_path):
+def test_an_error_on_a_terminal_is_as_it_is_written_too(nursery, tmp_path):
     (tmp_path / "bad.toml").write_text("[trian]\nepochs = 1\n")
-    written = on_terminal(["--config", "bad.toml"], cwd=tmp_path, columns=200, code=2)
+    wide = Terminal(columns=200)
+    written = on_terminal(nursery, ["--config", "bad.toml"], cwd=tmp_path, code=2, terminal=wide)
     assert "error:" in written
     assert "unknown key trian: did you mean [train]?" in written
 
@@ -175,7 +178,7 @@ def test_one_of_two_processes_writes(nursery, tmp_path):
 def clock(monkeypatch) -> list[float]:
     """The time that the report sees, to be set by the test."""
     now = [0.0]
-    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
@@ -197,9 +200,9 @@ def test_what_is_live_takes_a_hundredth_of_the_time_at_most(clock, monkeypatch):
         drawn.append(clock[0])
         return [0.0, 1.0], [0.5, 0.5]
 
-    account = Report(enabled=True, epochs=10**6, num_steps=1)
+    account = Report(enabled=True, epochs=10**6)
     account._screen = screen(monkeypatch, columns=80, lines=40)
-    account.begin_training(finished_epochs=0, preview=slow_preview)
+    account.begin_training(finished_epochs=0, num_steps=10, preview=slow_preview)
     for epoch in range(1, 20_001):  # 200 s of epochs
         clock[0] += 0.01
         account.epoch(record(epoch))
@@ -213,29 +216,33 @@ def test_a_small_terminal_and_a_file_have_no_picture(monkeypatch, size):
     def no_preview() -> None:
         raise AssertionError("is not to be called")
 
-    account = Report(enabled=True, epochs=3, num_steps=1)
+    account = Report(enabled=True, epochs=3)
     if size:
         account._screen = screen(monkeypatch, **size)
-    account.begin_training(finished_epochs=0, preview=no_preview)
+    account.begin_training(finished_epochs=0, num_steps=10, preview=no_preview)
     account.epoch(record(3))
     account.end_training()
     account.close()
 
 
-def on_terminal(arguments: list[str], *, cwd: Path, columns: int, code: int = 0) -> str:
-    """All that a command writes to a terminal of so many columns."""
-    terminal = Terminal(columns=columns)
-    process = terminal.start(launching.command(*arguments), cwd=cwd)
-    written = terminal.read()
-    terminal.close()
-    assert process.wait(timeout=30) == code, written
-    return written
+@pytest.fixture(scope="module")
+def in_a_file(nursery, tmp_path_factory) -> Path:
+    """The run that test_on_a_terminal looks at, with its output in the file `stdout`."""
+    folder = tmp_path_factory.mktemp("file")
+    launch = nursery.run(launching.flags(LIVELY), cwd=folder)
+    (folder / "stdout").write_text(launch.stdout)
+    return folder
+
+
+LIVELY = {
+    **launching.SMALL, "train.epochs": 1000, "checkpoint.every_epochs": 0, "output.dir": "run"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_on_a_terminal(columns, tmp_path, nursery):
-    settings = {**launching.SMALL, "train.epochs": 1000, "output.dir": "run"}
-    written = on_terminal(launching.flags(settings), cwd=tmp_path, columns=columns)
+def test_on_a_terminal(columns, tmp_path, nursery, in_a_file):
+    terminal = Terminal(columns=columns)
+    written = on_terminal(nursery, launching.flags(LIVELY), cwd=tmp_path, terminal=terminal)
     assert ESCAPE.search(written)
     frames = [part for part in re.split(r"[\r\n]+", ESCAPE.sub("", written)) if part.strip()]
     assert max(map(cell_len, frames)) <= columns
@@ -262,10 +269,9 @@ def test_on_a_terminal(columns, tmp_path, nursery):
     assert "\x1b[1;36m" in written  # the prediction
     assert "\x1b[2m" in written  # the target
 
-    settings["output.dir"] = "file"
-    in_a_file = nursery.run(launching.flags(settings), cwd=tmp_path)
-    assert not re.search(r"[\u2800-\u28ff]|one cycle", in_a_file.stdout)
-    assert launching.weights_digest(tmp_path / "file") == launching.weights_digest(tmp_path / "run")
+    assert not re.search(r"[\u2800-\u28ff]|one cycle", (in_a_file / "stdout").read_text())
+    digests = {launching.weights_digest(folder / "run") for folder in (in_a_file, tmp_path)}
+    assert len(digests) == 1
 
     end = shown[shown.index("┏") :]
     assert "│ test, best epoch " in end

@@ -4,43 +4,26 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import launching
 import pytest
-from launching import SMALL, command, environment, flags, metrics, summary, weights_digest
-from nursery import Launch, Nursery
-
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20}
-
-
-@pytest.fixture
-def train(nursery: Nursery, tmp_path: Path):
-    """Train with SETTINGS and changes to them; "run" is the folder unless they say otherwise."""
-
-    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
-        settings = {**SETTINGS, "output.dir": "run", **(changes or {})}
-        return nursery.run(flags(settings), cwd=tmp_path, **keywords)
-
-    return run
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+from launching import (
+    SETTINGS,
+    check_same,
+    command,
+    content,
+    flags,
+    metrics,
+    summary,
+    weights_digest,
+)
+from nursery import Nursery
 
 
 def steps(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
-
-
-def check_same(run: Path, straight: Path) -> None:
-    assert weights_digest(run) == weights_digest(straight)
-    assert metrics(run) == metrics(straight)
 
 
 def test_starts_then_says_complete(train, tmp_path: Path) -> None:
@@ -116,11 +99,10 @@ def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
     check_same(tmp_path / "run", tmp_path / "straight")
 
 
-def test_momentum_is_part_of_the_state(train, tmp_path: Path) -> None:
+def test_momentum_is_part_of_the_state(train, straight: Path, tmp_path: Path) -> None:
     """Negative control: with another momentum a run ends elsewhere; without, it is damaged."""
     from sinlstm_dist.run import checkpoint
 
-    assert train({"output.dir": "straight"}).codes == [0]
     assert train({"train.epochs": 2}).codes == [0]
     folder = checkpoint.find(tmp_path / "run" / "checkpoints")[0]
     found = checkpoint.read(folder)
@@ -133,7 +115,7 @@ def test_momentum_is_part_of_the_state(train, tmp_path: Path) -> None:
         checkpoint.write(tmp_path / "copy" / "checkpoints", altered, keep=2)
         again = train({"output.dir": "copy"})
         assert again.codes == [0]
-        is_same = weights_digest(tmp_path / "copy") == weights_digest(tmp_path / "straight")
+        is_same = weights_digest(tmp_path / "copy") == weights_digest(straight)
         is_damaged = "output_layer.bias.momentum_buffer' is missing, needed float32 [1]"
         assert is_same == (not optimizer)
         assert (is_damaged in again.stdout) == (not optimizer)
@@ -164,13 +146,12 @@ def test_a_contradicting_configuration_is_refused(train, tmp_path: Path) -> None
     assert train({"train.epochs": 2}).codes == [0]  # the true one is still welcome
 
 
-def test_an_own_older_checkpoint_by_name(train, tmp_path: Path) -> None:
-    assert train({"output.dir": "straight"}).codes == [0]
+def test_an_own_older_checkpoint_by_name(train, straight: Path, tmp_path: Path) -> None:
     assert train().codes == [0]
     older = train({"checkpoint.resume": "run/checkpoints/step-00000006"})
     assert older.codes == [0], older.stderr
     assert "continues in epoch 3, after step 6" in older.stdout
-    check_same(tmp_path / "run", tmp_path / "straight")
+    check_same(tmp_path / "run", straight)
     assert steps(tmp_path / "run") == ["abandoned-step-00000009", "step-00000006", "step-00000009"]
 
 
@@ -187,7 +168,9 @@ def test_another_runs_checkpoint_in_a_new_folder(train, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_the_same_command_with_a_named_checkpoint_gets_ahead(train, tmp_path, own) -> None:
+def test_the_same_command_with_a_named_checkpoint_gets_ahead(
+    train, straight: Path, tmp_path, own
+) -> None:
     """Killed again and again, it goes on from where it was, not from the named one."""
     assert train({"checkpoint.keep": 9}).codes == [0]
     where = {
@@ -202,8 +185,7 @@ def test_the_same_command_with_a_named_checkpoint_gets_ahead(train, tmp_path, ow
     last = train(where)
     assert last.codes == [0]
     assert "after step 7 of the run" in last.stdout
-    assert train({"output.dir": "straight"}).codes == [0]
-    check_same(tmp_path / where["output.dir"], tmp_path / "straight")
+    check_same(tmp_path / where["output.dir"], straight)
 
 
 def test_a_named_checkpoint_that_is_damaged_or_missing(train, tmp_path: Path) -> None:
@@ -237,7 +219,7 @@ def test_never_refuses_whatever_is_left_of_a_run(train, tmp_path: Path, left: st
     assert content(run) == before
 
 
-def test_weights_without_a_checkpoint_are_kept(train, tmp_path: Path) -> None:
+def test_weights_without_a_checkpoint_are_kept(train, straight: Path, tmp_path: Path) -> None:
     """More epochs must start over then, and a kill loses nothing."""
     assert train({"train.epochs": 2}).codes == [0]
     run = tmp_path / "run"
@@ -246,14 +228,14 @@ def test_weights_without_a_checkpoint_are_kept(train, tmp_path: Path) -> None:
     before = {f"abandoned-{name}": (run / name).read_bytes() for name in names}
     fault = {"rank": 0, "of": "step", "at": 2, "do": "kill"}
     assert train(faults=[fault]).codes == [-signal.SIGKILL]
-    assert train({"output.dir": "straight"}).codes == [0]
     assert train().codes == [0]
-    check_same(run, tmp_path / "straight")
+    check_same(run, straight)
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
-def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path: Path) -> None:
-    assert train({"output.dir": "straight"}).codes == [0]
+def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
+    train, straight: Path, tmp_path: Path
+) -> None:
     assert train().codes == [0]
     path = tmp_path / "run" / "checkpoints" / "step-00000009" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -262,21 +244,20 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(train, tmp_path:
     assert again.codes == [0, 0]
     assert "step-00000009/model.safetensors: is damaged" in again.stdout
     assert "continues in epoch 3, after step 6" in again.stdout
-    check_same(tmp_path / "run", tmp_path / "straight")
+    check_same(tmp_path / "run", straight)
 
 
 @pytest.mark.parametrize(
     "tail", [b'{"epoch": 3, "tra', b'{"epoch": 3, "step": 9}\n', b"\0\0\0\0", b"\0\0\n"]
 )
-def test_a_torn_last_line(train, tmp_path: Path, tail: bytes) -> None:
+def test_a_torn_last_line(train, straight: Path, tmp_path: Path, tail: bytes) -> None:
     """Lines of epochs behind the checkpoint, torn or whole, are written anew."""
-    assert train({"output.dir": "straight"}).codes == [0]
     assert train({"train.epochs": 2}).codes == [0]
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
         file.write(tail)
     again = train()
     assert again.codes == [0], again.stderr
-    check_same(tmp_path / "run", tmp_path / "straight")
+    check_same(tmp_path / "run", straight)
 
 
 def test_lost_metrics_are_said(train, tmp_path: Path) -> None:
@@ -370,32 +351,23 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def test_a_folder_that_may_not_be_written(train, tmp_path: Path) -> None:
+def test_a_folder_that_may_not_be_written(train, straight: Path, tmp_path: Path) -> None:
     assert train({"train.epochs": 2}).codes == [0]
     run = tmp_path / "run"
     before = content(run)
     (run / "checkpoints").chmod(0o555)
     try:
         arguments = command(*flags({**SETTINGS, "output.dir": "run"}))
-        ended = subprocess.run(
-            [sys.executable, "-c", DROP_OVERRIDE, *arguments[1:]],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        ended = launching.run([sys.executable, "-c", DROP_OVERRIDE, *arguments[1:]], cwd=tmp_path)
     finally:
         (run / "checkpoints").chmod(0o755)
-    assert ended.returncode == 1
+    assert ended.code == 1
     assert ended.stderr.count("error:") == 1, ended.stderr
     assert "Permission denied" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert steps(run) == ["step-00000003", "step-00000006"]
-    for name, bytes_before in before.items():
-        if name.startswith("checkpoints/"):
-            assert (run / name).read_bytes() == bytes_before
+    after = content(run)
+    assert all(after[name] == before[name] for name in before if name.startswith("checkpoints/"))
     assert json.loads((run / "summary.json").read_text())["outcome"] == "failed"
-    assert train({"output.dir": "straight"}).codes == [0]
     assert train().codes == [0]
-    check_same(run, tmp_path / "straight")
+    check_same(run, straight)

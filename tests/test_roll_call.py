@@ -15,7 +15,7 @@ import pytest
 from nursery import Launch
 from torch.distributed import Store, TCPStore
 
-from sinlstm_dist.processes import alive, rendezvous, roll_call
+from sinlstm_dist.processes import alive, launcher, rendezvous, roll_call
 from sinlstm_dist.processes.roll_call import RollCall
 
 SETTINGS = {**launching.SMALL, "train.timeout_s": 4, "output.dir": "run"}
@@ -35,15 +35,10 @@ FOREIGN = {
 
 def write(port: int, values: dict[str, bytes]) -> None:
     """As another user of the machine could."""
-    launching.wait_for(lambda: listens(port))
+    launching.wait_for(lambda: launching.listens(port))
     store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=20))
     for key, value in values.items():
         store.set(PREFIX + key, value)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def errors(launch: Launch) -> list[str]:
@@ -84,7 +79,7 @@ def test_noise_on_the_port_does_not_keep_a_world_from_joining(nursery, tmp_path)
     """Another user's program that talks to the port, and one that never says anything."""
     settings = {**SETTINGS, "train.timeout_s": 20}
     launch = nursery.start(launching.flags(settings), cwd=tmp_path, processes=2, absent=(1,))
-    launching.wait_for(lambda: listens(launch.port))
+    launching.wait_for(lambda: launching.listens(launch.port))
     with (
         socket.create_connection(("127.0.0.1", launch.port)),
         socket.create_connection(("127.0.0.1", launch.port)) as noisy,
@@ -119,8 +114,8 @@ def test_a_large_world_joins_with_few_requests(monkeypatch):
     port = launching.free_port()
     store = Counted(TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
 
-    def open_board(*arguments: Any, size: int, **keywords: Any) -> rendezvous.Board:
-        return rendezvous.Board(store, size=size)  # one connection: torch opens 6 a second
+    def open_store(*arguments: Any, **keywords: Any) -> Counted:
+        return store  # one connection: torch opens 6 a second
 
     def sleep(seconds: float) -> None:
         local.count = getattr(local, "count", 0) + 1
@@ -130,9 +125,9 @@ def test_a_large_world_joins_with_few_requests(monkeypatch):
         time.sleep(0.001)
 
     def join(rank: int) -> RollCall:
-        return RollCall(rank=rank, size=SIZE, timeout_s=120, stop_reason=str)
+        return RollCall(launcher.Launch(rank, SIZE, 0, 1), timeout_s=120, stop_reason=str)
 
-    monkeypatch.setattr(roll_call, "open_board", open_board)
+    monkeypatch.setattr(rendezvous, "open_store", open_store)
     monkeypatch.setattr(roll_call, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     monkeypatch.setattr(roll_call, "_joins", itertools.repeat(0))  # all join the same world
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

@@ -8,32 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import SMALL, flags, metrics, summary, weights_digest
+from launching import SETTINGS, check_same, content, flags, summary, weights_digest
 from nursery import Launch, Nursery
 
 from sinlstm_dist.config import Config, to_toml
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run.hold import Claim
-
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
-
-
-@pytest.fixture(scope="module")
-def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing happened to."""
-    root = tmp_path_factory.mktemp("straight")
-    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
-    return root / "run"
-
-
-@pytest.fixture
-def train(nursery: Nursery, tmp_path: Path):
-    """Train with SETTINGS and changes to them."""
-
-    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
-        return nursery.run(flags({**SETTINGS, **(changes or {})}), cwd=tmp_path, **keywords)
-
-    return run
+from sinlstm_dist.run.hold import Hold
 
 
 @pytest.fixture
@@ -50,21 +30,6 @@ def in_mid_run(nursery: Nursery, tmp_path: Path):
         return nursery.wait(launch)
 
     return run
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, links and folders too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        if path.is_file() and not path.is_symlink()
-        else b""
-        for path in folder.rglob("*")
-    }
-
-
-def check_same(run: Path, straight: Path) -> None:
-    assert weights_digest(run) == weights_digest(straight)
-    assert metrics(run) == metrics(straight)
 
 
 def check_refused(launch: Launch, what: str) -> None:
@@ -99,7 +64,7 @@ def test_a_folder_moved_away_and_another_in_its_place(
     assert ended.codes == [1] * processes
     assert ended.stderr.count("error: ") == 1
     assert "run: the run folder was moved away or replaced" in ended.stderr
-    assert "nothing was written into what is there now" in ended.stderr
+    assert "nothing was written into the folder that is there now" in ended.stderr
     assert content(tmp_path / "run") == {"checkpoints": b"", "thesis.txt": b"not the run's"}
     check_refused(train(), "is not empty and holds no run")
     (tmp_path / "run").rename(tmp_path / "another")
@@ -108,7 +73,7 @@ def test_a_folder_moved_away_and_another_in_its_place(
     check_same(tmp_path / "run", straight)
 
 
-def test_another_run_in_the_folder_s_place(in_mid_run, straight, tmp_path: Path) -> None:
+def test_another_run_in_place_of_the_folder(in_mid_run, straight, tmp_path: Path) -> None:
     def act() -> None:
         (tmp_path / "run").rename(tmp_path / "moved")
         shutil.copytree(straight, tmp_path / "run")
@@ -285,25 +250,25 @@ def test_a_refused_start_leaves_no_folder(train, tmp_path: Path, processes: int)
 
 
 def test_starts_at_the_same_time(tmp_path: Path) -> None:
-    """Claims that are taken back at once: at any time one process at most has the folder."""
+    """They hold the folder for a moment: at any time at most one process has it."""
     folder, busy = tmp_path / "a" / "run", tmp_path / "busy"
 
-    def claim_often() -> int:
+    def hold_often() -> int:
         taken = 0
         for _ in range(300):
-            claim = Claim(folder)
+            hold = Hold(folder)
             refusal = ""
             try:
-                claim.take()
+                hold.take()
             except ConfigError as error:
                 refusal = str(error)
             else:
                 os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
-                claim.check()
+                hold.check()
                 busy.unlink()
                 taken += 1
             finally:
-                claim.release(keep=False)
+                hold.release(keep=False)
             assert not refusal or "is in use by a run" in refusal, refusal
         return taken
 
@@ -312,7 +277,7 @@ def test_starts_at_the_same_time(tmp_path: Path) -> None:
         if (pid := os.fork()) == 0:
             code = 1
             try:
-                code = 0 if claim_often() else 2
+                code = 0 if hold_often() else 2
             except BaseException:
                 traceback.print_exc()
             finally:

@@ -54,10 +54,10 @@ def report_of(text: str) -> None:
         outcome=text, reason=text, epochs=1, step=1, metrics=figures, best=figures, world_size=1,
         device="cpu", reduction="ordered", wall_s=1.0, versions={},
     )  # fmt: skip
-    report = Report(enabled=True, epochs=2, num_steps=1)
+    report = Report(enabled=True, epochs=2)
     report.start({"run folder": text})
     report.note(text)
-    report.begin_training(finished_epochs=0)
+    report.begin_training(finished_epochs=0, num_steps=10)
     report.epoch(figures)
     report.end_training()
     report.end(summary, baseline=Totals(5.0, 83, 100), folder=text, history=[figures] * 2)
@@ -237,7 +237,7 @@ def test_all_is_on_the_screen_when_a_command_ends():
     with piped() as pipe:
         screen = Screen(Stream("stdout"))
         screen.print("first")
-        report = Report(enabled=True, epochs=1, num_steps=1)
+        report = Report(enabled=True, epochs=1)
         report.note("second")
         report.close()
         show_text("third\n")

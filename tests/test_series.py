@@ -13,12 +13,13 @@ from launching import environment, flags, metrics, weights_digest
 from nursery import Launch, Nursery
 from safetensors.torch import load_file
 
-from sinlstm_dist import evaluate, export, forecast, plot
+from sinlstm_dist import evaluate, export
 from sinlstm_dist.config import SINE, Data, load_config
 from sinlstm_dist.data.series import Scale, open_series, read_values
 from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.run.trained import read_trained
+from sinlstm_dist.trained import read_trained
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -195,9 +196,11 @@ def test_values_that_cannot_be_scaled_are_refused(train, tmp_path):
     """0.1 has no exact mean, so that the deviation of equal values is not 0."""
     cases = {
         "102 values to train on are all 0.1": np.full(150, 0.1),
-        "1e+38 and 3e+39, of which float32 holds no mean": np.where(np.arange(150) % 2, 1e38, 3e39),
-        "-1e+308 and 1e+308, of which": np.where(np.arange(150) % 2, -1e308, 1e308),
-        "0 and 1e-60, of which": np.where(np.arange(150) % 2, 0, 1e-60),
+        "1e+38 and 3e+39, and float32 cannot hold their mean": np.where(
+            np.arange(150) % 2, 1e38, 3e39
+        ),
+        "-1e+308 and 1e+308, and float32": np.where(np.arange(150) % 2, -1e308, 1e308),
+        "0 and 1e-60, and float32": np.where(np.arange(150) % 2, 0, 1e-60),
     }
     for message, values in cases.items():
         np.save(tmp_path / "a.npy", values)
@@ -214,9 +217,9 @@ def test_values_that_cannot_be_scaled_are_refused(train, tmp_path):
 def test_what_is_of_the_sine_alone_is_refused():
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"data.source": "a.csv", "data.noise": 0.1, "data.test_phase": 0})
-    assert "data.noise=0.1 applies to the sine" in str(caught.value)
-    assert "data.test_phase=0 applies to the sine" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"data\.column=load is for a file"):
+    assert "data.noise=0.1 is not for data.source=" in str(caught.value)
+    assert "data.test_phase=0 is not for data.source=" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"data\.column=load needs a file"):
         load_config(None, {"data.column": "load"})
 
 
@@ -292,12 +295,12 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     sectors = (np.arange(12, 43) * 12 // 20) % 12  # of a target, counted from the test part on
     assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
-    windows_drawn = plot._windows(read_trained(Path("run")).config.data)
+    windows_drawn = windows_to_draw(read_trained(Path("run")).config.data)
     for first, window, target in windows_drawn:
         drawn = [*window, target]
         assert drawn == pytest.approx(series[5 + first : 5 + first + 13], rel=1e-5)
 
-    far = forecast.forecast(read_trained(Path("run")), steps=40)
+    far = read_trained(Path("run")).forecast(steps=40)
     assert far.truth == pytest.approx(series[-31:], rel=1e-6)
     assert far.values[0] == pytest.approx(predictions[0], rel=1e-5)
     assert len(far.values) == 40
@@ -305,7 +308,7 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     model.save_pretrained("saved")
     again = Predictor.from_pretrained("saved")
     assert again.predict(torch.from_numpy(windows)).numpy()[:, 0].tolist() == predictions.tolist()
-    with pytest.raises(ConfigError, match="does not know a series' units"):
+    with pytest.raises(ConfigError, match="has no units for a series"):
         read_trained(Path("run"), {"data.source": SINE, "data.column": ""})
 
 

@@ -45,7 +45,7 @@ def log(folder: Path, job: str) -> str:
 def wait_for_log(folder: Path, job: str, what: str, *, times: int = 1) -> None:
     """Wait until the job has said `what` so often."""
     try:
-        launching.wait_for(lambda: log(folder, job).count(what) >= times, timeout=180)
+        launching.wait_for(lambda: log(folder, job).count(what) >= times)
     except AssertionError:
         raise AssertionError(f"no {what!r} in:\n{log(folder, job)}") from None
 
@@ -56,26 +56,21 @@ def epochs(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def check_same(run: Path, other: Path) -> None:
-    assert launching.weights_digest(run) == launching.weights_digest(other)
-    assert launching.metrics(run) == launching.metrics(other)
-
-
 def test_a_job_goes_on_until_its_run_is_complete_and_never_after(cluster, tmp_path, alone):
     job = cluster.sbatch(TRAIN, *launching.flags(LONG), cwd=tmp_path)
-    launching.wait_for(lambda: epochs(tmp_path), timeout=180)
+    launching.wait_for(lambda: epochs(tmp_path))
     cluster.command("scancel", "--signal=USR1", "--batch", job)
     wait_for_log(tmp_path, job, "restart 1")
     assert "stopped: STOP file" in log(tmp_path, job)
 
     wait_for_log(tmp_path, job, "continues in epoch")
     before = epochs(tmp_path)
-    launching.wait_for(lambda: epochs(tmp_path) > before, timeout=180)
+    launching.wait_for(lambda: epochs(tmp_path) > before)
     cluster.command("scontrol", "update", "nodename=node2", "state=down", "reason=test")
     shown = cluster.wait(job)
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "2"), log(tmp_path, job)
     assert launching.summary(tmp_path / "run")["world_size"] == 2
-    check_same(tmp_path / "run", alone(LONG))
+    launching.check_same(tmp_path / "run", alone(LONG))
 
     written = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
     cluster.command("scontrol", "requeue", job)
@@ -94,7 +89,7 @@ def test_nodes_are_verified_first_when_asked(cluster, tmp_path, alone, options, 
     assert verified < trained
     assert f"processes   {world_size} on node1, node2" in log(tmp_path, job)
     assert launching.summary(tmp_path / "run")["world_size"] == world_size
-    check_same(tmp_path / "run", alone(BRIEF))
+    launching.check_same(tmp_path / "run", alone(BRIEF))
 
 
 def test_a_signal_before_the_first_step_is_kept_and_restarts_are_limited(cluster, tmp_path):
@@ -136,7 +131,7 @@ def test_a_signal_before_the_first_step_is_kept_and_restarts_are_limited(cluster
 )
 def test_a_head_that_cannot_be_reached_ends_the_job(cluster, tmp_path, variables, message):
     job = cluster.sbatch(TRAIN, *launching.flags(BRIEF), cwd=tmp_path, **variables)
-    assert cluster.wait(job, timeout=180)["JobState"] == "FAILED"
+    assert cluster.wait(job)["JobState"] == "FAILED"
     assert message in log(tmp_path, job)
     assert not (tmp_path / "run").exists()
 
@@ -153,7 +148,7 @@ def test_one_node_with_gpus_saves_before_its_time_is_over(cluster, tmp_path):
     endless = {**BRIEF, "train.epochs": 1_000_000, "checkpoint.every_epochs": 1_000_000}
     submit = ["--gpus-per-node=2", SINGLE_NODE, *launching.flags(endless)]
     job = cluster.sbatch(*submit, cwd=tmp_path)
-    launching.wait_for(lambda: epochs(tmp_path) > 3, timeout=180)
+    launching.wait_for(lambda: epochs(tmp_path) > 3)
     cluster.command("scancel", "--signal=USR1", "--batch", job)
     assert cluster.wait(job)["JobState"] == "FAILED"
     assert "stopped: SIGUSR1" in log(tmp_path, job)
@@ -167,14 +162,14 @@ def test_an_array_goes_on_until_its_runs_are_complete_and_ends_in_a_table(cluste
     job = cluster.sbatch(
         "--array=1-2", ARRAY, *launching.flags(settings), cwd=tmp_path, **variables
     )
-    launching.wait_for(lambda: (tmp_path / "sweep").exists(), timeout=180)
+    launching.wait_for(lambda: (tmp_path / "sweep").exists())
     cluster.command("scancel", "--signal=USR1", "--batch", f"{job}_1")
     table = tmp_path / "sweep/table.txt"
-    launching.wait_for(lambda: table.exists() and table.read_text(), timeout=180)
+    launching.wait_for(lambda: table.exists() and table.read_text())
     said = (tmp_path / f"sinlstm-array-{job}-1.out").read_text()
     assert "stopped: STOP file" in said
     assert "continues in epoch" in said
-    check_same(tmp_path / "sweep/001", alone({**settings, "train.seed": 7}))
+    launching.check_same(tmp_path / "sweep/001", alone({**settings, "train.seed": 7}))
     launching.wait_for(lambda: "002" in table.read_text())
     lines = table.read_text().splitlines()
     for run, setting in (("001", "train.seed=7"), ("002", "optim.lr=0.02")):

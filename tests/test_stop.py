@@ -2,21 +2,23 @@
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from launching import (
-    SMALL,
+    SETTINGS,
+    check_same,
     children,
     command,
-    environment,
     finish,
     flags,
+    has_begun,
+    listens,
     metrics,
+    run,
+    spawn,
     start,
     summary,
     wait_for,
@@ -26,24 +28,15 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist.processes.stop import StopRequest
 
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
 STOPPED = 75
 LONG = {**SETTINGS, "train.epochs": 100_000, "checkpoint.every_epochs": 1000}
 
 
-@pytest.fixture(scope="module")
-def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("straight")
-    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
-    return root / "run"
-
-
 def check_continues(nursery: Nursery, root: Path, straight: Path, *, processes: int) -> None:
     launch = nursery.run(flags(SETTINGS), cwd=root, processes=processes)
     assert launch.codes == [0] * processes, launch.stderr
-    assert weights_digest(root / "run") == weights_digest(straight)
-    assert metrics(root / "run") == metrics(straight)
+    check_same(root / "run", straight)
 
 
 def check_stopped(launch: Launch, run: Path, *, step: int) -> None:
@@ -57,18 +50,15 @@ def check_stopped(launch: Launch, run: Path, *, step: int) -> None:
 
 
 # A step under way when the signal comes is followed by one more: that one tells the others.
+MOMENTS = [("build", 1, 1), ("step", 1, 2), ("step", 5, 6), ("evaluate", 1, 4), ("save", 1, 4)]
+SENT = [(signal.SIGTERM, 1), (signal.SIGINT, 3)]  # Ctrl-C is heard in its own way
+ALIKE = [(signal.SIGUSR1, 3), (signal.SIGUSR2, 1)]  # as SIGTERM: at one moment
+
+
 @pytest.mark.parametrize(
-    ("number", "processes"), list(zip(SIGNALS * 2, [1, 3, 3, 1, 3, 1, 1, 3], strict=True))
-)
-@pytest.mark.parametrize(
-    ("when", "at", "step"),
-    [
-        ("build", 1, 1),
-        ("step", 1, 2),
-        ("step", 5, 6),
-        ("evaluate", 1, 4),
-        ("save", 1, 4),
-    ],
+    ("when", "at", "step", "number", "processes"),
+    [(*moment, *sent) for moment in MOMENTS for sent in SENT]
+    + [(*MOMENTS[2], *sent) for sent in ALIKE],
 )
 def test_a_signal_to_one_process(
     nursery: Nursery, tmp_path: Path, straight: Path, when, at, step, number, processes
@@ -80,14 +70,12 @@ def test_a_signal_to_one_process(
     check_stopped(launch, tmp_path / "run", step=step)
     if rank == 0:
         assert number.name in str(summary(tmp_path / "run")["reason"])
-    if number == signal.SIGTERM:  # one of them, for time
-        check_continues(nursery, tmp_path, straight, processes=4 - processes)
+    check_continues(nursery, tmp_path, straight, processes=4 - processes)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("when", "at", "step"),
-    [("build", 1, 1), ("step", 1, 2), ("step", 5, 6), ("evaluate", 1, 4), ("save", 1, 4)],
+    ("when", "at", "step", "number"),
+    [(*moment, number) for moment, number in zip(MOMENTS, [*SIGNALS, SIGNALS[1]], strict=True)],
 )
 def test_a_signal_to_all_processes(
     nursery: Nursery, tmp_path: Path, when, at, step, number
@@ -101,12 +89,6 @@ def test_a_signal_to_all_processes(
 
 
 NOT_BEGUN = "stopped: {} before all processes had joined; nothing was begun\n"
-
-
-def listens(port: int) -> bool:
-    """Whether rank 0 is there and waits for the others."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize(
@@ -213,23 +195,16 @@ def test_several_times_in_a_row(nursery: Nursery, tmp_path: Path, straight: Path
     check_continues(nursery, tmp_path, straight, processes=4)
 
 
-def started(run: Path) -> bool:
-    return (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 0
-
-
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> None:
-    """torchrun passes SIGUSR1 and SIGUSR2 on only if it is told to."""
+    """torchrun passes on SIGTERM and SIGINT; SIGUSR1 and SIGUSR2 only if it is told to."""
     handled = "SIGTERM,SIGINT,SIGUSR1,SIGUSR2"
     words = command(*flags(LONG), processes=2)
     words.insert(words.index("--nproc-per-node"), f"--signals-to-handle={handled}")
-    launcher = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: started(tmp_path / "run"))
+    launcher = spawn(words, cwd=tmp_path)
+    wait_for(lambda: has_begun(tmp_path / "run"))
     os.kill(launcher.pid, number)
-    ended = finish(launcher, timeout=40)
+    ended = finish(launcher)
     assert ended.code != 0
     assert summary(tmp_path / "run")["outcome"] == "stopped"
     assert "terminate called" not in ended.stderr
@@ -238,9 +213,9 @@ def test_a_signal_to_the_launcher(tmp_path: Path, number: signal.Signals) -> Non
 
 def test_a_signal_to_a_worker_of_a_launcher(tmp_path: Path) -> None:
     launcher = start(flags(LONG), cwd=tmp_path, processes=2)
-    wait_for(lambda: started(tmp_path / "run"))
+    wait_for(lambda: has_begun(tmp_path / "run"))
     os.kill(children(launcher.pid)[1], signal.SIGUSR2)
-    ended = finish(launcher, timeout=40)
+    ended = finish(launcher)
     assert ended.code == 1  # a launcher turns every code into its own
     assert summary(tmp_path / "run")["outcome"] == "stopped"
 
@@ -303,5 +278,5 @@ def test_in_another_thread_signals_are_the_callers(tmp_path: Path) -> None:
         "    with StopRequest() as request: print(repr(request.reason))\n"
         "thread = threading.Thread(target=run); thread.start(); thread.join()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ended = run([sys.executable, "-c", code], cwd=tmp_path)
     assert (ended.stdout, ended.stderr) == ("''\n", "")

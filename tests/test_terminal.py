@@ -10,30 +10,26 @@ from pathlib import Path
 
 import pytest
 from launching import (
+    SETTINGS,
     SMALL,
+    check_same,
     command,
     environment,
-    finish,
     flags,
-    metrics,
-    path,
     summary,
     wait_for,
     weights_digest,
 )
 from nursery import Launch, Nursery
-from terminals import Terminal
+from terminals import Terminal, on_terminal
 
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 STOPPED = 75
-SIZE = {"data.train_size": 1000, "data.test_size": 100, "output.dir": "run"}
-
-
-@pytest.fixture(scope="module")
-def straight(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("straight")
-    assert nursery.run(flags(SETTINGS), cwd=root).codes == [0]
-    return root / "run"
+SIZE = {
+    "data.train_size": 1000,
+    "data.test_size": 100,
+    "checkpoint.every_epochs": 0,
+    "output.dir": "run",
+}
 
 
 def state_of(pid: int) -> str:
@@ -71,8 +67,7 @@ def test_a_terminal_that_closes(nursery: Nursery, tmp_path: Path, straight, when
     assert summary(tmp_path / "run")["reason"].startswith("SIGHUP")
     assert summary(tmp_path / "run")["step"] == step
     assert nursery.run(flags(SETTINGS), cwd=tmp_path).codes == [0]
-    assert weights_digest(tmp_path / "run") == weights_digest(straight)
-    assert metrics(tmp_path / "run") == metrics(straight)
+    check_same(tmp_path / "run", straight)
 
 
 @pytest.mark.parametrize(("when", "at"), [("evaluate", 3), ("save", 3), ("end", 1)])
@@ -99,88 +94,81 @@ def test_closing_the_window_of_a_command(tmp_path: Path, ignores_hangup, code, o
     )
     terminal.read(until="test loss")  # it trains
     terminal.close()
-    assert process.wait(timeout=60) == code
+    assert process.wait() == code
     assert summary(tmp_path / "run")["outcome"] == outcome
     assert (tmp_path / "run" / "model.safetensors").exists() == ignores_hangup
 
 
-def test_a_terminal_that_is_held(tmp_path: Path) -> None:
+def test_a_terminal_that_is_held(nursery: Nursery, tmp_path: Path) -> None:
     """Ctrl-S: the process that shows the run goes on, and the other one does not give it up."""
     terminal = Terminal()
-    settings = {**SIZE, "train.epochs": 500, "train.timeout_s": 2}
-    process = terminal.start(command(*flags(settings), processes=2), cwd=tmp_path)
+    arguments = flags({**SIZE, "train.epochs": 500, "train.timeout_s": 2})
+    launch = nursery.start(arguments, cwd=tmp_path, processes=2, terminal=terminal.path)
     terminal.read(until="test loss")
     terminal.press("\x13")
-    wait_for(lambda: (tmp_path / "run" / "summary.json").exists(), timeout=100)
+    wait_for(lambda: (tmp_path / "run" / "summary.json").exists())
     assert summary(tmp_path / "run")["outcome"] == "completed"
     terminal.press("\x11")
     shown = terminal.read()
-    assert process.wait(timeout=30) == 0, shown
+    assert nursery.wait(launch).codes == [0, 0], shown
     assert "completed: 500 epochs" in shown
     assert "error" not in shown
 
 
-def test_a_held_terminal_is_left_in_the_end(tmp_path: Path) -> None:
-    terminal = Terminal()
-    words = command(*flags({**SIZE, "train.epochs": 600}))
-    process = terminal.start(words, cwd=tmp_path)
+def test_a_held_terminal_is_left_in_the_end(nursery: Nursery, tmp_path: Path) -> None:
+    terminal, arguments = Terminal(), flags({**SIZE, "train.epochs": 600})
+    launch = nursery.start(arguments, cwd=tmp_path, terminal=terminal.path, is_whole=True)
     terminal.read(until="test loss")
     terminal.press("\x13")
-    assert process.wait(timeout=60) == 0
+    assert nursery.wait(launch).codes == [0]
     assert summary(tmp_path / "run")["outcome"] == "completed"
     terminal.close()
 
 
-def test_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
+def test_a_pipe_that_nobody_reads(nursery: Nursery, tmp_path: Path) -> None:
     """It is full from the start, so that nothing fits in."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
     with contextlib.suppress(BlockingIOError):
         while True:
-            os.write(write, b"x" * 65536)
-    os.set_blocking(write, True)
-    process = subprocess.Popen(
-        command(*flags({**SIZE, "train.epochs": 20, "train.timeout_s": 3}), processes=2),
-        cwd=tmp_path, env=environment(), stdout=write, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    ended = finish(process, timeout=60)
-    assert ended.code == 0, ended.stderr
-    assert ended.stderr == ""
+            os.write(pipe, b"x" * 65536)
+    arguments = flags({**SIZE, "train.epochs": 20, "train.timeout_s": 3})
+    full = {"stdout": str(tmp_path / "pipe"), "is_whole": True}
+    ended = nursery.run(arguments, cwd=tmp_path, processes=2, **full)
+    os.close(pipe)
+    assert (ended.codes, ended.stderr) == ([0, 0], "")
     assert summary(tmp_path / "run")["outcome"] == "completed"
-    os.close(write)
-    os.close(read)
 
 
 # What is live
 
 
-def shown_by(terminal: str, columns: int) -> list[str]:
-    """The lines of a tmux window of its own."""
-    words = ["tmux", "-L", terminal, "capture-pane", "-p", "-S", "-50"]
+def shown_by(socket: str) -> list[str]:
+    """The lines of the window of the tmux that listens there."""
+    words = ["tmux", "-S", socket, "capture-pane", "-p", "-S", "-50"]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.parametrize("columns", [62, 80, 120])
 def test_after_ctrl_c_the_terminal_shows_each_thing_once(tmux, tmp_path: Path, columns) -> None:
     """Nothing torn of what was live, and the epoch in it is the one of the table."""
-    name, environment_ = f"sinlstm-{tmp_path.name}", environment(TERM="xterm", PATH=path())
+    socket = str(tmp_path / "tmux")
     run = tmp_path / "run"
     words = command(*flags({**SIZE, "train.epochs": 100_000, "checkpoint.every_epochs": 0}))
     size = ["-x", str(columns), "-y", "50"]
     subprocess.run(
-        ["tmux", "-L", name, "new-session", "-d", *size, "sh"],
-        cwd=tmp_path, env=environment_, check=True,
+        ["tmux", "-S", socket, "new-session", "-d", *size, "sh"],
+        cwd=tmp_path, env=environment(TERM="xterm"), check=True,
     )  # fmt: skip
     try:
-        keys = ["tmux", "-L", name, "send-keys"]
+        keys = ["tmux", "-S", socket, "send-keys"]
         subprocess.run([*keys, " ".join(words), "Enter"], check=True)
-        wait_for(lambda: any("test loss" in line for line in shown_by(name, columns)))
+        wait_for(lambda: any("test loss" in line for line in shown_by(socket)))
         subprocess.run([*keys, "C-c"], check=True)
-        wait_for(lambda: any("results in run" in line for line in shown_by(name, columns)))
-        shown = shown_by(name, columns)
+        wait_for(lambda: any("results in run" in line for line in shown_by(socket)))
+        shown = shown_by(socket)
     finally:
-        subprocess.run(["tmux", "-L", name, "kill-server"], check=True)
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=True)
     live = re.findall(r"^epoch +(\d+)/100000", "\n".join(shown), re.MULTILINE)
     assert live == [str(summary(run)["epochs"])], shown
     assert sum("one cycle: target, prediction" in line for line in shown) == 1
@@ -192,13 +180,12 @@ def test_after_ctrl_c_the_terminal_shows_each_thing_once(tmux, tmp_path: Path, c
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"},
     {"COLUMNS": "0", "LINES": "0"}, {"COLUMNS": "\u00b2", "LINES": "x"}, {"COLUMNS": "1"},
     {"COLUMNS": "99999999999999"}, {"COLUMNS": "-7", "LINES": "-7"}, {"LINES": "1"},
-    {"NO_COLOR": "1"}, {"TTY_INTERACTIVE": "0"}])  # fmt: skip
-def test_odd_terminals(tmp_path: Path, variables) -> None:
-    terminal = Terminal()
-    words = command(*flags({**SMALL, "output.dir": "run"}))
-    process = terminal.start(words, cwd=tmp_path, **variables)
-    shown = terminal.read()
-    assert process.wait(timeout=30) == 0, shown
+    {"NO_COLOR": "1"}, {"TTY_INTERACTIVE": "0"}, {}])  # fmt: skip
+def test_odd_terminals(nursery: Nursery, tmp_path: Path, variables) -> None:
+    """What the environment says of them; nothing, and then the terminal itself has no size."""
+    terminal = Terminal() if variables else Terminal(columns=0, lines=0)
+    arguments = flags({**SMALL, "output.dir": "run"})
+    shown = on_terminal(nursery, arguments, cwd=tmp_path, terminal=terminal, **variables)
     assert "Traceback" not in shown
     assert "results in run" in shown.replace("\r\n", "")[-200:]
     if variables.get("TERM") == "dumb":
@@ -206,13 +193,6 @@ def test_odd_terminals(tmp_path: Path, variables) -> None:
     if "PYTHONIOENCODING" in variables:
         assert shown.isascii()
         assert "epoch 3/3" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-
-
-def test_a_terminal_of_no_size(tmp_path: Path) -> None:
-    terminal = Terminal(columns=0, lines=0)
-    process = terminal.start(command(*flags({**SMALL, "output.dir": "run"})), cwd=tmp_path)
-    assert "completed: 3 epochs" in terminal.read()
-    assert process.wait(timeout=30) == 0
 
 
 def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
@@ -231,7 +211,7 @@ def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             continue
         break
-    assert process.wait(timeout=10) == 128 + signal.SIGINT
+    assert process.wait() == 128 + signal.SIGINT
     assert terminal.read().endswith("\x1b[?25h")
 
 

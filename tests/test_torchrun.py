@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -37,11 +36,7 @@ class Machines:
                 subprocess.Popen(
                     [SCRIPTS / script, *launching.flags(settings)],
                     cwd=self.folder,
-                    env=launching.environment(
-                        PATH=launching.path(),
-                        PET_LOCAL_ADDR="127.0.0.1",
-                        **variables,
-                    ),
+                    env=launching.environment(PET_LOCAL_ADDR="127.0.0.1", **variables),
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=subprocess.STDOUT,
@@ -53,12 +48,12 @@ class Machines:
 
     def wait_for(self, what: str, *, times: int = 1) -> None:
         try:
-            launching.wait_for(lambda: self.said().count(what) >= times, timeout=240)
+            launching.wait_for(lambda: self.said().count(what) >= times)
         except AssertionError:
             raise AssertionError(f"no {what!r} in:\n{self.said()}") from None
 
     def wait(self) -> list[int]:
-        return [launcher.wait(timeout=240) for launcher in self.started]
+        return [launcher.wait() for launcher in self.started]
 
     def lose(self, number: int) -> None:
         """End a machine without a word."""
@@ -85,8 +80,7 @@ def port() -> str:
 def check_like_one_process(run: Path, settings: dict[str, object]) -> None:
     alone = run.parent / "alone"
     assert train.main(launching.flags({**settings, "output.dir": alone})) == 0
-    assert launching.weights_digest(run) == launching.weights_digest(alone)
-    assert launching.metrics(run) == launching.metrics(alone)
+    launching.check_same(run, alone)
 
 
 def test_single_node(machines, tmp_path):
@@ -110,10 +104,10 @@ def test_machines_that_come_and_go_do_not_change_the_weights(machines, tmp_path,
     where = {"HEAD": "127.0.0.1", "PORT": port, "JOIN_S": "3"}
     for _ in range(3):
         machines.start("elastic.sh", UNENDING, **where)
-        launching.wait_for(lambda: listens(int(port)))  # the first one is HEAD
+        launching.wait_for(lambda: launching.listens(int(port)))  # the first one is HEAD
     machines.wait_for("processes   3")
     # Lost before the first checkpoint, the run would begin again, and not continue.
-    launching.wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")), timeout=240)
+    launching.wait_for(lambda: list(tmp_path.glob("run/checkpoints/step-*")))
     machines.lose(2)
     machines.wait_for("processes   2")
     machines.start("elastic.sh", UNENDING, **where)
@@ -132,23 +126,12 @@ def test_machines_that_come_and_go_do_not_change_the_weights(machines, tmp_path,
     check_like_one_process(tmp_path / "run", enough)
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.mark.parametrize("how", ["script", "torchrun", "accelerate"])
 def test_one_machine_needs_no_name(nameless, tmp_path, how):
     """torchrun has processes meet at their machine's name, unless told otherwise."""
     two = re.findall(r"^(?:torchrun|accelerate) .* 2 .*", README.read_text(), flags=re.MULTILINE)
     command = next((line for line in two if line.startswith(how)), f"{SCRIPTS}/single-node.sh")
-    ended = subprocess.run(
-        [*nameless, *shlex.split(command), *launching.flags(BRIEF)],
-        cwd=tmp_path,
-        env=launching.environment(PATH=launching.path(), HF_HOME=str(tmp_path)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
+    words = [*nameless, *shlex.split(command), *launching.flags(BRIEF)]
+    ended = launching.run(words, cwd=tmp_path, HF_HOME=str(tmp_path))
+    assert ended.code == 0, ended.stderr
     assert launching.summary(tmp_path / "run")["world_size"] == 2

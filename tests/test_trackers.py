@@ -140,15 +140,15 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, fragile
     notes: list[str] = []
     tracked = start(tmp_path, notes)
     for step in (1, 2, 3):
-        tracked.epoch({**dict.fromkeys(trackers.FIGURES, 0.5), "step": step})
+        tracked.epoch({**dict.fromkeys(trackers.TRACKED, 0.5), "step": step})
     tracked.end({"best_test_loss": 0.5}, step=3)
     tracked.close()
     assert Fragile.logged == [1]
-    assert notes == ["fragile is left out from here on: no network"]
+    assert notes == ["fragile is disabled from here on: no network"]
 
 
 def test_a_tracker_that_does_not_start_is_named(tmp_path, fragile, monkeypatch):
-    monkeypatch.setitem(trackers._CONTINUES, "fragile", lambda _: {"breaks_at": "start"})
+    monkeypatch.setitem(trackers._RESUMES, "fragile", lambda _: {"breaks_at": "start"})
     with pytest.raises(ConfigError, match="fragile does not start: no network"):
         start(tmp_path, [])
 
@@ -164,7 +164,7 @@ def test_a_tracker_that_does_not_start_leaves_the_folder_as_it_was(
     if was_there:
         assert train(load_config(overrides=settings)).outcome == "completed"
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setitem(trackers._CONTINUES, "fragile", lambda _: {"breaks_at": "start"})
+    monkeypatch.setitem(trackers._RESUMES, "fragile", lambda _: {"breaks_at": "start"})
     names = ["tensorboard", "fragile"]
     with pytest.raises(ConfigError, match="fragile does not start: no network"):
         train(load_config(overrides={**settings, "train.epochs": 2, "output.trackers": names}))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -46,10 +45,6 @@ def _one_thread():
 def run_main(folder: Path, **settings: object) -> int:
     """`python -m sinlstm_dist.train` in this process; returns its exit code."""
     return train.main(launching.flags({**QUICK, "output.dir": folder, **settings}))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # Parity with the article
@@ -114,7 +109,7 @@ class ArticleProgram:
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("sampling", ["permutation", "replacement"])
-def test_five_epochs_are_the_article_s(sampling, noise, reduction, lstm, tmp_path):
+def test_five_epochs_equal_the_articles(sampling, noise, reduction, lstm, tmp_path):
     torch.manual_seed(11)
     start = {name: value.clone() for name, value in Predictor().state_dict().items()}
     save_file(start, tmp_path / "start.safetensors")
@@ -181,15 +176,10 @@ def run_cases(folder: Path, *, processes: int) -> None:
             train.train(load_config(overrides=run))
         return
     (folder / "runs.json").write_text(json.dumps(runs))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-addr", "127.0.0.1", "--master-port", str(launching.free_port()),
-        str(Path(__file__).with_name("train_many.py")), str(folder / "runs.json"),
-    ]  # fmt: skip
-    ended = subprocess.run(
-        command, env=launching.environment(), capture_output=True, text=True, timeout=180
-    )
-    assert ended.returncode == 0, ended.stderr
+    script = str(Path(__file__).with_name("train_many.py"))
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    ended = launching.run([*torchrun, script, "runs.json"], cwd=folder)
+    assert ended.code == 0, ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +227,7 @@ def test_the_two_reductions_agree(case, world_runs):
 # The run folder
 
 
-def test_the_contract_s_files(tmp_path):
+def test_files_of_the_contract(tmp_path):
     run = tmp_path / "run"
     assert run_main(run, **{"data.noise": 0.02}) == 0
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
@@ -283,7 +273,7 @@ def test_the_contract_s_files(tmp_path):
     assert suffixes == {".safetensors", ".json"}
 
 
-def test_samples_per_s_is_training_alone_and_epoch_s_has_the_test(tmp_path):
+def test_samples_per_s_is_training_only_and_epoch_s_includes_the_test(tmp_path):
     """One train window, many test windows: the epoch is nearly all test."""
     run_main(tmp_path / "run", **{"data.train_size": 1, "data.test_size": 30_000})
     for record in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()):
@@ -407,7 +397,7 @@ def test_starting_weights_that_do_not_fit_are_refused(kind, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_in_the_folder_s_place_is_refused(tmp_path, capsys):
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path, capsys):
     (tmp_path / "run").write_text("mine")
     assert "is a file: choose a folder" in refused(tmp_path / "run", capsys)
     assert "cannot be written" in refused(tmp_path / "run" / "below", capsys)
@@ -420,40 +410,40 @@ def test_an_unwritable_folder_is_refused(tmp_path, capsys):
 
 def test_a_used_folder_is_not_used_again_if_it_must_not_be(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     message = refused(tmp_path / "run", capsys, **{"checkpoint.resume": "never"})
     assert "already holds a run" in message
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     message = refused(tmp_path / "run", capsys, **{"optim.lr": 0.5})
     assert "optim.lr was 0.01 and is 0.5" in message
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
 
 
 def test_another_run_is_refused_where_no_checkpoint_is_left_too(tmp_path, capsys):
     run_main(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     assert "train.seed was 0 and is 9" in refused(tmp_path / "run", capsys, **{"train.seed": 9})
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
     assert run_main(tmp_path / "run", **{"train.epochs": 3}) == 0
     assert "no whole checkpoint is left: the run starts" in capsys.readouterr().out
 
 
 def test_a_misspelt_tracker_costs_a_finished_run_nothing(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     message = refused(tmp_path / "run", capsys, **{"output.trackers": "tensorbord"})
     assert "output.trackers=tensorbord is unknown" in message
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
 
 
 def test_of_two_that_start_at_once_the_second_leaves_the_folder_alone(tmp_path, monkeypatch):
@@ -480,17 +470,17 @@ def test_a_folder_with_other_things_is_refused(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").write_text("dear")
     assert "holds no run" in refused(tmp_path / "run", capsys)
-    assert files(tmp_path / "run") == {"letter.txt": b"dear"}
+    assert launching.content(tmp_path / "run") == {"letter.txt": b"dear"}
 
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
     run_main(tmp_path / "run")
-    before = files(tmp_path / "run")
+    before = launching.content(tmp_path / "run")
     capsys.readouterr()
     with contextlib.closing(RunFolder(tmp_path / "run")) as another:
         another.claim()
         assert "is in use" in refused(tmp_path / "run", capsys)
-    assert files(tmp_path / "run") == before
+    assert launching.content(tmp_path / "run") == before
     assert run_main(tmp_path / "run") == 0
 
 
@@ -526,7 +516,5 @@ def test_a_run_starts_without_what_it_does_not_need(tmp_path):
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)\n"
     )
     arguments = launching.flags({**QUICK, "output.dir": tmp_path / "run"})
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 0, ended.stderr
+    ended = launching.run([sys.executable, "-c", program, *arguments], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr

@@ -1,7 +1,8 @@
-"""The Triton kernel against torch.nn.LSTM in float64, and against itself: the same bits always.
+"""The experimental Triton kernel against torch.nn.LSTM in float64, and against itself: always the
+same bits.
 
-Without a GPU, Triton's interpreter runs it on the CPU. It must be asked to before Triton is
-imported, so it runs in a process of its own. With a GPU, the same tests run there.
+Without a GPU, Triton's interpreter runs it on the CPU. The environment must ask for that before
+Triton is imported, so the kernel runs in a process of its own. With a GPU, the same tests use it.
 """
 
 import os
@@ -17,7 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_lstm import NUM_TOTALS, Case, assert_gradients_close, expected_row, same_bits
+from lstm_cases import NUM_TOTALS, Case, assert_gradients_close, expected_row, same_bits
 from torch import Tensor
 
 from sinlstm_dist import lstm
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def elsewhere(environment: dict[str, str]) -> ProcessPoolExecutor:
+def new_process(environment: dict[str, str]) -> ProcessPoolExecutor:
     """A process that imports Triton in this environment."""
     return ProcessPoolExecutor(1, get_context("spawn"), set_environment, (environment,))
 
@@ -42,8 +43,8 @@ def set_environment(environment: dict[str, str]) -> None:
 
 
 def compute(windows: Tensor, targets: Tensor, parameters: list[Tensor], **keywords: Any) -> Tensor:
-    """As training calls it on a GPU; the interpreter's tensors would go to the CPU's kernel."""
-    from sinlstm_dist.lstm import triton_kernel
+    """Call it as training does on a GPU; on the CPU that call would use the compiled kernel."""
+    from sinlstm_dist.lstm import triton_experimental
 
     weights = [p.to(DEVICE) for p in parameters]
     keywords = {"tolerance": 0.5, "with_gradient": True, **keywords}
@@ -52,7 +53,7 @@ def compute(windows: Tensor, targets: Tensor, parameters: list[Tensor], **keywor
     if DEVICE == "cuda":
         function = lstm.predictor_rows if keywords.pop("with_gradient") else lstm.predictor_totals
     else:
-        function = triton_kernel.predictor
+        function = triton_experimental.predictor
     rows = function(
         windows=windows.to(DEVICE), targets=targets.to(DEVICE), parameters=weights, **keywords
     )
@@ -61,8 +62,8 @@ def compute(windows: Tensor, targets: Tensor, parameters: list[Tensor], **keywor
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
-    """`compute` on a Case, some of its tensors replaced by those given."""
-    with elsewhere(INTERPRET) as process:
+    """`compute` on a Case; keywords replace its tensors."""
+    with new_process(INTERPRET) as process:
 
         def call(case: Case, piece_sizes: list[int], **keywords: Any) -> Tensor:
             arguments = {
@@ -114,7 +115,7 @@ def test_rows_agree_with_autograd(kernel: Kernel, case: Case, data: st.DataObjec
 
 
 def test_predictions_agree_with_torch(kernel: Kernel) -> None:
-    """A piece of one sample shows its prediction's error; 6e-8 of it may be rounding."""
+    """A piece of one sample shows its prediction's error; float32 rounds by 6e-8 of it."""
     case = Case(1, 20, 12, 1, 5)
     error = kernel(case, [1] * 20, with_gradient=False)[:, 0].double().sqrt()
     expected = expected_row(case, 0, 20)[2].flatten()
@@ -123,14 +124,15 @@ def test_predictions_agree_with_torch(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("size", [1, 13, 16, 35])
 def test_a_row_does_not_depend_on_its_neighbours(kernel: Kernel, size: int) -> None:
-    """Whatever stands before and behind a piece; behind three blocks, another program does it."""
+    """The pieces before and after it hold NaN and infinity; after three blocks, another program
+    computes it."""
     case = Case(2, size, 3, 2, 5)
     alone = kernel(case, [size])[0]
-    for before, behind in ((0, 3), (5, 20), (16, 0), (33, 7)):
-        nan, inf = torch.full((before, 3, 2), torch.nan), torch.full((behind, 3, 2), torch.inf)
+    for before, after in ((0, 3), (5, 20), (16, 0), (33, 7)):
+        nan, inf = torch.full((before, 3, 2), torch.nan), torch.full((after, 3, 2), torch.inf)
         found = kernel(
             case,
-            [before, size, behind],
+            [before, size, after],
             windows=torch.cat([nan, case.inputs, inf]),
             targets=torch.cat([nan[:, 0, :1], case.targets, inf[:, 0, :1]]),
         )
@@ -138,7 +140,7 @@ def test_a_row_does_not_depend_on_its_neighbours(kernel: Kernel, size: int) -> N
 
 
 def test_idle_lanes_and_units_add_nothing_to_infinities(kernel: Kernel) -> None:
-    """A sample with an infinite value and a weight that is infinite: finite where torch is."""
+    """With an infinite input and an infinite weight, results are finite where torch's are."""
     case = Case(3, 5, 3, 2, 5)
     case.inputs[2, 0, 1] = torch.inf
     case.parameters[0].data[3, 0] = -torch.inf
@@ -159,7 +161,7 @@ def test_pieces_without_samples(kernel: Kernel) -> None:
     assert kernel(none, []).shape == (0, rows.shape[1])
 
 
-def test_strides_and_a_place_for_the_result(kernel: Kernel) -> None:
+def test_strides_and_out(kernel: Kernel) -> None:
     case = Case(5, 7, 4, 3, 5)
     expected = kernel(case, [3, 4])
     time_first = case.inputs.transpose(0, 1).contiguous().transpose(0, 1)
@@ -199,12 +201,17 @@ def test_refuses_what_it_cannot_compute(kernel: Kernel) -> None:
 
 
 def compile_for(capability: int) -> str:
-    """PTX of the kernel for the article's size; needs no GPU."""
+    """The PTX code of the kernel for the article's size; needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sinlstm_dist.lstm.triton_kernel import NUM_STAGES, NUM_WARPS, _block_rows, _piece_rows
+    from sinlstm_dist.lstm.triton_experimental import (
+        NUM_STAGES,
+        NUM_WARPS,
+        _block_rows,
+        _piece_rows,
+    )
 
     constants = {"LANES": 16, "FEATURES": 16, "UNITS": 16}
     for function in (_block_rows, _piece_rows):
@@ -221,21 +228,21 @@ def compile_for(capability: int) -> str:
 
 
 def test_it_compiles_without_tf32_or_atomics(tmp_path: Path) -> None:
-    """The interpreter knows neither; Triton's compiler turns sums of products into TF32 itself."""
-    with elsewhere({"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}) as process:
+    """The interpreter has neither; Triton's compiler would turn sums of products into TF32."""
+    with new_process({"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}) as process:
         ptx = process.submit(compile_for, 80).result(timeout=120)
     assert "fma.rn.f32" in ptx
     assert not re.search(r"tf32|\bmma\b|\batom\b|\bred\b", ptx)
 
 
-def test_it_is_chosen_only_if_asked_for() -> None:
+def test_it_is_used_only_if_asked_for() -> None:
     sizes = {"device_type": "cuda", "input_size": 1, "hidden_size": 5, "num_layers": 1}
-    chosen = lstm.Choice("fused", "Triton kernel, not measured on any GPU")
+    chosen = lstm.Choice("fused", "Triton kernel, experimental: never run on a GPU")
     assert lstm.choose("fused", **sizes) == chosen
     assert lstm.choose("auto", **sizes).name == "torch"
 
 
-def test_forward_away_from_the_cpu_is_torch_s() -> None:
-    """On a device without memory or arithmetic, which tells the paths apart all the same."""
+def test_forward_on_another_device_uses_torch() -> None:
+    """The meta device has no memory, so the compiled kernel would fail on it."""
     model = Predictor(fused=True).to("meta")
     assert model(torch.empty(3, 4, 1, device="meta")).shape == (3, 1)

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import tomli
 import tomli_w
-from launching import SMALL, flags, metrics, weights_digest
-from nursery import Launch, Nursery
+from launching import SETTINGS, check_same, flags
+from nursery import Nursery
 
-SETTINGS = {**SMALL, "optim.momentum": 0.9, "train.timeout_s": 20, "output.dir": "run"}
 LATER_KEYS = ("model.lstm", "train.timeout_s", "data.test_phase")  # as if they were new, defaults
 
 
@@ -28,14 +27,6 @@ def runs(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = {**SETTINGS, "output.dir": "killed"}
     assert nursery.run(flags(killed), cwd=root, faults=faults).codes == [-signal.SIGKILL]
     return root
-
-
-@pytest.fixture
-def train(nursery: Nursery, tmp_path: Path):
-    def run(changes: dict[str, object] | None = None, **keywords) -> Launch:
-        return nursery.run(flags({**SETTINGS, **(changes or {})}), cwd=tmp_path, **keywords)
-
-    return run
 
 
 def rewrite(folder: Path, change) -> None:
@@ -81,8 +72,7 @@ def test_an_older_run_goes_on(train, runs: Path, tmp_path: Path, without) -> Non
     assert again.codes == [0], again.stderr
     assert "continues in epoch 3, after step 6" in again.stdout
     assert "set aside" not in again.stdout
-    assert weights_digest(tmp_path / "run") == weights_digest(runs / "complete")
-    assert metrics(tmp_path / "run") == metrics(runs / "complete")
+    check_same(tmp_path / "run", runs / "complete")
 
 
 def test_an_older_checkpoint_of_another_run_is_another_run(train, runs, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The processes of a run hand each other tensors and errors."""
+"""A world of processes: what they hand to each other, and what they leave."""
 
 from pathlib import Path
 
@@ -52,6 +52,31 @@ with join_world(timeout_s=60, one_thread=True) as world:
         except kind as error:
             print(error)
 """
+TWO_WORLDS = """
+import time, torch
+from sinlstm_dist.processes.world import join_world
+
+destroy = torch.distributed.destroy_process_group
+
+
+def destroy_late():
+    destroy()
+    time.sleep(1 if world.is_main else 0)
+
+
+torch.distributed.destroy_process_group = destroy_late
+for _ in range(2):
+    with join_world(timeout_s=10, one_thread=True) as world:
+        assert world.sum(torch.ones(1)).item() == world.size
+"""
+ITS_OWN = """
+from accelerate import Accelerator
+from sinlstm_dist.processes.world import join_world
+
+with join_world(timeout_s=60, one_thread=True):
+    pass
+print(Accelerator(cpu=True, mixed_precision="bf16").num_processes)
+"""
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -62,3 +87,16 @@ def test_the_main_process_hands_out_tensors_and_errors(tmp_path: Path, processes
         refused, failed = ended.stdout.splitlines()
         assert refused == "not this one"
         assert failed.startswith("/nowhere: No such file")
+
+
+def test_the_program_can_make_an_accelerator_of_its_own_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "its_own.py").write_text(ITS_OWN)
+    [ended] = launching.each([], cwd=tmp_path, variables=[{}], module="its_own")
+    assert (ended.code, ended.stdout) == (0, "1\n"), ended.stderr
+
+
+def test_worlds_one_after_the_other(tmp_path: Path) -> None:
+    """The others find rank 0's store while it still leaves the first world: it must not close."""
+    (tmp_path / "two_worlds.py").write_text(TWO_WORLDS)
+    for ended in launching.each([], cwd=tmp_path, variables=[{}, {}], module="two_worlds"):
+        assert ended.code == 0, ended.stderr

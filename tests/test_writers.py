@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import content
 
 from sinlstm_dist.run import files
 from sinlstm_dist.run.checkpoint import Checkpoint
@@ -28,10 +29,6 @@ WRITERS: dict[str, Callable[[RunFolder], object]] = {
     "end": lambda run: run.end(ENDED, WEIGHTS),
     "record_failure": lambda run: run.record_failure(ENDED),
 }
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

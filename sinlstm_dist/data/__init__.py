@@ -1,4 +1,4 @@
-"""The data: the sine or a series from a file, cut into windows, and how an epoch is dealt out."""
+"""The data: the sine or a series from a file, cut into windows, and the batches of an epoch."""
 
 from sinlstm_dist.data.series import SeriesDataset, read_values
 from sinlstm_dist.data.sine import SineDataset

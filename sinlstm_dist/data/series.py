@@ -1,10 +1,11 @@
-"""A series of the user's own: read from a file, and cut into windows as the sine is.
+"""A user's series: read from a file, and cut into windows like the sine.
 
     python -m sinlstm_dist.train --data.source FILE.csv --data.column NAME \\
         --data.train_size 200 --data.test_size 50
 
-The file's last values are the test part, the ones before them the train part; no window has values
-of both. The model sees values less the train part's mean, in units of its standard deviation.
+The file's last values are the test part, the values before them the train part; no window has
+values of both. The model sees the values minus the train part's mean, divided by its standard
+deviation.
 """
 
 import csv
@@ -28,11 +29,11 @@ TEXT, BINARY = (".csv", ".tsv", ".txt"), ".npy"
 
 @dataclass(frozen=True)
 class Scale:
-    """What values are scaled by; numbers that float32 holds, as the weights' file does.
+    """Mean and standard deviation that scale a series; float32 holds them exactly.
 
     Args:
         mean: of the train part, in the user's units.
-        std: its standard deviation, likewise.
+        std: of the train part, in the user's units.
     """
 
     mean: float
@@ -54,7 +55,7 @@ class SeriesDataset(Dataset[Batch]):
     Args:
         values: (size + window,) float64, in the user's units.
         window: time steps in a window.
-        scale: what they are scaled by.
+        scale: of the values.
     """
 
     def __init__(self, values: np.ndarray, *, window: int, scale: Scale) -> None:
@@ -67,7 +68,7 @@ class SeriesDataset(Dataset[Batch]):
         return len(self._targets)
 
     def __getitem__(self, index: int | np.ndarray) -> Batch:
-        """One sample, or one batch for an int64 array of indices; as of a SineDataset."""
+        """One sample, or one batch for an int64 array of indices, as from a SineDataset."""
         window, target = self._windows[index, :, None], self._targets[index]
         return torch.from_numpy(window.copy()), torch.from_numpy(target.copy())
 
@@ -79,12 +80,12 @@ class SeriesDataset(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class Series:
-    """A file's values and how they are parted.
+    """The values of a file, divided into a train and a test part.
 
     Args:
         values: (N,) float64, in the user's units.
         train_start: index of the train part's first value.
-        test_start: index of the test part's first value, which is where the train part ends.
+        test_start: index of the test part's first value; the train part ends there.
         settings: of the data.
     """
 
@@ -94,10 +95,10 @@ class Series:
     settings: Data
 
     def fit(self) -> Scale:
-        """The scale of the train part, and of nothing later.
+        """The scale of the train part alone.
 
         Raises:
-            ConfigError: all its values are the same, or float32 does not hold their scale.
+            ConfigError: all its values are the same, or float32 cannot hold their scale.
         """
         part = self.values[self.train_start : self.test_start]
         where = f"data.source={self.settings.source}: the {len(part)} values to train on"
@@ -107,8 +108,8 @@ class Series:
             mean, std = (float(np.float32(number)) for number in (part.mean(), part.std()))
         if not (math.isfinite(mean) and 0 < std < math.inf):
             raise ConfigError(
-                f"{where} lie between {part.min():g} and {part.max():g}, of which float32 holds no "
-                "mean and deviation: give them in another unit"
+                f"{where} lie between {part.min():g} and {part.max():g}, and float32 cannot hold "
+                "their mean and deviation: give them in another unit"
             )
         return Scale(mean, std)
 
@@ -126,23 +127,23 @@ class Series:
         """Windows of one value: the one that came `steps` before each test window's target.
 
         Raises:
-            ConfigError: the series begins later.
+            ConfigError: the series begins too late for that.
         """
         start = self.test_start + self.settings.window - steps
         if start < 0:
             raise ConfigError(
-                f"data.period={self.settings.period:g}: {self.settings.source} holds no value so "
-                "long before its first test target: set a shorter one"
+                f"data.period={self.settings.period:g}: {self.settings.source} begins less than "
+                "that before its first test target: set a shorter period"
             )
         part = self.values[start : start + self.settings.test_size + 1]
         return SeriesDataset(part, window=1, scale=scale)
 
 
 def open_series(settings: Data) -> Series:
-    """Read the file that `settings.source` names, and part it.
+    """Read the file that `settings.source` names, and divide it.
 
     Raises:
-        ConfigError: the file cannot be read, holds something else than numbers, or too few.
+        ConfigError: the file cannot be read, or holds too few values or values that are no numbers.
     """
     values = read_values(Path(settings.source), settings.column)
     window, sizes = settings.window, settings.train_size + settings.test_size
@@ -210,7 +211,7 @@ def _read_text(path: Path, column: str) -> np.ndarray:
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Number, from 1, and cells of each line; lines at the top that begin with # are left out."""
+    """Number, from 1, and cells of each line, without the lines at the top that begin with #."""
     lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     lines = lines[comments:]

@@ -1,10 +1,9 @@
-"""The sine as a map-style data set.
+"""The sine wave as a map-style data set.
 
     >>> window, target = SineDataset(size=100)[7]
 
-A window costs nothing to keep: all windows are views of one series. Noise is computed when a
-sample is fetched, from the sample's own index, so a sample is the same in any batch, on any
-process, in any order.
+Windows take no memory: all are views of one series. Noise is computed when a sample is fetched,
+from the sample's own index, so a sample is the same in any batch, on any process, in any order.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ class SineDataset(Dataset[Batch]):
         noise: standard deviation of the Gaussian noise on every value of every window.
         phase: time step at which sample 0 starts.
         seed: of the noise, 0 to 2**32 - 1.
-        stream: streams of one seed are independent noise.
+        stream: of noise; the streams of one seed are independent.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class SineDataset(Dataset[Batch]):
 
 
 def _sine(*, length: int, period: float, phase: float) -> np.ndarray:
-    """float32 series of `length` values; computed in float64, a chunk at a time."""
+    """float32 series of `length` values, computed in float64, chunk by chunk."""
     series = np.empty(length, dtype=np.float32)
     chunk = 1 << 16
     for start in range(0, length, chunk):
@@ -89,7 +88,7 @@ def _sine(*, length: int, period: float, phase: float) -> np.ndarray:
 
 
 def gaussian(*, key: tuple[int, int], rows: np.ndarray, columns: int) -> np.ndarray:
-    """Standard normal numbers that depend on nothing but (key, row, column).
+    """Standard normal numbers that depend only on (key, row, column).
 
     Args:
         key: two numbers below 2**32.
@@ -106,7 +105,7 @@ def gaussian(*, key: tuple[int, int], rows: np.ndarray, columns: int) -> np.ndar
     block = np.arange(blocks, dtype=np.uint64)
     low, high = rows & _LOW, rows >> _SHIFT
     first, second, third, fourth = philox((low, high, block, np.uint64(0)), key)
-    # (0, 1) with the ends left out, so that the logarithm is finite
+    # Between 0 and 1, both excluded, so the logarithm is finite.
     radius = np.sqrt(-2 * np.log((np.stack((first, third), -1) + 0.5) / 2**32))
     angle = 2 * np.pi / 2**32 * np.stack((second, fourth), -1)
     pairs = np.stack((radius * np.cos(angle), radius * np.sin(angle)), -1)  # (..., blocks, 2, 2)

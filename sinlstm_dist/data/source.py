@@ -1,4 +1,4 @@
-"""The data sets that the `[data]` table of a configuration stands for."""
+"""The data sets that the `[data]` table of a configuration describes."""
 
 import functools
 
@@ -12,7 +12,7 @@ WindowDataset = SineDataset | SeriesDataset
 
 
 def describe_source(settings: Data) -> str:
-    """Where the windows are from."""
+    """Where the windows come from, in words."""
     if settings.source == SINE:
         return f"noise {settings.noise:g}"
     return f"{settings.column or 'values'} of {settings.source}"
@@ -21,14 +21,14 @@ def describe_source(settings: Data) -> str:
 def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset, WindowDataset]:
     """Train and test windows.
 
-    Those of the sine differ by their phase and by their stream of noise, those of a series follow
-    each other in time.
+    Those of the sine differ by phase and by stream of noise; those of a series follow each other in
+    time.
 
     Args:
-        scale: what a series is scaled by; None for its train part's.
+        scale: of a series; None for the scale of its train part.
 
     Raises:
-        ConfigError: the series cannot be used; so do the functions below.
+        ConfigError: the series cannot be used. The functions below raise it too.
     """
     if settings.source != SINE:
         series = open_series(settings)
@@ -48,7 +48,7 @@ def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset,
 
 
 def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
-    """WindowDataset of one value: the one observed a period before each test window's target."""
+    """Windows of one value: the one observed a period before each test window's target."""
     steps = max(1, round(settings.period))
     if scale:
         return open_series(settings).before_targets(scale, steps=steps)
@@ -66,9 +66,10 @@ def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
 def continuation(
     settings: Data, scale: Scale | None, *, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first test window (W,), and the `steps` values that follow it, or as many as there are.
+    """The first test window, and the `steps` values that follow it, or as many as there are.
 
-    Both float32, in the model's units; noise is on the window only.
+    Returns:
+        window (W,) and values, float32, in the model's units; only the window has noise.
     """
     if not scale:
         settings = settings.model_copy(update={"test_size": steps})

@@ -2,26 +2,27 @@
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.source import WindowDataset
 from sinlstm_dist.plan import Plan
 
 
 class StepSampler(BatchSampler):
-    """Yields the batches of an epoch: for each fetch, one a process: rank 0's, rank 1's, ...
+    """Yields the batches of an epoch: for each fetch, one per process: rank 0's, rank 1's, ...
 
-    A fetch brings a process its shares of one or more steps, one behind the other, as many as
-    `FETCH_SAMPLES` allows: fetching costs the same for a few samples as for a thousand. A batch
+    A fetch brings a process its shares of one or more consecutive steps, as many as
+    `FETCH_SAMPLES` allows: fetching a few samples costs the same as fetching a thousand. A batch
     is a list of one array of indices, which the data set fetches at once.
 
-    Accelerate deals batches out in turn, batch i to process i % world_size; so each process gets
-    its share of every step, and none is repeated or dropped, an empty one included.
+    Accelerate deals batches out in turn, batch i to process i % world_size. So each process gets
+    its share of every step, even an empty one, and no share is repeated or dropped.
 
-    `start(epoch, step)` says which epoch comes next and where in it to begin.
+    `start(epoch, step)` sets the epoch that comes next and the step at which it begins.
 
     Args:
         plan: how the data set is cut and shared out.
@@ -47,33 +48,54 @@ class StepSampler(BatchSampler):
                 yield [shares[0] if len(shares) == 1 else np.concatenate(shares)]
 
 
-FETCH_SAMPLES = 2048  # of all processes together; more would not cost a sample less
+FETCH_SAMPLES = 2048  # of all processes together; more would not make a sample cheaper
 
 
 def fetches(plan: Plan, *, first_step: int = 0) -> list[range]:
-    """The steps of an epoch from `first_step` on, as those that are fetched together."""
+    """The steps of an epoch from `first_step` on, grouped by fetch."""
     together = max(1, FETCH_SAMPLES // plan.global_batch_size)
     starts = range(first_step, plan.num_steps, together)
     return [range(start, min(start + together, plan.num_steps)) for start in starts]
 
 
 def step_loader(dataset: Dataset[Any], sampler: StepSampler) -> DataLoader[Any]:
-    """A loader whose every batch is one fetch by an array of indices, not one a sample."""
+    """Make a loader that fetches each batch by one array of indices, not sample by sample."""
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))
 
 
 def step_batches(
-    loader: Iterable[Batch], plan: Plan, *, first_step: int = 0
-) -> Iterator[tuple[int, Batch]]:
-    """Each step from `first_step` on, with this process's share of its batch.
+    loader: Iterable[Any], plan: Plan, *, first_step: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each step from `first_step` on, and this process's share of its batch.
 
     Args:
-        loader: over a `step_loader`'s fetches, those of `plan.rank`; its sampler was told to start
-            at `first_step`.
+        loader: a `step_loader`'s fetches for `plan.rank`, tuples of tensors (B, ...); its sampler
+            was told to start at `first_step`.
         plan: the sampler's.
     """
-    for steps, (windows, targets) in zip(fetches(plan, first_step=first_step), loader, strict=True):
+    for steps, tensors in zip(fetches(plan, first_step=first_step), loader, strict=True):
         sizes = [sum(plan.piece_sizes(step)) for step in steps]
-        yield from zip(
-            steps, zip(windows.split(sizes), targets.split(sizes), strict=True), strict=True
-        )
+        shares = zip(*(tensor.split(sizes) for tensor in tensors), strict=True)
+        yield from zip(steps, shares, strict=True)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The train or the test part of the data, dealt out to the processes.
+
+    Args:
+        data: gives a batch for an array of indices.
+        plan: cuts an epoch into steps and pieces.
+        sampler: yields the indices of each fetch.
+        loader: fetches this process's shares.
+    """
+
+    data: WindowDataset
+    plan: Plan
+    sampler: StepSampler
+    loader: Iterable[Any]
+
+    def batches(self, *, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, Any]]:
+        """Start an epoch at a step, and yield as `step_batches`."""
+        self.sampler.start(epoch=epoch, step=first_step)
+        return step_batches(self.loader, self.plan, first_step=first_step)

@@ -1,9 +1,10 @@
-"""The LSTM recurrence as one differentiable operation: a compiled CPU kernel, chosen in one place.
+"""The LSTM recurrence as one differentiable operation: a compiled CPU kernel or torch.nn.LSTM.
 
-On a GPU there is a Triton kernel for the predictor's rows and totals, and nn.LSTM for the rest.
+`choose` decides which of the two is used. `lstm` is the operation on the compiled kernel.
+`predictor_rows` and `predictor_totals` compute a training or an evaluation step of the predictor.
 
-`choose` says whether the kernel or torch.nn.LSTM's own path is used; `lstm` is the operation;
-`predictor_rows` and `predictor_totals` are a whole training or evaluation step of the predictor.
+A GPU uses nn.LSTM. There is also an experimental Triton kernel for the predictor
+(triton_experimental.py). It has never run on a GPU and is used only for lstm = "fused".
 
     python -c "from sinlstm_dist import lstm; print(lstm.instruction_sets())"
 """

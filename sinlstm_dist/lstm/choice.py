@@ -1,4 +1,7 @@
-"""The one place where the implementation of the recurrence is chosen.
+"""Which implementation computes the recurrence: the only place that decides it.
+
+On a CPU the default is the compiled kernel, where it can be used. On a GPU the default is
+torch.nn.LSTM; the experimental Triton kernel is used only if the user asks for "fused".
 
 python -c "from sinlstm_dist.lstm import choose
 print(choose('auto', device_type='cpu', input_size=1, hidden_size=5, num_layers=1))"
@@ -10,15 +13,15 @@ from typing import Literal
 
 from sinlstm_dist.lstm import compiled
 
-MAX_HIDDEN_SIZE = 64  # beyond it, matrix libraries do better than a kernel with samples in lanes
+MAX_HIDDEN_SIZE = 64  # above it, matrix libraries are faster than a kernel with samples in lanes
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which implementation computes the recurrence.
+    """The implementation that computes the recurrence.
 
     Args:
-        name: "fused" (compiled kernel, on a GPU Triton's) or "torch" (torch.nn.LSTM's own).
+        name: "fused" (the compiled kernel, on a GPU the Triton kernel) or "torch" (torch.nn.LSTM).
         reason: why, for people.
     """
 
@@ -32,42 +35,38 @@ def choose(
     """Choose how the recurrence is computed.
 
     Args:
-        lstm: "auto" (fused where possible and known to be faster), "fused" or "torch".
+        lstm: "auto" (the compiled kernel where it can be used, else torch), "fused" or "torch".
         device_type: torch's name of the device type, such as "cpu".
         input_size: D.
         hidden_size: H.
-        num_layers: stacked layers.
+        num_layers: number of stacked layers.
 
     Returns:
         The choice and its reason.
 
     Raises:
-        ValueError: "fused" is asked for and cannot be had, `lstm` is not one of the three, or
-            the environment forces an instruction set that is not there.
+        ValueError: "fused" is asked for and cannot be used, `lstm` is not one of the three, or
+            the environment asks for an instruction set that this machine does not have.
     """
     if lstm not in ("auto", "fused", "torch"):
         raise ValueError(f'lstm={lstm!r} is unknown: use "auto", "fused" or "torch"')
     if lstm == "torch":
         return Choice("torch", "asked for")
-    if device_type == "cuda" and lstm == "auto":
-        return Choice("torch", "device cuda, where the Triton kernel has not been measured")
+    if lstm == "auto" and device_type == "cuda":
+        return Choice("torch", "device cuda, where the fused kernel is experimental")
     compiled.check_forced()
     obstacle = _obstacle(device_type, input_size, hidden_size, num_layers)
-    if not obstacle:
-        if device_type == "cuda":
-            return Choice("fused", "Triton kernel, not measured on any GPU")
-        return Choice("fused", f"compiled kernel, {compiled.label()}")
-    if lstm == "fused":
-        raise ValueError(
-            f'lstm="fused" cannot be had with {obstacle}: it needs a CPU and the compiled kernel, '
-            "or a CUDA device and Triton (pip install 'sinlstm-dist[triton]'; not measured on any "
-            f"GPU); and one layer and a hidden size of at most {MAX_HIDDEN_SIZE}. So change that "
-            'or set lstm="auto"'
-        )
-    return Choice("torch", obstacle)
+    if obstacle and lstm == "fused":
+        raise ValueError(_refusal(obstacle))
+    if obstacle:
+        return Choice("torch", obstacle)
+    if device_type == "cuda":
+        return Choice("fused", "Triton kernel, experimental: never run on a GPU")
+    return Choice("fused", f"compiled kernel, {compiled.label()}")
 
 
 def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: int) -> str:
+    """Why no fused kernel can compute this; empty if one can."""
     if device_type not in ("cpu", "cuda"):
         return f"device {device_type}"
     if num_layers != 1:
@@ -81,3 +80,12 @@ def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: i
 
 def _missing_triton() -> str:
     return "" if importlib.util.find_spec("triton") else "no Triton"
+
+
+def _refusal(obstacle: str) -> str:
+    return (
+        f'lstm="fused" cannot be used with {obstacle}: it needs one layer, a hidden size of at '
+        f"most {MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel or a CUDA device with Triton "
+        "(pip install 'sinlstm-dist[triton]'; experimental, never run on a GPU). Change that or "
+        'set lstm="auto"'
+    )

@@ -1,6 +1,6 @@
-"""The compiled CPU kernel, or the reason for its absence, and its instruction set.
+"""The compiled CPU kernel, or the reason why there is none, and its instruction set.
 
-What this machine offers:
+List the instruction sets of this machine:
 
     python -c "from sinlstm_dist import lstm; print(lstm.instruction_sets())"
 """
@@ -28,7 +28,7 @@ def check_forced() -> None:
     """Refuse an instruction set that the environment asks for and this machine does not have.
 
     Raises:
-        ValueError: SINLSTM_DIST_INSTRUCTION_SET names it.
+        ValueError: SINLSTM_DIST_INSTRUCTION_SET names such an instruction set.
     """
     if _FORCED and _kernel is not None and _FORCED not in instruction_sets():
         raise ValueError(f"SINLSTM_DIST_INSTRUCTION_SET={_FORCED}: {_absent(_FORCED)}")
@@ -40,10 +40,10 @@ def missing() -> str:
 
 
 def kernel() -> Any:
-    """The compiled module.
+    """The compiled module; csrc/arguments.h lists what its functions take.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: there is no compiled kernel.
     """
     if _kernel is None:
         raise RuntimeError(
@@ -59,7 +59,7 @@ def instruction_set() -> str:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those that this machine has, best first; the first is the default."""
+    """The instruction sets that this machine has, best first; the first is the default."""
     return kernel().instruction_sets()
 
 
@@ -83,7 +83,7 @@ def _absent(name: str) -> str:
 
 
 def label() -> str:
-    """The instruction set in use as a reader knows it."""
+    """The instruction set in use, as people write it."""
     return _LABELS[instruction_set()]
 
 

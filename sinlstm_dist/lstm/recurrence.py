@@ -24,10 +24,10 @@ def lstm(
     *,
     num_threads: int = 1,
 ) -> tuple[Tensor, State]:
-    """What `nn.LSTM(D, H, batch_first=True)` with these parameters returns, once differentiable.
+    """Compute `nn.LSTM(D, H, batch_first=True)` with these parameters; differentiable once.
 
-    The result of a sample depends on nothing but that sample and the weights; the gradients of the
-    weights do not depend on the number of threads.
+    A sample's result depends only on that sample and the weights. The gradients of the weights do
+    not depend on the number of threads.
 
     Args:
         inputs: (B, W, D) float32 on the CPU, any strides; B may be 0.
@@ -36,7 +36,7 @@ def lstm(
         bias_ih: (4H,).
         bias_hh: (4H,).
         hidden0: hidden and cell state before the first step, each (1, B, H); None for zeros.
-        num_threads: threads at most, the caller's among them.
+        num_threads: at most so many threads, including the caller's.
 
     Returns:
         outputs (B, W, H) and the last hidden and cell state, each (1, B, H).
@@ -78,7 +78,7 @@ def _check(inputs: Tensor, weights: tuple[Tensor, ...], hidden0: State | None) -
 
 
 class _Lstm(torch.autograd.Function):
-    """Keeps the tapes of all blocks between the passes; see csrc/block.h for their layout."""
+    """Keeps the tapes of all blocks between the passes; csrc/layout.h describes a tape."""
 
     @staticmethod
     def forward(
@@ -95,17 +95,23 @@ class _Lstm(torch.autograd.Function):
         kernel = compiled.kernel()
         (B, W, D), H = inputs.shape, weight_hh.shape[1]
         weights = [w.contiguous() for w in (weight_ih, weight_hh, bias_ih, bias_hh)]
-        state0 = [None if s is None else s.contiguous() for s in (hidden0, cell0)]
+        hidden0, cell0 = _contiguous(hidden0), _contiguous(cell0)
         outputs = inputs.new_empty(B, W, H)
         hidden, cell = inputs.new_empty(1, B, H), inputs.new_empty(1, B, H)
         tapes = None
         if any(ctx.needs_input_grad):
             num_blocks = -(-B // kernel.BLOCK_SAMPLES)
-            tapes = inputs.new_empty(num_blocks * kernel.tape_size(W, D, H))
+            tape_size = kernel.tape_size(window=W, input_size=D, hidden_size=H)
+            tapes = inputs.new_empty(num_blocks * tape_size)
+        sample, step, feature = inputs.stride()
         kernel.lstm_forward(
-            inputs.data_ptr(), *inputs.stride(), *map(_address, state0), *map(_address, weights),
-            B, W, D, H, num_threads, outputs.data_ptr(), hidden.data_ptr(), cell.data_ptr(),
-            _address(tapes),
+            inputs=inputs.data_ptr(), inputs_sample_stride=sample, inputs_step_stride=step,
+            inputs_feature_stride=feature, hidden0=_address(hidden0), cell0=_address(cell0),
+            weight_ih=weights[0].data_ptr(), weight_hh=weights[1].data_ptr(),
+            bias_ih=weights[2].data_ptr(), bias_hh=weights[3].data_ptr(), num_samples=B,
+            window=W, input_size=D, hidden_size=H, num_threads=num_threads,
+            outputs=outputs.data_ptr(), hidden=hidden.data_ptr(), cell=cell.data_ptr(),
+            tapes=_address(tapes),
         )  # fmt: skip
         ctx.save_for_backward(tapes, weights[0], weights[1])
         ctx.shape, ctx.num_threads = (B, W, D, H), num_threads
@@ -124,19 +130,26 @@ class _Lstm(torch.autograd.Function):
         grad_inputs = tapes.new_empty(B, W, D) if needs[0] else None
         grad_hidden0 = tapes.new_empty(1, B, H) if needs[5] else None
         grad_cell0 = tapes.new_empty(1, B, H) if needs[6] else None
-        grad_state = [None if g is None else g.contiguous() for g in (grad_hidden, grad_cell)]
-        strides = (0, 0, 0) if grad_outputs is None else grad_outputs.stride()
+        grad_hidden, grad_cell = _contiguous(grad_hidden), _contiguous(grad_cell)
+        sample, step, feature = (0, 0, 0) if grad_outputs is None else grad_outputs.stride()
         compiled.kernel().lstm_backward(
-            tapes.data_ptr(), weight_ih.data_ptr(), weight_hh.data_ptr(),
-            _address(grad_outputs), *strides, *map(_address, grad_state),
-            B, W, D, H, ctx.num_threads,
-            *map(_address, (grad_inputs, grad_hidden0, grad_cell0)), gradient.data_ptr(),
+            tapes=tapes.data_ptr(), weight_ih=weight_ih.data_ptr(), weight_hh=weight_hh.data_ptr(),
+            grad_outputs=_address(grad_outputs), grad_outputs_sample_stride=sample,
+            grad_outputs_step_stride=step, grad_outputs_feature_stride=feature,
+            grad_hidden=_address(grad_hidden), grad_cell=_address(grad_cell), num_samples=B,
+            window=W, input_size=D, hidden_size=H, num_threads=ctx.num_threads,
+            grad_inputs=_address(grad_inputs), grad_hidden0=_address(grad_hidden0),
+            grad_cell0=_address(grad_cell0), gradient=gradient.data_ptr(),
         )  # fmt: skip
         ih, hh, bias_ih, bias_hh = gradient.split([4 * H * D, 4 * H * H, 4 * H, 4 * H])
         return (
             grad_inputs, ih.view(4 * H, D), hh.view(4 * H, H), bias_ih, bias_hh,
             grad_hidden0, grad_cell0, None,
         )  # fmt: skip
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:

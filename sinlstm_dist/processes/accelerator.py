@@ -1,62 +1,118 @@
-"""Accelerate's own view of the processes: made for exact work, and checked."""
+"""Make Accelerate's `Accelerator`: set up for exact work, checked, and undone at the end."""
 
 import contextlib
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedType,
     GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
+    parse_flag_from_env,
 )
-from torch.distributed import distributed_c10d
+from torch.distributed import Store  # type: ignore[attr-defined]  # it is there all the same
 
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.roll_call import is_lost
 
-_made = itertools.count()  # of this process
+# accelerate launch sets these if its configuration asks for another way to train.
+OTHER_WAYS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+DEVICE, DEVICES = "ACCELERATE_TORCH_DEVICE", ("cpu", "cuda", "mps")
 
 
-def new_accelerator(timeout_s: float) -> Accelerator:
-    """The Accelerator of this process, in a world with all others.
-
-    Args:
-        timeout_s: seconds that a process waits for the others.
+def check_variables() -> None:
+    """Refuse what Accelerate's variables ask for, if this program cannot do it.
 
     Raises:
-        ConfigError: Accelerate cannot do what its variables ask for.
+        ConfigError: names the variable.
+    """
+    for name, way in OTHER_WAYS.items():
+        if launcher.value(name).lower() in ("true", "1", "yes", "on", "y", "t"):
+            raise ConfigError(
+                f"{name}={launcher.value(name)} asks for {way}, which this program does not do: "
+                "unset it, or set distributed_type to MULTI_GPU or NO in the configuration file of "
+                "accelerate launch (--config_file, or the one that accelerate config wrote)"
+            )
+    device = launcher.value(DEVICE)
+    if device and device.partition(":")[0] not in DEVICES:
+        raise ConfigError(f"{DEVICE}={device} is not a device for training: use cpu or cuda:N")
+
+
+@contextlib.contextmanager
+def joined_accelerator(
+    launch: Launch, *, timeout_s: float, one_thread: bool, store: Store | None
+) -> Iterator[Accelerator]:
+    """Join the process group and make this process's Accelerator; undo both at the end.
+
+    Args:
+        launch: this process's place in the world.
+        timeout_s: seconds that a process waits for the others.
+        one_thread: whether torch computes with a single thread.
+        store: where the processes of this world find each other; None for a world of one.
+
+    Raises:
+        ConfigError: Accelerate cannot do what its variables ask for, or made another world than
+            the launcher meant.
 
     Collective: yes.
     """
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        _make_cuda_deterministic()
-    # torch numbers groups from 0 after a reset, and would read the previous group's keys from the
-    # launcher's store.
-    distributed_c10d._world.group_count = next(_made)
+    threads = torch.get_num_threads()
+    with as_checked(launch):
+        try:
+            accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)
+            check_world(accelerator, meant=launch.size)
+            if one_thread:
+                torch.set_num_threads(1)  # after Accelerate has set it from the number of cores
+            yield accelerator
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            # Without this, the program's next Accelerator has our state. There is no public call;
+            # Accelerate's own tests do the same: https://github.com/huggingface/accelerate/pull/1055
+            # Test: test_the_program_can_make_an_accelerator_of_its_own_afterwards
+            AcceleratorState._reset_state(reset_partial_state=True)
+            torch.set_num_threads(threads)
+
+
+def _new_accelerator(launch: Launch, *, timeout_s: float, store: Store | None) -> Accelerator:
     try:
-        accelerator = Accelerator(
-            cpu=not has_gpu,  # without it, torchrun on a machine without GPUs trains N lone copies
-            mixed_precision="no",  # and not what an environment variable says: float32 throughout,
-            dynamo_backend="no",  # and the model itself, not a compiled one with other bits
+        cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+        if not cpu:
+            _make_cuda_deterministic()
+        if store is not None:
+            torch.distributed.init_process_group(
+                "gloo" if cpu else "nccl",
+                timeout=timedelta(seconds=timeout_s),
+                store=store,
+                rank=launch.rank,
+                world_size=launch.size,
+            )
+        accelerator = Accelerator(  # uses the process group that is there
+            cpu=cpu,  # without it, torchrun on a machine without GPUs trains N lone copies
+            mixed_precision="no",  # float32 throughout, whatever an environment variable says
+            dynamo_backend="no",  # a compiled model has other bits
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dataloader_config=DataLoaderConfiguration(even_batches=False),  # no sample twice
-            rng_types=[],  # sample order needs no shared generator: it is a function of the epoch
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))],
+            rng_types=[],  # the sample order is a function of the epoch: no generator to share
         )
-        torch.empty(0, device=accelerator.device)  # one that a variable names may not be there
+        torch.empty(0, device=accelerator.device)  # a variable may name a device that is not there
         return accelerator
     except Exception as error:
         told = _told_to_accelerate()
         what = str(error).partition("\n")[0]
-        if is_lost(error) or not (told or "environment variable" in what):  # as torch says it
+        if is_lost(error) or not (told or "environment variable" in what):  # torch's own words
             raise
         by = f", told {told}" if told else ""
         raise ConfigError(f"Accelerate cannot start{by}: {type(error).__name__}: {what}") from error
@@ -64,15 +120,11 @@ def new_accelerator(timeout_s: float) -> Accelerator:
 
 @contextlib.contextmanager
 def as_checked(launch: Launch) -> Iterator[None]:
-    """Set the variables that torch and Accelerate read themselves to what was checked."""
-    known = {
-        *launcher.RANK_VARIABLES, *launcher.SIZE_VARIABLES,
-        *launcher.LOCAL_RANK_VARIABLES, *launcher.LOCAL_SIZE_VARIABLES,
-    }  # fmt: skip
+    """Give the variables that torch and Accelerate read themselves the values that were checked."""
     checked: dict[str, str | None] = {
         name: None
         for name, value in os.environ.items()
-        if name in known or (_is_for_accelerate(name) and not value.strip())
+        if name in launcher.PLACE_VARIABLES or (_is_for_accelerate(name) and not value.strip())
     }
     if launch.size > 1:
         where = launcher.meeting()
@@ -84,7 +136,7 @@ def as_checked(launch: Launch) -> Iterator[None]:
             "MASTER_ADDR": where.host,
             "MASTER_PORT": str(where.port),
         }
-    if launcher.THREADS in os.environ:  # may be empty, or a list
+    if launcher.THREADS in os.environ:  # it may be empty, or a list
         checked[launcher.THREADS] = str(launcher.num_threads())
     before = {name: os.environ.get(name) for name in checked}
     _set(checked)
@@ -113,10 +165,13 @@ def _is_for_accelerate(name: str) -> bool:
 
 
 def check_world(accelerator: Accelerator, *, meant: int) -> None:
-    """Refuse a world that Accelerate made otherwise than the launcher meant.
+    """Refuse a world that is not the one that the launcher meant.
+
+    Args:
+        meant: the launcher's number of processes.
 
     Raises:
-        ConfigError: says which command does.
+        ConfigError: names a command that works.
     """
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in known:
@@ -132,7 +187,7 @@ def check_world(accelerator: Accelerator, *, meant: int) -> None:
 
 
 def _make_cuda_deterministic() -> None:
-    """Same bits from the same work on one kind of GPU: no TF32, no atomics, no autotuning."""
+    """Make CUDA compute the same bits each time: no TF32, no atomic sums, no autotuning."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Tell whether another process of this machine has ended, without asking it."""
+"""Whether another process of this machine has ended, looked up without asking it."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def where_am_i() -> str:
-    """An id by which other processes of this machine can look for this one; "" without /proc."""
+    """An id by which other processes of this machine can find this one; "" without /proc."""
     try:
         return f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')} {os.getpid()}"
     except OSError:  # not Linux
@@ -15,10 +15,10 @@ def where_am_i() -> str:
 
 
 def is_gone(other: str) -> bool:
-    """Whether the process with that id has ended.
+    """Whether the process with this id has ended.
 
-    One of another machine or container has not; nor has a process whose number was given to
-    another one since.
+    A process of another machine or container never counts as ended. Neither does one whose number
+    now belongs to another process.
     """
     mine = where_am_i().rpartition(" ")[0]
     machine, _, number = other.rpartition(" ")
@@ -28,4 +28,4 @@ def is_gone(other: str) -> bool:
         state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return not Path(f"/proc/{number}").exists()
-    return state in ("Z", "X")  # ended, and its parent has not asked how
+    return state in ("Z", "X")  # it has ended, and its parent has not collected its exit code

@@ -1,7 +1,7 @@
-"""The key-value store in which processes find each other: reached, and read with care.
+"""Reach the key-value store in which processes find each other, and read it with care.
 
-Whoever reaches its port can write there, so what is read is bounded, decoded whatever it is, and
-checked by those who ask for it.
+Anybody who can reach its port can write there. So the length of what is read is bounded, any bytes
+can be decoded, and the reader checks the content.
 """
 
 import socket
@@ -12,33 +12,40 @@ from datetime import timedelta
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from torch.distributed import (  # type: ignore[attr-defined]  # torch has them all the same
+from torch.distributed import (  # type: ignore[attr-defined]  # they are there all the same
+    DistError,
     PrefixStore,
     Store,
     TCPStore,
 )
 
+from sinlstm_dist.errors import LostProcess, StoppedEarly
+from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.launcher import Meeting
 
-MOST_TEXT = 2000  # characters of what one process tells the others, such as why it failed
-ESCAPED = 7  # at most so many characters for one of them in JSON
+MOST_TEXT = 2000  # characters of one process's text, such as why it failed
+ESCAPED = 7  # JSON writes one character as at most so many
 POLL_S = 0.02
 REQUESTS_PER_S = 2000  # of all waiting processes together: in a larger world each asks less often
-CONNECT_S = 1.0  # for one attempt to reach rank 0, between two looks at a request to stop
+CONNECT_S = 1.0  # per attempt to reach rank 0; between attempts a request to stop is noticed
+
+# The store at each address that this process keeps. It does so until it ends: others that have left
+# a world may already wait there for the next one. Test: test_worlds_one_after_the_other
+_kept: dict[Meeting, Store] = {}
 
 Answer = TypeVar("Answer")
 Content = TypeVar("Content", bound=BaseModel)
 
 
 class Foreign(Exception):
-    """Something in the store that no process of this run can have written."""
+    """The store holds something that no process of this run can have written."""
 
 
 class Board:
-    """Short texts and counters that all processes see.
+    """Short texts and counters in a store, seen by all processes.
 
     Args:
-        store: of torch.
+        store: torch's.
         size: number of processes.
     """
 
@@ -48,12 +55,15 @@ class Board:
         self.poll_s = max(POLL_S, size / REQUESTS_PER_S)
 
     def ask(self, question: Callable[[], Answer], *, within_s: float) -> Answer | None:
-        """What `question`, which uses this board, returns; None if the store is gone or silent.
+        """Call `question`, which uses this board, and wait for it at most so long.
+
+        Returns:
+            what `question` returns; None if the store is gone or does not answer.
 
         Raises:
-            Foreign: from `question`.
+            Foreign: raised by `question`.
         """
-        if self._is_lost:  # the thread that still waits has the store's lock
+        if self._is_lost:  # a thread still waits for the store and holds its lock
             return None
         answers: list[Answer] = []
         foreign: list[Foreign] = []
@@ -66,7 +76,8 @@ class Board:
             except RuntimeError:  # the store is gone
                 pass
 
-        # A thread, since a question to a store whose process is stopped waits for ever.
+        # In a thread: a store whose process is stopped never answers, and TCPStore has no timeout
+        # for that. Test: test_died_or_hangs[hang-0]
         thread = threading.Thread(target=call, daemon=True)
         thread.start()
         thread.join(within_s)
@@ -76,19 +87,19 @@ class Board:
         return answers[0] if answers else None
 
     def write(self, key: str, text: str) -> None:
-        """Put `text` under `key`, in place of what is there."""
+        """Write `text` under `key`, replacing what is there."""
         self._store.set(key, text)
 
     def write_first(self, key: str, content: BaseModel) -> None:
-        """Put `content` under `key` if nobody has written there before."""
+        """Write `content` under `key` if nobody has written there before."""
         self._store.compare_set(key, "", content.model_dump_json())
 
     def has(self, keys: Sequence[str]) -> bool:
-        """Whether all of the keys were written; one request."""
+        """Whether all of these keys were written; one request."""
         return bool(self._store.check(list(keys)))
 
     def read(self, key: str, form: type[Content]) -> Content:
-        """What `write_first` has put under a key.
+        """Read what `write_first` has written under `key`.
 
         Raises:
             Foreign: something else is there.
@@ -100,26 +111,26 @@ class Board:
             raise Foreign(f"{key} is {text[:40]!r}") from error
 
     def read_each(self, keys: Sequence[str]) -> list[str]:
-        """The texts under keys that were all written; one request.
+        """Read the texts under these keys, which must all be there; one request.
 
         Raises:
-            Foreign: one is longer than `MOST_TEXT` characters.
+            Foreign: a text is longer than `MOST_TEXT` characters.
         """
         return [_text(value, MOST_TEXT) for value in self._store.multi_get(list(keys))]
 
     def missing(self, what: str) -> list[int]:
-        """The ranks whose `what/RANK` was not written: one request if there is none."""
+        """The ranks whose `what/RANK` was not written; a single request if all were."""
         keys = [f"{what}/{rank}" for rank in range(self._size)]
         if self.has(keys):
             return []
         return [rank for rank, key in enumerate(keys) if not self.has([key])]
 
     def count(self, key: str, more: int = 0) -> int:
-        """A counter's value after `more` was added."""
+        """Add `more` to a counter. Returns its new value."""
         return int(self._store.add(key, more))
 
     def wait_for(self, key: str, timeout_s: float) -> bool:
-        """Wait until somebody has written `key`. Returns whether it was in time."""
+        """Wait until somebody has written `key`. Returns whether that was in time."""
         deadline = time.monotonic() + timeout_s
         while not (is_there := self.has([key])) and time.monotonic() < deadline:
             time.sleep(self.poll_s)
@@ -127,7 +138,7 @@ class Board:
 
 
 def clean(text: str) -> str:
-    """`text` as it can be told to others: of bounded length, and of characters that UTF-8 has."""
+    """Shorten `text` to `MOST_TEXT` characters, and replace those that UTF-8 cannot write."""
     return text[:MOST_TEXT].encode("utf-8", "replace").decode()
 
 
@@ -138,10 +149,40 @@ def _text(value: bytes, most: int) -> str:
     return text
 
 
-def open_board(
-    where: Meeting, is_master: bool, prefix: str, *, size: int, timeout_s: float
-) -> Board:
-    """The store of the launcher's agent, or one that rank 0 keeps, as torch would make it.
+def reach_store(
+    where: Meeting, prefix: str, *, rank: int, timeout_s: float, stop_reason: Callable[[], str]
+) -> Store:
+    """Connect to the store as soon as it is there; without a launcher's agent, rank 0 keeps it.
+
+    Args:
+        where: the store's address.
+        prefix: of all keys.
+        rank: of this process.
+        timeout_s: seconds to wait for the store, and later for its answers.
+        stop_reason: called while this process waits; a text that it returns ends the wait.
+
+    Raises:
+        LostProcess: nobody can be reached at that address in time, or not a store.
+        StoppedEarly: `stop_reason` ended the wait.
+    """
+    is_master = rank == 0 and not where.has_agent
+    try:
+        if not is_master:
+            _wait_for_port(where, timeout_s, stop_reason)
+        return open_store(where, prefix, is_master=is_master, timeout_s=timeout_s)
+    except (OSError, DistError) as error:
+        is_absent = isinstance(error, OSError) and not where.has_agent
+        speaks = launcher.speaks_for_rank_0() if is_absent else launcher.is_node_speaker()
+        raise LostProcess(
+            f"rank 0 cannot be reached at {where.host}:{where.port} within train.timeout_s="
+            f"{timeout_s:g}, or another program has that port: look at its node's output, try "
+            f"another port ({error})",
+            is_speaker=speaks,
+        ) from error
+
+
+def open_store(where: Meeting, prefix: str, *, is_master: bool, timeout_s: float) -> Store:
+    """Open one connection to the store, which this process keeps if `is_master`.
 
     Raises:
         torch.distributed.DistError: there is no store at that address.
@@ -151,29 +192,24 @@ def open_board(
         where.port,
         is_master=is_master,
         wait_for_workers=False,
-        multi_tenant=True,  # torch makes its own at the same address
+        multi_tenant=True,  # also if this process already keeps it
         timeout=timedelta(seconds=timeout_s),
     )
-    return Board(PrefixStore(prefix, store), size=size)
+    if is_master:
+        _kept[where] = store
+    return PrefixStore(prefix, store)
 
 
-def wait_for_port(where: Meeting, timeout_s: float, stop_reason: Callable[[], str]) -> str:
-    """Wait until somebody listens there: torch's own wait hears no signal and prints its stack.
-
-    Returns:
-        why to stop waiting, if a request came; the empty string when somebody listens.
-
-    Raises:
-        OSError: why nobody could be reached in time.
-    """
+def _wait_for_port(where: Meeting, timeout_s: float, stop_reason: Callable[[], str]) -> None:
+    """Wait until somebody listens: torch's own wait ignores signals, and prints its stack."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             socket.create_connection((where.host, where.port), timeout=CONNECT_S).close()
-            return ""
+            return
         except OSError:
             if reason := stop_reason():
-                return reason
+                raise StoppedEarly(reason, is_speaker=launcher.is_node_speaker()) from None
             if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_S)

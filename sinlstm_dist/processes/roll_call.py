@@ -1,9 +1,10 @@
 """Find out which processes are there, at the start of a run and after a failure.
 
-Processes answer through the key-value store in which they first find each other, never through a
-collective: a collective needs everybody, and here somebody is missing. Each answers once, and one
-concludes for all. So 64 on one machine ask the store 900 times until they have joined, and 4,400
-times to name a lost one; each asking for each other took 39,000 and 127,000 (2026-11-25).
+Processes answer through the key-value store in which they first found each other. A collective
+would need all of them, and here one is missing. Each process answers once, and one of them
+concludes for all. So 64 processes on one machine ask the store 900 times until they have joined,
+and 4,400 times to name a lost one. When each asked for each other, it took 39,000 and 127,000
+requests (2026-11-25).
 """
 
 import itertools
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pydantic import BaseModel
-from torch.distributed import DistError
+from torch.distributed import DistError, Store  # type: ignore[attr-defined]  # it has both
 
 from sinlstm_dist.errors import (
     ConfigError,
@@ -25,67 +26,74 @@ from sinlstm_dist.errors import (
 )
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.alive import is_gone, where_am_i
-from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_board, wait_for_port
+from sinlstm_dist.processes.launcher import Launch
+from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, reach_store
 
-ROLL_CALL_S = 2.0  # how long survivors wait for each other before they name who is missing
-LONGEST_STEP_S = 20.0  # and how much longer for one that computes; torchrun gives them 30 s
-SAME_S = 0.5  # how long one that failed waits for others to say that they failed alike
-PATIENCE_S = 2.0  # more for a store that does not answer, as that of a stopped process
+ROLL_CALL_S = 2.0  # survivors wait so long for each other before they name who is missing,
+LONGEST_STEP_S = 20.0  # and so much longer for one that still computes; torchrun gives them 30 s
+SAME_S = 0.5  # a process that failed waits so long for others that failed alike
+PATIENCE_S = 2.0  # extra time if the store does not answer (e.g. its process is stopped)
 
 TOLD = (ConfigError, Disagreement, RunError, DriftedApart)
 TOLD_BY_RANK_0 = tuple(f"{kind.__name__}: " for kind in TOLD)
 
 Answer = TypeVar("Answer")
 
-_joins = itertools.count()  # a process may join several worlds, one after the other
+# A process may join several worlds, one after the other. Each needs its own keys in the store:
+# torch numbers groups from 0 after a reset, https://github.com/pytorch/pytorch/issues/55967
+# Test: test_runs_one_after_the_other_in_the_same_processes
+_joins = itertools.count()
 
 
 class Decision(BaseModel, extra="forbid", strict=True):
-    """What the first process that knew enough decided for all."""
+    """A decision for all processes, made by the first one that knew enough."""
 
     hosts: list[str] = []  # by rank, if all have come
-    processes: list[str] = []  # what `alive` needs of each
-    missing: list[int] = []  # the ranks that had not come in time
-    stop: str = ""  # why all stop before they begin, if a request came
+    processes: list[str] = []  # by rank, ids for `alive`
+    missing: list[int] = []  # ranks that did not come in time
+    stop: str = ""  # why all stop before they begin, if one was asked to
 
 
 class Roll(BaseModel, extra="forbid"):
-    """What happened to each process that answered, by rank; "" if it only lost the others."""
+    """The answers by rank: what failed in that process, or "" if it only lost the others."""
 
     answers: dict[int, str]
 
 
 class RollCall:
-    """The processes that signed in.
+    """Waits until all processes have signed in, and later finds out which are left.
 
     Args:
-        rank: of this process.
-        size: number of processes.
-        timeout_s: seconds that it waits for the others.
-        stop_reason: called while it waits; what it returns, if anything, ends the wait for all.
+        launch: this process's place among all.
+        timeout_s: seconds that a process waits for the others.
+        stop_reason: called while it waits; a text that it returns ends the wait for all.
 
     Raises:
-        ConfigError: the launcher did not say where processes find each other.
+        ConfigError: the launcher did not say where the processes find each other.
         LostProcess: some did not come in time.
-        StoppedEarly: one was asked to stop before all had come.
+        StoppedEarly: a process was asked to stop before all had come.
 
     Collective: yes, through the store.
     """
 
-    def __init__(
-        self, *, rank: int, size: int, timeout_s: float, stop_reason: Callable[[], str]
-    ) -> None:
-        self._rank, self._size, self._stop_reason = rank, size, stop_reason
+    def __init__(self, launch: Launch, *, timeout_s: float, stop_reason: Callable[[], str]) -> None:
+        self._rank, self._size, self._stop_reason = launch.rank, launch.size, stop_reason
         self._timeout_s, self._has_answered = timeout_s, False
         self._seen_dead: set[int] = set()
         self._where = launcher.meeting()
-        self._board = self._find_board()
+        self._prefix = f"sinlstm_dist/{self._where.restart}/{next(_joins)}"
+        store = reach_store(
+            self._where,
+            self._prefix,
+            rank=launch.rank,
+            timeout_s=timeout_s,
+            stop_reason=stop_reason,
+        )
+        self._board = Board(store, size=launch.size)
         signed_in = self._ask(self._sign_in, timeout_s + 2 * PATIENCE_S)
         if signed_in is None:
-            lost = (
-                f"rank 0's store at {self._where.host}:{self._where.port} was there and is not now"
-            )
-            raise LostProcess(lost, is_speaker=self._speaks_for_rank_0())
+            lost = f"the store of rank 0 at {self._where.host}:{self._where.port} is gone"
+            raise LostProcess(lost, is_speaker=launcher.speaks_for_rank_0())
         launcher.note_that_we_met()
         plan, is_first = signed_in
         if plan.stop:
@@ -93,16 +101,24 @@ class RollCall:
         if plan.missing:
             missing = ", ".join(map(str, plan.missing))
             raise LostProcess(
-                f"rank {missing} of {size} has not started within train.timeout_s={timeout_s:g}: "
-                "look at the output of its node and launcher",
+                f"rank {missing} of {launch.size} has not started within train.timeout_s="
+                f"{timeout_s:g}: look at the output of its node and launcher",
                 is_speaker=is_first,
             )
         self.hosts, self._processes = plan.hosts, plan.processes
 
-    def report(self, error: Exception) -> None:
-        """Tell the others what happened here; call it before leaving the process group.
+    def new_store(self) -> Store:
+        """Open another connection to the store, for the process group: each request blocks its own.
 
-        A failure that all share, such as a full disk, is then known to all before any leaves.
+        Raises:
+            torch.distributed.DistError: the store is gone.
+        """
+        return open_store(self._where, self._prefix, is_master=False, timeout_s=self._timeout_s)
+
+    def report(self, error: Exception) -> None:
+        """Tell the others what failed here; call it before leaving the process group.
+
+        If all processes fail alike, such as on a full disk, all know it before any of them leaves.
         """
         own = _own_failure(error)
 
@@ -113,21 +129,21 @@ class RollCall:
         self._ask(tell, SAME_S + PATIENCE_S)
 
     def verdict(self, error: Exception) -> Exception:
-        """What to raise in place of `error`; call it after leaving the process group.
+        """Find out what to raise in place of `error`; call it after leaving the process group.
 
-        Leaving makes those notice who still wait for this process. Then every survivor waits a
-        moment for the others, and one of them names those that did not come.
+        Leaving makes the processes that still wait for this one notice. Then every survivor waits
+        a moment for the others, and one of them names those that did not come.
         """
         own = _own_failure(error)
-        # One that lives, but has much to compute, learns of a closed connection only after that;
-        # it has had its time when ours was up.
+        # A process in a long computation notices a closed connection only afterwards. If ours timed
+        # out, it has had its time.
         wait_s = ROLL_CALL_S
         if "timed out" not in str(error).lower():
             wait_s += min(self._timeout_s, LONGEST_STEP_S)
         heard = self._ask(lambda: self._call(own, wait_s), wait_s + ROLL_CALL_S + 2 * PATIENCE_S)
-        if heard is None:  # the store is gone or stopped, and so is the process that keeps it
+        if heard is None:  # the process that keeps the store is gone or stopped
             lost = f"the connection to rank 0 on {self.hosts[0]} was lost"
-            return error if own else LostProcess(lost, is_speaker=self._speaks_for_rank_0())
+            return error if own else LostProcess(lost, is_speaker=launcher.speaks_for_rank_0())
         answers, is_first = heard
         alike = min((other for other, answer in answers.items() if answer == own), default=0)
         if isinstance(error, (ConfigError, RunError)) or (own and alike == self._rank):
@@ -135,28 +151,6 @@ class RollCall:
         # Rank 0 has already printed user errors itself.
         is_told = answers.get(0, "").startswith(TOLD_BY_RANK_0)
         return LostProcess(self._describe(answers, error), is_speaker=is_first and not is_told)
-
-    def _find_board(self) -> Board:
-        where, timeout_s = self._where, self._timeout_s
-        is_master = self._rank == 0 and not where.has_agent
-        try:
-            reason = "" if is_master else wait_for_port(where, timeout_s, self._stop_reason)
-            if reason:
-                raise StoppedEarly(reason, is_speaker=launcher.is_node_speaker())
-            prefix = f"sinlstm_dist/{where.restart}/{next(_joins)}"
-            return open_board(where, is_master, prefix, size=self._size, timeout_s=timeout_s)
-        except (OSError, DistError) as error:
-            is_absent = isinstance(error, OSError) and not where.has_agent
-            raise LostProcess(
-                f"rank 0 cannot be reached at {where.host}:{where.port} within train.timeout_s="
-                f"{timeout_s:g}, or another program has that port: look at its node's output, try "
-                f"another port ({error})",
-                is_speaker=self._speaks_for_rank_0() if is_absent else launcher.is_node_speaker(),
-            ) from error
-
-    def _speaks_for_rank_0(self) -> bool:
-        """Whether this process tells its node what rank 0 cannot."""
-        return launcher.is_node_speaker() or self._rank == 1
 
     def _ask(self, question: Callable[[], Answer], within_s: float) -> Answer | None:
         try:
@@ -169,7 +163,11 @@ class RollCall:
             ) from error
 
     def _sign_in(self) -> tuple[Decision, bool]:
-        """What all do now, and whether this process tells the user, if they do not go."""
+        """Sign in and wait for the decision.
+
+        Returns:
+            the decision, and whether this process tells the user if it is not to begin.
+        """
         board, deadline = self._board, time.monotonic() + self._timeout_s
         board.write(f"process/{self._rank}", where_am_i())
         board.write(f"host/{self._rank}", clean(socket.gethostname()))
@@ -191,7 +189,7 @@ class RollCall:
         return plan, is_first
 
     def _plan(self, *, is_late: bool) -> None:
-        """Decide for all, if that can be done: the first plan is everybody's."""
+        """Decide for all, if this process knows enough; the first decision counts."""
         reason = self._stop_reason()
         missing = [] if reason else self._board.missing("host")
         if reason:
@@ -205,7 +203,7 @@ class RollCall:
         self._board.write_first("plan", plan)
 
     def _answer(self, own: str) -> None:
-        """Say once what happened here; the last one to do so concludes for all."""
+        """Write once what failed here; the last process to do so concludes for all."""
         if self._has_answered:
             return
         self._has_answered = True
@@ -213,7 +211,7 @@ class RollCall:
         self._count_answer()
 
     def _answer_for_the_dead(self) -> None:
-        """Count those of this machine that ended without an answer, which nobody need wait for."""
+        """Count those of this machine that ended without an answer: nobody waits for them."""
         for rank, process in enumerate(self._processes):
             if rank in self._seen_dead or not is_gone(process):
                 continue
@@ -234,7 +232,7 @@ class RollCall:
         self._board.write_first("roll", roll)
 
     def _call(self, own: str, wait_s: float) -> tuple[dict[int, str], bool]:
-        """What happened to each that answers, and whether this process tells the user."""
+        """Answer, and wait for the others' answers; also whether this process tells the user."""
         board, deadline = self._board, time.monotonic() + wait_s
         self._answer(own)
         while not board.has(["roll"]):
@@ -263,16 +261,16 @@ class RollCall:
         return self._board.read_each([f"{what}/{rank}" for rank in range(self._size)])
 
     def _is_clerk(self, what: str, deadline: float) -> bool:
-        """Whether this process concludes for those that wait: the first one whose time is up."""
+        """Whether this process concludes for those that wait: the first whose time is up does."""
         late_s = time.monotonic() - deadline
         return late_s > 0 and (self._board.count(f"clerks/{what}", 1) == 1 or late_s > PATIENCE_S)
 
     def _is_first(self) -> bool:
-        """Whether nobody asked before: so one speaks, however late others wake up."""
+        """Whether this process asks first, so only one speaks, however late others wake up."""
         return self._board.count("spoken", 1) == 1
 
     def _leave_together(self, num_present: int) -> None:
-        """Rank 0 may keep the store, and waits a moment until the others have read it."""
+        """Rank 0 may keep the store: it waits a moment until the others have read it."""
         self._board.count("left", 1)
         deadline = time.monotonic() + ROLL_CALL_S
         while self._rank == 0 and time.monotonic() < deadline:
@@ -282,12 +280,12 @@ class RollCall:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether `error` only says that torch's process group gave up: something failed elsewhere."""
+    """Whether `error` comes from torch's process group, because another process failed."""
     words = ("gloo", "NCCL")
     is_torchs = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return is_torchs or isinstance(error, DistError)
 
 
 def _own_failure(error: Exception) -> str:
-    """What failed in this process; "" if it only noticed that others had."""
+    """What failed in this process; "" if it only lost the others."""
     return "" if is_lost(error) else clean(f"{type(error).__name__}: {error}")

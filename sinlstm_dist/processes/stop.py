@@ -1,4 +1,4 @@
-"""A request to save and stop: a signal, or the end of the launcher."""
+"""Requests to save and stop: a signal, or the end of the launcher."""
 
 import os
 import signal
@@ -11,16 +11,18 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether a signal asked this process to save and stop, or its launcher has ended without one.
+    """Notices a signal that asks this process to save and stop, or the end of its launcher.
 
-    A second interrupt leaves at once. A terminal's Ctrl-C reaches a worker twice, directly and
-    from its launcher, within milliseconds; so only one a moment later counts as the second.
+    A second interrupt ends the process at once. A terminal's Ctrl-C reaches a worker twice within
+    milliseconds, directly and through its launcher, so a second one counts only after a moment.
 
-    Python runs a signal's handler between two of its own instructions, so not while a collective
-    waits for a process that hangs. A thread reads the signals' numbers as they come.
+    Python runs a signal's handler between two of its own instructions, so never while a collective
+    waits for a process that hangs. Therefore a thread reads the signals' numbers as they arrive.
+    Source: https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd
+    Test: test_a_second_interrupt_leaves_at_once
 
     Args:
-        parent: the number of the launcher's process; None if there is no launcher to watch.
+        parent: process id of the launcher; None if there is no launcher to watch.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -35,22 +37,22 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        """What asked to stop, or ""; read once a step."""
+        """What asked to stop, or "" if nothing did; read once per step."""
         if self._signal or self._parent is None or os.getppid() == self._parent:
             return self._signal
         return "the launcher ended"
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
-            return self  # only the main thread may handle signals: they stay the caller's
+            return self  # only the main thread may set signal handlers: the caller keeps its own
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._previous_descriptor = signal.set_wakeup_fd(self._writer.fileno())
         self._previous = {
             number: signal.signal(number, self._handle)
             for number in self.SIGNALS
-            # What nohup ignores stays ignored; but a shell ignores SIGINT for all that it starts
-            # in the background, and there it is a request like any other.
+            # nohup ignores SIGHUP, and it stays ignored. A shell ignores SIGINT for everything that
+            # it starts in the background, and there SIGINT is a request like any other.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -1,10 +1,11 @@
-"""The processes of a run: joined, checked against what the launcher meant, and left cleanly.
+"""Join the processes of a run, exchange data with them, and leave them cleanly.
 
-Everything that processes say to each other goes through a `World`, which is Accelerate's
-`Accelerator` and the few collectives that the run needs.
+All communication goes through a `World`: Accelerate's `Accelerator`, and the few collectives that
+a run needs.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import socket
@@ -16,30 +17,30 @@ from typing import Any
 
 import torch
 
-# Its functions have the group of all processes as default values: imported after joining, as by
-# torch's data-parallel wrapper, they would keep its threads and connections forever.
+# Imported before joining, since its functions have the group of all processes as a default value:
+# https://github.com/pytorch/pytorch/blob/v2.13.0/torch/distributed/nn/functional.py#L32
+# DDP imports it after joining, and then the group's threads and connections live until the end.
+# Test: test_runs_one_after_the_other_in_the_same_processes[ddp-2]
 import torch.distributed.nn.functional
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
-from sinlstm_dist.processes.accelerator import as_checked, check_world, new_accelerator
+from sinlstm_dist.processes.accelerator import check_variables, joined_accelerator
 from sinlstm_dist.processes.roll_call import RollCall
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A fact on which processes do not agree.
+    """A fact that is not the same on all processes.
 
     Args:
         fact: its name.
-        ranks: the processes that differ from most others; in two halves, those that differ from
-            rank 0.
-        reference: one of the others.
+        ranks: the processes that differ from most others, or from rank 0 if there is no majority.
+        reference: the rank of one of the others.
     """
 
     fact: str
@@ -64,11 +65,15 @@ class World:
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
     def prepare_model(self, model: nn.Module, *, data_parallel: bool) -> nn.Module:
-        """The model on this process's device, and in Accelerate's data-parallel wrapper if asked.
+        """Move a model to this process's device, and wrap it in DDP if asked.
+
+        Args:
+            model: in float32.
+            data_parallel: whether to return Accelerate's data-parallel wrapper.
 
         Collective: yes.
         """
-        # Left to decide whether it should go there, Accelerate imports DTensor for an answer: 0.6 s
+        # Without device_placement=True, Accelerate imports DTensor to decide on it: 0.6 s
         prepared: nn.Module = self.accelerator.prepare_model(
             model, device_placement=True, evaluation_mode=not data_parallel
         )
@@ -77,15 +82,19 @@ class World:
         return prepared
 
     def let_go(self) -> None:
-        """Take from data-parallel wrappers what keeps this process's connections open: they may
-        live longer than the world, and others would wait for a process that has left it.
+        """Drop DDP's references to the process group, so that its connections close even if a
+        wrapper outlives this world; otherwise other processes would wait for this one.
+
+        DDP has no `close`, and a group lives as long as a reference to it:
+        https://github.com/pytorch/pytorch/issues/107298
+        Test: test_all_learn_of_it_at_once[ddp]
         """
         for wrapper in self._wrappers:
             for part in ("reducer", "logger", "process_group"):
                 vars(wrapper).pop(part, None)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """All processes' rows, in order of rank.
+        """Gather all processes' rows, in order of rank.
 
         Args:
             rows: (N, ...), of the same shape on every process.
@@ -93,26 +102,29 @@ class World:
         Returns:
             (world_size * N, ...).
 
-        Collective: yes; none is needed, and none done, in a world of one.
+        Collective: yes, except in a world of one.
         """
         return self.accelerator.gather(rows) if self.size > 1 else rows
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The element-wise sum of all processes' values, in an order of the backend's choice.
+        """Add all processes' values element by element, in an order that the backend chooses.
 
         Collective: yes.
         """
         return self.accelerator.reduce(values, reduction="sum")
 
     def broadcast(self, values: torch.Tensor) -> torch.Tensor:
-        """The main process's values, written into those of every other process.
+        """Overwrite `values` on every process with those of the main process.
 
         Collective: yes.
         """
         return broadcast(values) if self.size > 1 else values
 
     def gather_json(self, value: Any) -> list[Any]:
-        """What every process says, in order of rank; each value must be what JSON can say.
+        """Gather one value from each process, in order of rank.
+
+        Args:
+            value: anything that JSON can express.
 
         Collective: yes, two.
         """
@@ -124,12 +136,12 @@ class World:
         return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]
 
     def on_main(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        """Call `function` on the main process only; every process gets what it returns.
+        """Call `function` on the main process only; every process gets its result.
 
-        An error there becomes the same error everywhere, so that none waits for the others.
+        If it raises, every process raises the same error, so nobody is left waiting.
 
         Returns:
-            the function's result, which must be what JSON can say.
+            the function's result, which must be something that JSON can express.
 
         Raises:
             ConfigError: the function's.
@@ -159,7 +171,7 @@ class World:
         """Call `function` on the main process only; every process gets copies of its tensors.
 
         Args:
-            function: as for `on_main`, but it returns tensors of any shape and dtype by name.
+            function: returns tensors by name, of any shape and dtype.
 
         Returns:
             the tensors by name, on the CPU.
@@ -170,54 +182,46 @@ class World:
 
         Collective: yes.
         """
-        mine: dict[str, torch.Tensor] = {}
+        own: dict[str, torch.Tensor] = {}
 
-        def shapes() -> dict[str, tuple[str, list[int]]]:
-            mine.update(function(*arguments, **keywords))
+        def call() -> dict[str, tuple[str, list[int]]]:
+            own.update(function(*arguments, **keywords))
             return {
                 name: (str(value.dtype).removeprefix("torch."), list(value.shape))
-                for name, value in mine.items()
+                for name, value in own.items()
             }
 
         received = {}
-        for name, (dtype, shape) in self.on_main(shapes).items():
-            kind = getattr(torch, dtype)
-            value = mine[name] if self.is_main else torch.empty(shape, dtype=kind)
-            data = value.reshape(-1).contiguous().view(torch.uint8)  # not all backends send all
+        for name, (dtype_name, shape) in self.on_main(call).items():
+            dtype = getattr(torch, dtype_name)
+            value = own[name] if self.is_main else torch.empty(shape, dtype=dtype)
+            data = value.contiguous().reshape(-1).view(torch.uint8)  # backends send every dtype so
             data = self.broadcast(data.to(self.device, copy=True)).cpu()
-            received[name] = data.view(kind).reshape(shape)
-        return received
-
-    def broadcast_tensors(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The main process's float32 tensors, on every process's CPU.
-
-        Collective: yes.
-        """
-        if self.size == 1:
-            return tensors
-        shapes = self._broadcast_json({name: list(value.shape) for name, value in tensors.items()})
-        received = {}
-        for name, shape in shapes.items():
-            value = tensors[name] if self.is_main else torch.empty(shape)
-            received[name] = self.broadcast(value.to(self.device, copy=True).contiguous()).cpu()
+            received[name] = data.view(dtype).reshape(shape)
         return received
 
     def check_same(self, **facts: str) -> None:
-        """Refuse a world whose processes do not agree on `facts`.
+        """Refuse a world whose processes do not all have the same facts.
+
+        Args:
+            facts: this process's, by name.
 
         Raises:
-            Disagreement: names the first fact that differs, and the ranks whose is another one.
+            Disagreement: names the first fact that differs, and the ranks that differ.
 
         Collective: yes, one.
         """
-        if found := self.difference(facts):
+        if odd := self.difference(facts):
             raise Disagreement(
-                f"{found.fact} differs from rank {found.reference}'s on {self.names(found.ranks)}: "
+                f"{odd.fact} differs from rank {odd.reference}'s on {self.names(odd.ranks)}: "
                 "make it the same"
             )
 
     def difference(self, facts: Mapping[str, str]) -> Difference | None:
-        """The first of some facts on which not all processes agree, if there is one.
+        """Find the first fact that is not the same on all processes, if there is one.
+
+        Args:
+            facts: this process's, by name.
 
         Collective: yes, one.
         """
@@ -228,14 +232,14 @@ class World:
             groups: dict[bytes, list[int]] = {}
             for rank, rows in enumerate(everyones):
                 groups.setdefault(rows[number].numpy().tobytes(), []).append(rank)
-            most = max(groups.values(), key=len)  # of equal ones the first: rank 0's
+            most = max(groups.values(), key=len)  # of several largest, the first: rank 0's
             others = [rank for rank in range(self.size) if rank not in most]
             if others:
                 return Difference(name, ranks=others, reference=most[0])
         return None
 
     def names(self, ranks: Sequence[int]) -> str:
-        """Processes as a person finds them: `rank 1 on node2, 3 on node4`."""
+        """Describe processes so that a person finds them: `rank 1 on node2, 3 on node4`."""
         return "rank " + ", ".join(f"{rank} on {self.hosts[rank]}" for rank in ranks)
 
     def _broadcast_json(self, value: Any) -> Any:
@@ -258,62 +262,39 @@ def join_world(
     Args:
         timeout_s: seconds that a process waits for the others.
         one_thread: whether torch computes with a single thread, as bit-identical results need.
-        stop_reason: called while others have not started yet; what asked this process to stop, or
-            the empty string.
+        stop_reason: called while this process waits for others to start; a text that it returns
+            says why to stop.
 
     Raises:
         ConfigError: the world is not what the launcher meant.
-        StoppedEarly: some process was asked to stop before all had started.
+        StoppedEarly: a process was asked to stop before all had started.
         LostProcess: another process did not start, died, failed or hangs.
     """
     launch = launcher.check_launch()
+    check_variables()
+    join = functools.partial(joined_accelerator, launch, timeout_s=timeout_s, one_thread=one_thread)
     if launch.size == 1:
-        hosts = [socket.gethostname()]
-        with _joined(launch, timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
-            yield world
+        with join(store=None) as accelerator:
+            yield World(accelerator, hosts=[socket.gethostname()])
         return
-    roll_call = RollCall(
-        rank=launch.rank, size=launch.size, timeout_s=timeout_s, stop_reason=stop_reason
-    )
+    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
     try:
-        hosts = roll_call.hosts
-        with _joined(launch, timeout_s=timeout_s, one_thread=one_thread, hosts=hosts) as world:
+        with join(store=roll_call.new_store()) as accelerator:
+            world = World(accelerator, hosts=roll_call.hosts)
             try:
                 yield world
-                world.accelerator.wait_for_everyone()  # leaving a group that others use aborts them
+                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
             except Exception as error:
                 roll_call.report(error)
-                # The stack's variables keep the group's connections open after it is left, and
-                # so keep those in the dark who wait for this process and not for the lost one.
+                # The traceback's variables keep the group's connections open after it is left, so
+                # peers that wait for this process would never notice.
+                # Test: test_all_learn_of_it_at_once[ordered]
                 traceback.clear_frames(error.__traceback__)
                 raise
+            finally:
+                world.let_go()
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:
             raise
         raise verdict from error
-
-
-@contextlib.contextmanager
-def _joined(
-    launch: launcher.Launch, *, timeout_s: float, one_thread: bool, hosts: Sequence[str]
-) -> Iterator[World]:
-    """Accelerate's view of the processes, set up for exact work and undone at the end."""
-    threads = torch.get_num_threads()
-    if one_thread:
-        torch.set_num_threads(1)  # before any tensor work: the number of threads changes bits
-    try:
-        with as_checked(launch):
-            accelerator = new_accelerator(timeout_s)
-            if one_thread:
-                torch.set_num_threads(1)  # Accelerate sets it from the number of cores
-            world = World(accelerator, hosts=hosts)
-            try:
-                check_world(accelerator, meant=launch.size)
-                yield world
-            finally:
-                world.let_go()
-                accelerator.end_training()
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        torch.set_num_threads(threads)

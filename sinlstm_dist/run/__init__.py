@@ -1,1 +1,1 @@
-"""A run's folder: its files, its record, its checkpoints, and the trained weights read back."""
+"""A run's folder: the hold on it, its record, its checkpoints, and experiment trackers."""

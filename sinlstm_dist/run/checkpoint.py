@@ -1,8 +1,8 @@
-"""Training state to and from a folder: complete or not there, and never trusted unread.
+"""Write and read checkpoints: each is whole or absent, and is checked before it is used.
 
-A checkpoint is a folder `step-NNNNNNNN` of safetensors and JSON, and a manifest with the size and
-SHA-256 of each file. It is written under another name, synced, and renamed; so what has the name
-is whole. It holds nothing that depends on the number of processes.
+A checkpoint is a folder `step-NNNNNNNN` of safetensors and JSON, with a manifest of each file's
+size and SHA-256. It is written under another name, synced and renamed, so a folder of that name is
+whole. It holds nothing that depends on the number of processes.
 """
 
 import contextlib
@@ -21,23 +21,19 @@ from safetensors.torch import load, save
 
 from sinlstm_dist.run import files, state
 from sinlstm_dist.run.files import NotAFile
+from sinlstm_dist.run.record import WEIGHTS
 from sinlstm_dist.run.state import NewerVersion
 
 Tensors = dict[str, torch.Tensor]
 
-WEIGHTS, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
+OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE, MANIFEST)
 REMOVED = ".removed-"
-SHOWN = 6  # differences between two models
+SHOWN = 6  # differences between two models, at most
 
 
 class DamagedCheckpoint(Exception):
-    """A folder that is not a whole checkpoint; the message names the file and what is wrong."""
+    """A folder is not a whole checkpoint; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,8 @@ class Checkpoint:
     """The state of a run between two steps.
 
     Args:
-        state: what JSON can say: `step` (optimizer steps so far), the rest of the progress,
-            configuration, data fingerprint.
+        state: JSON values: `step` (optimizer steps so far), the rest of the progress, the
+            configuration, the fingerprint of the data.
         weights: by parameter name.
         optimizer: the optimizer's tensors by name.
     """
@@ -58,19 +54,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the checkpoints of a run hold; see `check_layout`.
+    """What the checkpoints of a run must hold; see `check_layout`.
 
     Args:
-        weights: dtype and shape by name, as `shapes` tells them.
-        optimizer: the same after a step; before the first the optimizer has no tensors.
+        weights: dtype and shape by name, as `shapes` gives them.
+        optimizer: the same, after the first step; before it the optimizer has no tensors.
         num_steps: in an epoch.
-        samples: in a step that is not the last of its epoch.
+        samples_per_step: in each step but the last of an epoch.
     """
 
     weights: Mapping[str, str]
     optimizer: Mapping[str, str]
     num_steps: int
-    samples: int
+    samples_per_step: int
 
 
 def shapes(tensors: Tensors) -> dict[str, str]:
@@ -85,11 +81,11 @@ def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Publish `checkpoint` below `root`, then remove all but the `keep` newest.
 
     Returns:
-        its folder. A checkpoint of the same step that is already there is left as it is: the
-        same step of the same run is the same state.
+        its folder. A checkpoint of the same step that is already there stays as it is: the same
+        step of the same run is the same state.
 
     Raises:
-        OSError: it could not be written; what was published before is untouched.
+        OSError: it could not be written; earlier checkpoints are untouched.
     """
     folder = root / f"step-{checkpoint.state['step']:08d}"
     if files.kind_of(root) == "a link":
@@ -125,12 +121,12 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint whose every byte is what was written.
+    """Read a checkpoint, and check every byte of it.
 
     Raises:
-        DamagedCheckpoint: anything is missing or altered; nothing of it is used.
-        NewerVersion: it is whole, and of a newer version of this program.
-        OSError: it cannot be read now, which is no damage.
+        DamagedCheckpoint: something is missing or altered.
+        NewerVersion: it is whole, but of a newer version of this program.
+        OSError: it cannot be read now, which does not mean damage.
     """
     _refuse_newer(folder)
     contents = {}
@@ -140,21 +136,21 @@ def read(folder: Path) -> Checkpoint:
         except (FileNotFoundError, NotADirectoryError, NotAFile) as error:
             raise DamagedCheckpoint(f"{folder / name}: {error.strerror}") from error
     manifest = contents.pop(MANIFEST)
-    if manifest != _manifest(contents):  # every byte of the manifest follows from the other files
+    if manifest != _manifest(contents):  # the other files decide every byte of the manifest
         differing = folder / _differing_file(manifest, contents)
         raise DamagedCheckpoint(f"{differing}: is damaged (it does not match {MANIFEST})")
     return _parse(folder, contents)
 
 
 def _refuse_newer(folder: Path) -> None:
-    """Refuse a newer format, of which the set of files and their content may be another."""
+    """Refuse a newer format, which may have other files with other content."""
     try:
         content = files.read(folder / STATE)
-        vouched = files.parse_json(files.read(folder / MANIFEST))[STATE]["sha256"]
+        sha256 = files.parse_json(files.read(folder / MANIFEST))[STATE]["sha256"]
         number = files.parse_json(content)["format"]
     except (FileNotFoundError, NotADirectoryError, NotAFile, ValueError, LookupError, TypeError):
         return  # damaged, or of the first format
-    if vouched == hashlib.sha256(content).hexdigest() and type(number) is int:
+    if sha256 == hashlib.sha256(content).hexdigest() and type(number) is int:
         try:
             state.refuse_newer(number)
         except NewerVersion as error:
@@ -162,47 +158,47 @@ def _refuse_newer(folder: Path) -> None:
 
 
 def _parse(folder: Path, contents: Mapping[str, bytes]) -> Checkpoint:
-    found = {}
+    parsed = {}
     for name, parse in ((STATE, state.parse), (WEIGHTS, load), (OPTIMIZER, load)):
         try:
-            found[name] = parse(contents[name])
+            parsed[name] = parse(contents[name])
         except NewerVersion as error:
             raise NewerVersion(f"{folder / name} {error}") from error
         except MemoryError:
             raise
-        except Exception as error:  # whatever safetensors finds in bytes that it did not write
+        except Exception as error:  # safetensors raises many kinds for bytes that it did not write
             raise DamagedCheckpoint(
                 f"{folder / name}: was not written by this program: {error}"
             ) from error
-    return Checkpoint(found[STATE], found[WEIGHTS], found[OPTIMIZER])
+    return Checkpoint(parsed[STATE], parsed[WEIGHTS], parsed[OPTIMIZER])
 
 
-def check_layout(found: Checkpoint, layout: Layout, folder: Path) -> None:
-    """See that a checkpoint holds what this very run would write.
+def check_layout(checkpoint: Checkpoint, layout: Layout, folder: Path) -> None:
+    """See that this run could have written a checkpoint.
 
-    torch trusts its optimizer's state: a tensor of another shape makes it write beyond it.
+    torch trusts the state of an optimizer: with a tensor of another shape it writes out of bounds.
 
     Raises:
-        DamagedCheckpoint: it does not.
+        DamagedCheckpoint: this run could not.
     """
-    step, in_epoch = found.state["step"], found.state["step_in_epoch"]
-    samples = found.state["totals"]["samples"]
-    if in_epoch >= layout.num_steps or step != found.state["epoch"] * layout.num_steps + in_epoch:
+    progress = checkpoint.state
+    step, in_epoch = progress["step"], progress["step_in_epoch"]
+    if in_epoch >= layout.num_steps or step != progress["epoch"] * layout.num_steps + in_epoch:
         raise DamagedCheckpoint(f"{folder / STATE}: step, epoch and step_in_epoch do not agree")
-    if samples != in_epoch * layout.samples:
+    if progress["totals"]["samples"] != in_epoch * layout.samples_per_step:
         raise DamagedCheckpoint(f"{folder / STATE}: totals are of another number of samples")
     if is_name(folder.name) and step != step_of(folder):
         raise DamagedCheckpoint(f"{folder / STATE}: is of step {step}")
     for name, tensors, wanted in (
-        (WEIGHTS, found.weights, layout.weights),
-        (OPTIMIZER, found.optimizer, layout.optimizer if step else {}),
+        (WEIGHTS, checkpoint.weights, layout.weights),
+        (OPTIMIZER, checkpoint.optimizer, layout.optimizer if step else {}),
     ):
         if problem := unlike(tensors, wanted):
             raise DamagedCheckpoint(f"{folder / name}: {problem}")
 
 
 def unlike(tensors: Tensors, wanted: Mapping[str, str]) -> str:
-    """What differs in tensors that should be `wanted`, as `shapes` tells it; "" if nothing does."""
+    """How tensors differ from what is `wanted`, given as `shapes` gives it; "" if they do not."""
     present = shapes(tensors)
     problems = [
         f"{name!r:.80} is {present.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
@@ -213,7 +209,7 @@ def unlike(tensors: Tensors, wanted: Mapping[str, str]) -> str:
 
 
 def not_finite(tensors: Tensors) -> list[str]:
-    """The names of tensors with an infinite value or a nan, with which nothing can go on."""
+    """The names of tensors with an infinite value or a nan."""
     return [name for name, value in tensors.items() if not torch.isfinite(value).all()]
 
 
@@ -228,17 +224,21 @@ def find(root: Path) -> list[Path]:
 
 
 def is_name(name: str) -> bool:
-    """Whether a published checkpoint's folder is called so."""
+    """Whether this is the name of a published checkpoint's folder."""
     return re.fullmatch(r"step-[0-9]{8,15}", name) is not None
 
 
 def step_of(folder: Path) -> int:
-    """The number of optimizer steps that a checkpoint's name tells."""
+    """The number of optimizer steps in a checkpoint's name."""
     return int(folder.name.rpartition("-")[2])
 
 
 def set_aside(folder: Path, why: str) -> Path:
-    """Rename what is no longer to be used, without losing it. `why` is one word."""
+    """Rename a file or folder that is not to be used any more; `why` is one word.
+
+    Returns:
+        the new path.
+    """
     names = (f"{why}-{folder.name}", *(f"{why}-{folder.name}-{n}" for n in range(2, 10_000)))
     aside = next(a for name in names if not os.path.lexists(a := folder.with_name(name)))
     return folder.rename(aside)
@@ -258,7 +258,7 @@ def _manifest(contents: Mapping[str, bytes]) -> bytes:
 
 
 def _differing_file(manifest: bytes, contents: Mapping[str, bytes]) -> str:
-    """The first file that is not what the manifest says; the manifest if it says nothing."""
+    """The first file that differs from the manifest; the manifest if it is not one."""
     try:
         stored, actual = files.parse_json(manifest), json.loads(_manifest(contents))
         return next((name for name in contents if stored.get(name) != actual[name]), MANIFEST)
@@ -268,12 +268,12 @@ def _differing_file(manifest: bytes, contents: Mapping[str, bytes]) -> str:
 
 def _prune(root: Path, *, keep: int) -> None:
     for folder in find(root)[keep:]:
-        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint.
+        # Rename first: a kill in the middle of the removal must not leave half a checkpoint.
         _remove(folder.rename(root / f"{REMOVED}{folder.name}"))
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what an earlier process was writing or removing when it was killed."""
+    """Remove checkpoints that a process was writing or removing when it was killed."""
     for name in files.names_in(root):
         is_ours = name.startswith((f"{files.UNFINISHED}step-", f"{REMOVED}step-"))
         if is_ours and files.kind_of(root / name) == "a folder":
@@ -281,7 +281,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint's files; a folder that holds more, which is not ours, is kept."""
+    """Remove a checkpoint's files, and the folder unless it holds files of somebody else."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     try:

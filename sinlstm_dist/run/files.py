@@ -1,4 +1,4 @@
-"""Files that a run writes: links are not followed, and a crash leaves the old content or the new.
+"""Write files without following links; after a crash a file has its old or its new content.
 
 Source: Pillai et al.: All file systems are not created equal (OSDI 14), for the order of syncs.
 """
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-UNFINISHED = ".unfinished-"  # begins the name of what is still being written
+UNFINISHED = ".unfinished-"  # the start of a name while its file or folder is being written
 
 
 class NotAFile(OSError):
-    """A link, a folder or a device is where a regular file is needed."""
+    """There is a link, a folder or a device where a regular file is needed."""
 
 
 def read(path: Path) -> bytes:
@@ -50,7 +50,7 @@ def open_own(path: Path, flags: int) -> int:
 
 
 def is_shared(descriptor: int) -> bool:
-    """Whether a file has another name too (a hard link), which must keep what it has."""
+    """Whether a file has another name too (a hard link), whose content must not change."""
     return os.fstat(descriptor).st_nlink > 1
 
 
@@ -69,7 +69,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def kind_of(path: Path) -> str:
-    """What is at `path`, in a word or two; "" if there is nothing."""
+    """What is at `path`: "a file", "a folder", "a link" or "no regular file"; "" for nothing."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -79,10 +79,10 @@ def kind_of(path: Path) -> str:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder; no names if there is no such folder.
+    """The names in a folder; empty if there is no such folder.
 
     Raises:
-        OSError: it cannot be read. (`Path.glob` would see an empty folder.)
+        OSError: it cannot be read. (`Path.glob` would give an empty list.)
     """
     try:
         return sorted(os.listdir(folder))
@@ -91,7 +91,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file, which is made if need be."""
+    """Add to the end of a file; it is made if it is missing."""
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
         if not is_shared(descriptor):
             return _write(descriptor, content)
@@ -126,7 +126,7 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 def replace_synced(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that at any instant the old file or the new one is there."""
+    """Replace the file at `path` by one with `content`; at any instant one of both is there."""
     unfinished = path.with_name(UNFINISHED + path.name)
     write_synced(unfinished, content)
     with naming(path):
@@ -135,7 +135,7 @@ def replace_synced(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or the names in a folder."""
+    """Wait until a file's content, or the names in a folder, are on the disk."""
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -146,7 +146,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in an OSError from below: a full disk's does not say what was written."""
+    """Add the file's name to an OSError that has no name, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -158,7 +158,7 @@ def parse_json(content: bytes) -> Any:
     """The value in a JSON file or line.
 
     Raises:
-        ValueError: it is not JSON as this program writes it: UTF-8, finite numbers, proper text.
+        ValueError: it is not JSON as this program writes it: UTF-8, finite numbers, valid text.
     """
     try:
         value = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)

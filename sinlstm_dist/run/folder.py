@@ -1,7 +1,7 @@
-"""A run's folder: claimed by one run at a time, continued, and never silently reused.
+"""A run's folder: one run at a time holds it, resumes it, and never silently reuses it.
 
-All methods do file work and are called on the main process only (`World.on_main`); so no other
-process needs to see the folder. What they take and give is what JSON can say, or tensors.
+All methods do file work and are called on the main process only (`World.on_main`), so no other
+process needs to see the folder. Arguments and results are JSON values or tensors.
 """
 
 import hashlib
@@ -15,27 +15,37 @@ from typing import Any
 
 from safetensors.torch import save
 
-from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run import checkpoint as checkpoints
+from sinlstm_dist.run import files
 from sinlstm_dist.run.checkpoint import Checkpoint, Layout, Tensors
-from sinlstm_dist.run.hold import Claim
-from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, METRICS, STARTS, STOP, SUMMARY, Summary
+from sinlstm_dist.run.hold import Hold
+from sinlstm_dist.run.record import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    STARTS,
+    STOP,
+    SUMMARY,
+    WEIGHTS,
+    Summary,
+)
 from sinlstm_dist.run.resume import Beginning, Search, ended_summary
 
 
 class RunFolder:
-    """The files of one run: `claim`, `find`, `begin`, then the rest, at last `close`.
+    """The files of one run: call `claim`, `find` and `begin`, then the others, and at last `close`.
 
     Args:
-        path: the folder; made by `claim`.
+        path: the folder; `claim` makes it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self._stop = str(path / STOP)
-        self._claim = Claim(path)
+        self._hold = Hold(path)
         self._has_begun = False
-        self._is_open = False  # between `begin` and `end`
+        self.is_open = False  # between `begin` and `end`
         self._beginning = Beginning()
         self._toml = b""
 
@@ -45,27 +55,27 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be written, is in use, or holds other things than a run.
         """
-        self._claim.take()
+        self._hold.take()
 
     def close(self) -> None:
-        """Let other runs have the folder; remove it if no run was begun."""
-        self._claim.release(keep=self._has_begun)
+        """Let other runs have the folder; remove it if no run has begun in it."""
+        self._hold.release(keep=self._has_begun)
 
     def find(self, *, config: dict[str, Any], layout: Layout, fingerprint: str) -> dict[str, Any]:
-        """Find what this start of the run continues from.
+        """Find the point from which this start of the run continues.
 
         Args:
             config: the resolved configuration.
             layout: of the checkpoints that this run writes.
-            fingerprint: of the data set.
+            fingerprint: of the data sets.
 
         Returns:
-            "state": the checkpoint's, or None for a fresh start; "notes": lines for the user;
-            "history": the finished epochs' metrics; "summary": that of a run which this very
-            configuration has already ended, whose files are left alone, or None.
+            "state": of the checkpoint, or None for a fresh start; "notes": lines for the user;
+            "history": metrics of the finished epochs; "summary": of the run, if it has already
+            done all that this configuration asks for (its files are left alone), or None.
 
         Raises:
-            ConfigError: the folder's run is another one, or of a newer version.
+            ConfigError: the folder holds another run, or a run of a newer version.
         """
         ended = ended_summary(self.path, config)
         if ended and config["checkpoint"]["resume"] != "never":
@@ -73,81 +83,82 @@ class RunFolder:
             return {"state": None, "notes": [], "history": [], "summary": asdict(ended)}
         search = Search(self.path, config=config, layout=layout, fingerprint=fingerprint)
         self._beginning = search.beginning()
-        found = self._beginning.found
+        checkpoint = self._beginning.checkpoint
         return {
-            "state": dict(found.state) if found else None,
+            "state": dict(checkpoint.state) if checkpoint else None,
             "notes": self._beginning.notes,
             "history": self._beginning.history,
             "summary": None,
         }
 
     def begin(self, *, toml: str, arithmetic: Mapping[str, str]) -> None:
-        """Set the files to the point that `find` found.
+        """Bring the files to the point that `find` has found.
 
         Args:
-            toml: the configuration as it is kept in the folder.
+            toml: the configuration, as the folder keeps it.
             arithmetic: what decides the last bits of this start's results; recorded.
         """
-        self._claim.check()
-        self._has_begun = self._is_open = True
-        begins_at = self._beginning
+        folder, begins_at = self._held(), self._beginning
+        self._has_begun = self.is_open = True
         self._abandon_newer()
-        checkpoint.remove_leftovers(self.checkpoints)
-        if not begins_at.found:
+        checkpoints.remove_leftovers(self.checkpoints)
+        if not begins_at.checkpoint:
             self._abandon_weights()
-        # Remove the old summary first: next to the new configuration it would claim that the new
-        # run is complete.
-        for stale in (SUMMARY, checkpoint.WEIGHTS):
-            (self.path / stale).unlink(missing_ok=True)
-        files.sync(self.path)
+        # Remove the old summary first: next to the new config it would claim the new run is
+        # complete.
+        for stale in (SUMMARY, WEIGHTS):
+            (folder / stale).unlink(missing_ok=True)
+        files.sync(folder)
         self._toml = toml.encode()
-        files.replace_synced(self.path / CONFIG, self._toml)
-        lines = b"".join(json.dumps(record).encode() + b"\n" for record in begins_at.history)
-        files.replace_synced(self.path / METRICS, lines)
-        step = begins_at.found.state["step"] if begins_at.found else 0
-        start = {"step": step, "arithmetic": dict(arithmetic)}
-        files.append(self.path / STARTS, json.dumps(start).encode() + b"\n")
+        files.replace_synced(folder / CONFIG, self._toml)
+        files.replace_synced(folder / METRICS, b"".join(map(_line, begins_at.history)))
+        start = {"step": begins_at.step, "arithmetic": dict(arithmetic)}
+        files.append(folder / STARTS, _line(start))
 
-    def loaded_tensors(self) -> tuple[Tensors, Tensors]:
-        """Weights and optimizer tensors of the checkpoint that `find` found."""
-        assert self._beginning.found is not None
-        return self._beginning.found.weights, self._beginning.found.optimizer
+    def loaded(self) -> Checkpoint:
+        """The checkpoint that `find` has found."""
+        assert self._beginning.checkpoint is not None
+        return self._beginning.checkpoint
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a finished epoch to metrics.jsonl."""
-        self._claim.check()
-        files.append(self.path / METRICS, json.dumps(record).encode() + b"\n")
+        files.append(self._held() / METRICS, _line(record))
 
-    def save_checkpoint(self, found: Checkpoint, *, keep: int) -> str:
+    def save_checkpoint(self, checkpoint: Checkpoint, *, keep: int) -> str:
         """Publish a checkpoint. Returns its folder."""
-        self._claim.check()
-        files.sync(self.path / METRICS)  # a checkpoint vouches for the epochs before it
-        return str(checkpoint.write(self.checkpoints, found, keep=keep))
+        files.sync(self._held() / METRICS)  # a checkpoint vouches for the epochs before it
+        return str(checkpoints.write(self.checkpoints, checkpoint, keep=keep))
 
     def stop_requested(self) -> bool:
-        """Whether someone put a STOP file into the folder."""
-        # Once a step: a Path, or a look at what is not there, would take longer.
+        """Whether somebody has put a STOP file into the folder."""
+        # Asked at every step: a Path, or an lstat of a missing file, would take longer.
         return os.path.exists(self._stop) and self._is_stop_file()
 
     def end(self, summary: Summary, weights: Tensors | None) -> str:
-        """Write summary.json and, of a finished run, the weights. Returns their SHA-256 or ""."""
-        self._claim.check()
-        digest = ""
+        """Write the weights of a finished run, if given, and summary.json.
+
+        Returns:
+            the SHA-256 of the weights' file; "" without weights.
+        """
+        folder, digest = self._held(), ""
         if weights is not None:
             content = save(weights)
             digest = hashlib.sha256(content).hexdigest()
-            files.replace_synced(self.path / checkpoint.WEIGHTS, content)
-        if not files.kind_of(self.path / CONFIG):  # somebody removed it
-            files.replace_synced(self.path / CONFIG, self._toml)
+            files.replace_synced(folder / WEIGHTS, content)
+        if not files.kind_of(folder / CONFIG):  # somebody removed it
+            files.replace_synced(folder / CONFIG, self._toml)
         self._write_summary(replace(summary, weights_sha256=digest))
-        self._is_open = False
+        self.is_open = False
         return digest
 
     def record_failure(self, summary: Summary) -> None:
-        """Write the summary.json of a run that was cut short, if this process had begun it."""
-        if self._is_open:
-            self._claim.check()
-            self._write_summary(summary)
+        """Write the summary.json of a run that an error has ended."""
+        self._write_summary(summary)
+
+    def _held(self) -> Path:
+        """The folder; called before every write, to see that it is still the one that is held."""
+        self._hold.check()
+        return self.path
 
     def _is_stop_file(self) -> bool:
         try:
@@ -160,20 +171,25 @@ class RunFolder:
             Path(self._stop).unlink(missing_ok=True)
 
     def _write_summary(self, summary: Summary) -> None:
+        folder = self._held()
         self._remove_stop()
         text = json.dumps(asdict(summary), indent=1) + "\n"
-        files.replace_synced(self.path / SUMMARY, text.encode())
+        files.replace_synced(folder / SUMMARY, text.encode())
 
     def _abandon_weights(self) -> None:
-        """Set aside final weights that no checkpoint holds, and what was recorded of them."""
-        if files.kind_of(self.path / checkpoint.WEIGHTS):
-            for name in (SUMMARY, METRICS, checkpoint.WEIGHTS):  # last what a new start looks for
+        """Set aside final weights that no checkpoint holds, and their records."""
+        if files.kind_of(self.path / WEIGHTS):
+            for name in (SUMMARY, METRICS, WEIGHTS):  # the weights last: a new start looks for them
                 if files.kind_of(self.path / name):
-                    checkpoint.set_aside(self.path / name, "abandoned")
+                    checkpoints.set_aside(self.path / name, "abandoned")
 
     def _abandon_newer(self) -> None:
-        """Set aside what the run did later, so that it is not continued from there."""
-        found = self._beginning.found
-        for other in checkpoint.find(self.checkpoints):
-            if found and checkpoint.step_of(other) > found.state["step"]:
-                checkpoint.set_aside(other, "abandoned")
+        """Set aside later checkpoints of the run, so that it does not continue from them."""
+        if self._beginning.checkpoint:
+            for other in checkpoints.find(self.checkpoints):
+                if checkpoints.step_of(other) > self._beginning.step:
+                    checkpoints.set_aside(other, "abandoned")
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"

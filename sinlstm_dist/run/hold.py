@@ -1,4 +1,4 @@
-"""Hold a run folder for one run, and notice if it is moved away or replaced."""
+"""Hold a run folder for one run, and notice when it is moved away or replaced."""
 
 import contextlib
 import errno
@@ -14,26 +14,17 @@ import tomli
 from sinlstm_dist.config import SECTIONS
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import checkpoint, files
-from sinlstm_dist.run.record import (
-    CHECKPOINTS,
-    CONFIG,
-    LOCK,
-    METRICS,
-    STOP,
-    TENSORBOARD,
-    WRITTEN,
-    read_epoch,
-)
+from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, LOCK, METRICS, STOP, WRITTEN, read_epoch
 
-MARK = b"sinlstm-dist "  # begins the lock's content once a run has begun in the folder
-ATTEMPTS = 20  # at a lock that other starts make and remove at the same time
+MARK = b"sinlstm-dist "  # the start of the lock's content, once a run has begun in the folder
+ATTEMPTS = 20  # to take a lock while other starts make and remove it
 
 
-class Claim:
-    """One run's hold on its folder, until `release` or the end of the process.
+class Hold:
+    """Keeps other runs out of a folder, until `release` or the end of the process.
 
     Args:
-        path: the folder; made by `take` if need be. It may be a link, what is in it may not.
+        path: the folder; `take` makes it if it is missing. It may be a link; its content may not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +32,7 @@ class Claim:
         self._descriptor: int | None = None
         self._token = b""
         self._was_marked = False
-        self._made: list[Path] = []  # folders
+        self._made: list[Path] = []  # folders that `take` made
 
     def take(self) -> None:
         """Make the folder and keep other runs out of it.
@@ -67,7 +58,7 @@ class Claim:
             ) from error
 
     def _check_kind(self) -> None:
-        """Refuse what is there and cannot be a folder; it may be a link to one."""
+        """Refuse a path that is neither free nor a folder nor a link to a folder."""
         if files.kind_of(self.path) in ("", "a folder"):
             return
         try:
@@ -79,7 +70,7 @@ class Claim:
         raise ConfigError(f"output.dir={self.path} is {what}: choose a folder")
 
     def _try(self) -> bool:
-        """Whether the folder is claimed; False if another start removed what it had made."""
+        """Whether the folder is now held; False if another start has removed it or its lock."""
         try:
             self._make(self.path)
             self._check_content()
@@ -88,20 +79,16 @@ class Claim:
             return False
 
     def check(self) -> None:
-        """See that `path` is still the folder that was claimed; cheap, before every write.
+        """See that `path` is still the folder that is held; cheap enough for every write.
 
         Raises:
             OSError: it was moved away, replaced or removed.
         """
-        try:
-            found = files.read(self._lock)
-        except (FileNotFoundError, NotADirectoryError, files.NotAFile):
-            found = b""
-        if found == self._token:
+        if _content(self._lock) == self._token:
             return
         what = (
             f"the run folder was moved away or replaced, or its {LOCK} removed; nothing was "
-            "written into what is there now: move it back"
+            "written into the folder that is there now: move it back"
         )
         if not os.path.lexists(self.path):
             what = "the run folder was removed or moved away: move it back, or the run starts over"
@@ -111,8 +98,8 @@ class Claim:
         """Let other runs have the folder.
 
         Args:
-            keep: it is a run's folder now; without, a lock that is alone in it goes, and the
-                folders that `take` made, if they are empty.
+            keep: a run has begun in the folder. If not, remove the lock if the folder holds
+                nothing else, and the folders that `take` made if they are empty.
         """
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
@@ -122,12 +109,12 @@ class Claim:
             os.close(self._descriptor)
             self._descriptor = None
         if not keep:
-            with contextlib.suppress(OSError):  # of the first that is not empty
+            with contextlib.suppress(OSError):  # the first folder that is not empty ends it
                 while self._made:
                     self._made.pop().rmdir()
 
     def _make(self, folder: Path) -> None:
-        """Make a folder and those above it, and note which."""
+        """Make a folder and its parents, and remember which were made."""
         if folder != folder.parent and not os.path.lexists(folder.parent):
             self._make(folder.parent)
         with contextlib.suppress(FileExistsError):
@@ -135,16 +122,16 @@ class Claim:
             self._made.append(folder)
 
     def _take_lock(self) -> bool:
-        """Whether the lock that lies in the folder is now this process's."""
+        """Whether this process now has the lock in the folder."""
         token = MARK + uuid.uuid4().hex.encode()
         with contextlib.ExitStack() as stack, files.naming(self._lock):
             descriptor = self._locked(stack, self._lock)
-            found = os.pread(descriptor, 1000, 0)
-            if not re.fullmatch(b"(" + MARK + b".*)?", found, re.S):
+            content = os.pread(descriptor, 1000, 0)
+            if not re.fullmatch(b"(" + MARK + b".*)?", content, re.S):
                 raise ConfigError(
                     f"{self._lock} was not written by this program: choose another output.dir"
                 )
-            # One that ends may have removed the lock between our opening and locking it.
+            # A run that ended may have removed the lock between our opening and locking it.
             if not os.path.samestat(os.fstat(descriptor), os.lstat(self._lock)):
                 return False
             if files.is_shared(descriptor):
@@ -152,11 +139,11 @@ class Claim:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, token, 0)
             self._descriptor, self._token = os.dup(descriptor), token
-            self._was_marked = bool(found)
+            self._was_marked = bool(content)
         return True
 
     def _locked(self, stack: contextlib.ExitStack, path: Path) -> int:
-        """A file's descriptor, locked; `stack` closes it."""
+        """A locked file's descriptor; `stack` closes it."""
         descriptor = files.open_own(path, os.O_RDWR | os.O_CREAT)
         stack.callback(os.close, descriptor)
         with files.naming(path):
@@ -164,7 +151,7 @@ class Claim:
         return descriptor
 
     def _replaced(self, stack: contextlib.ExitStack) -> int:
-        """A new lock in the place of one that another folder has too (a snapshot by hard links)."""
+        """A new lock in place of one that another folder shares (a snapshot by hard links)."""
         if not is_run(self.path):
             raise files.NotAFile(
                 errno.EMLINK, "is also another file's name (a hard link)", str(self._lock)
@@ -176,22 +163,21 @@ class Claim:
         return descriptor
 
     def _remove_lock(self) -> None:
-        """Remove the lock, unless there is more in the folder than it and a request to stop."""
+        """Remove the lock if the folder holds nothing else, or only a STOP file."""
         self.check()
         if not set(files.names_in(self.path)) - {LOCK, STOP}:
             self._lock.unlink()
 
     def _check_content(self) -> None:
-        """Refuse a folder that holds no run, or in which a link could lead a run elsewhere."""
+        """Refuse a folder that holds no run, or a link that could lead a write elsewhere."""
         names = files.names_in(self.path)
         if set(names) - {STOP, LOCK} and not is_run(self.path):
             raise ConfigError(
                 f"output.dir={self.path} is not empty and holds no run: choose another folder"
             )
         for name in names:
-            wanted = "a folder" if name in (CHECKPOINTS, TENSORBOARD) else "a file"
-            is_own = name.removeprefix(files.UNFINISHED) in WRITTEN or wanted == "a folder"
-            if is_own and (kind := files.kind_of(self.path / name)) not in (wanted, ""):
+            wanted = WRITTEN.get(name.removeprefix(files.UNFINISHED))
+            if wanted and (kind := files.kind_of(self.path / name)) not in (wanted, ""):
                 raise ConfigError(_refusal(self.path / name, f"is {kind}"))
         for name in files.names_in(self.path / CHECKPOINTS):
             folder = self.path / CHECKPOINTS / name
@@ -200,14 +186,14 @@ class Claim:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds what only this program writes; a file's name alone proves nothing.
+    """Whether a folder holds content that only this program writes; a name alone is no proof.
 
     Raises:
         OSError: it cannot be read now.
     """
     has_more = {LOCK, METRICS, CHECKPOINTS} & set(files.names_in(path))
     return bool(
-        _content(path / LOCK).startswith(MARK)  # which older versions did not write
+        _content(path / LOCK).startswith(MARK)  # older versions did not write it
         or (_is_resolved(_content(path / CONFIG)) and has_more)
         or any(_is_epoch(line) for line in _content(path / METRICS).splitlines())
         or any(
@@ -226,7 +212,7 @@ def _content(path: Path) -> bytes:
 
 
 def _is_resolved(content: bytes) -> bool:
-    """Whether it is a configuration as a run keeps it, of this version or another."""
+    """Whether it is a run's config.toml, of this version or another."""
     try:
         values = tomli.loads(content.decode())
     except (ValueError, RecursionError):
@@ -244,6 +230,6 @@ def _is_epoch(line: bytes) -> bool:
 
 def _refusal(path: Path | str, what: str | None) -> str:
     return (
-        f"{path} {what}, but the program writes a file or folder of its own under that name: "
-        "remove it, or choose another output.dir"
+        f"{path} {what}, but the program writes its own file or folder of that name: remove it, or "
+        "choose another output.dir"
     )

@@ -1,4 +1,4 @@
-"""What a run's folder tells about the run: its configuration, its metrics, and how it ended."""
+"""The record of a run in its folder: configuration, metrics, and how the run ended."""
 
 import functools
 import hashlib
@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sinlstm_dist.config import Config, first_problem, load_config
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.hub import WEIGHTS
 from sinlstm_dist.run import files
 
-METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
+WEIGHTS, METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
+    "model.safetensors",
     "metrics.jsonl",
     "starts.jsonl",
     "summary.json",
@@ -24,10 +24,11 @@ METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
     ".lock",
 )
 CURVES, WINDOWS, FORECAST = "curves.png", "windows.png", "forecast.png"
-CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders
-WRITTEN = {
-    METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK, WEIGHTS, CURVES, WINDOWS, FORECAST,
-}  # fmt: skip
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+# All names in a run folder, and what each is.
+WRITTEN = dict.fromkeys(
+    (WEIGHTS, METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK, CURVES, WINDOWS, FORECAST), "a file"
+) | dict.fromkeys((CHECKPOINTS, TENSORBOARD), "a folder")
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -35,7 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Epoch(BaseModel):
-    """A line of metrics.jsonl, to check what is read."""
+    """A line of metrics.jsonl, for checking lines that are read."""
 
     model_config = ConfigDict(strict=True)
 
@@ -69,18 +70,18 @@ class Summary:
 
     Args:
         outcome: "completed", "stopped" or "failed".
-        reason: why it ended so, for people.
+        reason: why the run ended so, for people.
         epochs: finished epochs.
         step: optimizer steps.
-        metrics: the last finished epoch's, as in metrics.jsonl; empty before the first.
-        best: the metrics of the epoch with the lowest test loss.
+        metrics: of the last finished epoch, as in metrics.jsonl; empty before the first.
+        best: metrics of the epoch with the lowest test loss.
         world_size: processes.
         device: such as "cpu" or "cuda".
         reduction: "ordered" or "ddp".
-        wall_s: seconds of this start of the run.
-        versions: of what computes.
-        below_target: whether it ended below `target_accuracy`.
-        weights_sha256: of model.safetensors; "" without it, or of an older version.
+        wall_s: seconds since this start of the run.
+        versions: of Python and of the packages that compute.
+        below_target: whether the run ended below `target_accuracy`.
+        weights_sha256: of model.safetensors; "" without that file, or from an older version.
     """
 
     outcome: str
@@ -98,19 +99,19 @@ class Summary:
     weights_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
     def vouches_for(self, weights: bytes) -> bool:
-        """Whether the content of a model.safetensors can be this run's."""
+        """Whether a model.safetensors with this content can be this run's."""
         return self.weights_sha256 in ("", hashlib.sha256(weights).hexdigest())
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder tells about it; see `read_run`.
+    """The content of a run folder; see `read_run`.
 
     Args:
         config: the resolved configuration.
-        history: the finished epochs' metrics, as in metrics.jsonl.
-        summary: how it ended; None of a run that has not, or was killed.
-        resumed_after: the steps after which it was continued.
+        history: metrics of the finished epochs, as in metrics.jsonl.
+        summary: how the run ended; None if it has not, or was killed.
+        resumed_after: the steps after which it was resumed.
     """
 
     config: Config
@@ -120,15 +121,15 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read a run folder, also that of a run that has not ended.
+    """Read a run folder; the run may have ended or not.
 
     Raises:
-        NoRun: it is a folder without a run.
-        ConfigError: it is no folder, or a file of it cannot be read.
+        NoRun: the folder holds no run.
+        ConfigError: there is no folder, or a file in it cannot be read.
     """
     if not os.path.isdir(path):
         raise ConfigError(
-            f"{path} is not a run folder: it is no folder; name the output.dir of a run"
+            f"{path} is not a run folder: it is not a folder; name the output.dir of a run"
         )
     if not os.path.isfile(path / CONFIG):
         raise NoRun(f"{path} is not a run folder: it has no {CONFIG}; name the output.dir of a run")
@@ -149,10 +150,10 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_epoch(line: bytes) -> dict[str, Any]:
-    """A finished epoch's metrics.
+    """The metrics of a finished epoch, from its line of metrics.jsonl.
 
     Raises:
-        ValueError: it is not a line that this program writes.
+        ValueError: this program did not write the line.
     """
     record = files.parse_json(line)
     Epoch.model_validate(record)
@@ -163,7 +164,7 @@ def read_summary(path: Path) -> Summary | None:
     """A summary.json; None if there is no such file.
 
     Raises:
-        ValueError: it is not what this program writes.
+        ValueError: this program did not write it.
         OSError: it cannot be read.
     """
     try:
@@ -189,7 +190,7 @@ def _read_start(line: bytes) -> int:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a .jsonl file, without what a crash left torn; no lines without the file."""
+    """The lines of a .jsonl file, without a line that a crash cut; empty if there is no file."""
     try:
         lines = files.read(path).splitlines(keepends=True)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Find and check what a start of a run continues from."""
+"""Find and check the point from which a start of a run continues."""
 
 import contextlib
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ from sinlstm_dist.run.record import (
     CONFIG,
     METRICS,
     SUMMARY,
+    WEIGHTS,
     Summary,
     read_epoch,
     read_summary,
     whole_lines,
 )
 
-# Keys that a resumed run may change: they decide when and where, not what is computed.
+# Keys that a resumed run may change: they change no result.
 MAY_CHANGE = {
     "train.epochs", "train.target_accuracy", "train.timeout_s",
     "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
@@ -34,27 +35,32 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a start of a run begins.
+    """The point at which a start of a run begins.
 
     Args:
-        found: the checkpoint's content; None for a start from the beginning.
-        history: the metrics of the epochs that are finished there.
+        checkpoint: None for a start from step 0.
+        history: metrics of the epochs that are finished there.
         notes: lines for the user.
     """
 
-    found: Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done there."""
+        return self.checkpoint.state["step"] if self.checkpoint else 0
+
 
 class Search:
-    """Looks for what a start continues from; changes nothing but the names of damaged checkpoints.
+    """Looks for the point where a start continues; it changes only names of damaged checkpoints.
 
     Args:
         path: the run folder.
         config: the resolved configuration of this start.
         layout: of the checkpoints that it writes.
-        fingerprint: of its data set.
+        fingerprint: of its data sets.
     """
 
     def __init__(
@@ -66,39 +72,45 @@ class Search:
         self._notes: list[str] = []
 
     def beginning(self) -> Beginning:
-        """Where this start begins.
+        """Find where this start begins.
 
         Raises:
-            ConfigError: the folder's run is another one, or of a newer version.
+            ConfigError: the folder holds another run, or a run of a newer version.
             OSError: a file cannot be read now.
         """
         published = checkpoint.find(self._checkpoints)
         if self._resume == "never":
-            kept = (METRICS, SUMMARY, checkpoint.WEIGHTS)
-            if published or any(files.kind_of(self._path / name) for name in kept):
-                raise ConfigError(
-                    f"output.dir={self._path} already holds a run and checkpoint.resume=never: "
-                    "choose another folder, or resume=auto to continue"
-                )
+            self._refuse_a_run(published)
             return Beginning()
         if self._resume != "auto" and not self._has_continued(published):
             whole = self._named(Path(self._resume), published)
         else:
             whole = self._newest(published)
         if whole is None:
-            has_begun = self._check_restarts()
-            if published or has_begun:
-                self._notes.append("no whole checkpoint is left: the run starts from its beginning")
-            if files.kind_of(self._path / checkpoint.WEIGHTS):
-                self._notes.append("its weights and records so far are kept as abandoned-*")
+            self._note_restart(published)
             return Beginning(notes=self._notes)
-        folder, found = whole
-        history = folder.resolve().parent.parent / METRICS
-        records = self._records(history, epochs=found.state["epoch"])
-        return Beginning(found, records, self._notes)
+        folder, content = whole
+        metrics = folder.resolve().parent.parent / METRICS
+        history = self._history(metrics, epochs=content.state["epoch"])
+        return Beginning(content, history, self._notes)
+
+    def _refuse_a_run(self, published: list[Path]) -> None:
+        kept = (METRICS, SUMMARY, WEIGHTS)
+        if published or any(files.kind_of(self._path / name) for name in kept):
+            raise ConfigError(
+                f"output.dir={self._path} already holds a run and checkpoint.resume=never: "
+                "choose another folder, or resume=auto to continue"
+            )
+
+    def _note_restart(self, published: list[Path]) -> None:
+        has_begun = self._check_restart()
+        if published or has_begun:
+            self._notes.append("no whole checkpoint is left: the run starts from step 0")
+        if files.kind_of(self._path / WEIGHTS):
+            self._notes.append("its weights and records so far are kept as abandoned-*")
 
     def _newest(self, published: list[Path]) -> tuple[Path, Checkpoint] | None:
-        """The newest whole checkpoint; damaged ones are named and set aside."""
+        """The newest whole checkpoint; damaged ones are reported and set aside."""
         for folder in published:
             try:
                 return folder, self._read(folder)
@@ -108,7 +120,7 @@ class Search:
         return None
 
     def _has_continued(self, published: list[Path]) -> bool:
-        """Whether an earlier start of the same command began at `resume` and got further."""
+        """Whether an earlier start of the same command began at `resume` and has saved since."""
         for folder in published:
             with contextlib.suppress(DamagedCheckpoint):
                 config = checkpoint.read(folder).state["config"]
@@ -121,26 +133,26 @@ class Search:
                 f'checkpoint.resume={folder} is not "auto", "never" or a checkpoint folder'
             )
         try:
-            found = self._read(folder)
+            content = self._read(folder)
         except DamagedCheckpoint as damage:
             raise ConfigError(f"checkpoint.resume={folder}: {damage}") from damage
-        own = folder.resolve().parent == self._checkpoints.resolve()
-        if published and not own:
+        is_own = folder.resolve().parent == self._checkpoints.resolve()
+        if published and not is_own:
             raise ConfigError(
                 f"output.dir={self._path} already holds a run: choose another folder to continue "
                 f"{folder} in"
             )
-        return folder, found
+        return folder, content
 
     def _read(self, folder: Path) -> Checkpoint:
-        """A checkpoint that is whole, of this run, and what this run would write."""
-        found = checkpoint.read(folder)
-        self._check_continues(folder, found.state)  # first: another run's layout is no damage
-        checkpoint.check_layout(found, self._layout, folder)
-        return found
+        """A checkpoint that is whole, that this run can continue, and has its layout."""
+        content = checkpoint.read(folder)
+        self._check_continues(folder, content.state)  # first: another run's layout is no damage
+        checkpoint.check_layout(content, self._layout, folder)
+        return content
 
-    def _records(self, path: Path, *, epochs: int) -> list[dict[str, Any]]:
-        """The finished epochs' metrics, without lines that this program did not write."""
+    def _history(self, path: Path, *, epochs: int) -> list[dict[str, Any]]:
+        """Metrics of the finished epochs, without lines that this program did not write."""
         records: list[dict[str, Any]] = []
         for line in whole_lines(path):
             with contextlib.suppress(ValueError):
@@ -148,16 +160,16 @@ class Search:
                 if (records[-1]["epoch"] if records else 0) < record["epoch"] <= epochs:
                     records.append(record)
         if len(records) < epochs:
-            self._notes.append(f"{path} lacks epochs of its run: they stay missing")
+            self._notes.append(f"{path} lacks epochs of its run; they stay missing")
         return records
 
-    def _check_restarts(self) -> bool:
-        """Refuse to start over in the folder of another run that has something to lose.
+    def _check_restart(self) -> bool:
+        """Refuse to start over in the folder of another run that has results.
 
         Returns:
-            whether the folder holds a run that has something to lose: this one.
+            whether the folder holds results of this run.
         """
-        has_weights = files.kind_of(self._path / checkpoint.WEIGHTS)
+        has_weights = files.kind_of(self._path / WEIGHTS)
         if not has_weights and not whole_lines(self._path / METRICS):
             return False
         before = _config_in(self._path)
@@ -188,36 +200,36 @@ class Search:
             )
         if state["data"] != self._fingerprint and source != SINE:
             raise ConfigError(
-                f"{folder} was trained on other values than {source} holds now: restore the file, "
+                f"{folder} was trained on other values than {source} holds now: restore that file, "
                 "or choose another output.dir"
             )
         if state["data"] != self._fingerprint:
             raise ConfigError(
                 f"{folder} was trained on other data than this installation makes from the same "
-                "configuration: continue it with the versions in its summary.json"
+                "configuration: continue it with the versions that its summary.json names"
             )
 
 
 def ended_summary(path: Path, config: Mapping[str, Any]) -> Summary | None:
-    """The summary of a run that has done all that `config` asks for; None if there is none.
+    """The summary of the run in a folder if it has done all that `config` asks for, else None.
 
     Raises:
-        ConfigError: a newer version of this program has written the run.
+        ConfigError: a newer version of this program wrote the run.
         OSError: a file cannot be read now.
     """
-    if files.kind_of(path / checkpoint.WEIGHTS) != "a file" or _config_in(path) != config:
+    if files.kind_of(path / WEIGHTS) != "a file" or _config_in(path) != config:
         return None
     try:
         summary = read_summary(path / SUMMARY)
-    except ValueError:  # not ours: the run is continued, and writes it again
+    except ValueError:  # not ours: the run continues, and writes it again
         return None
     if summary is None or not (summary.outcome == "completed" or summary.below_target):
         return None
-    return summary if summary.vouches_for(files.read(path / checkpoint.WEIGHTS)) else None
+    return summary if summary.vouches_for(files.read(path / WEIGHTS)) else None
 
 
 def _config_in(path: Path) -> dict[str, Any] | None:
-    """A run folder's configuration, with defaults for what it does not know; None without one."""
+    """The configuration in a run folder, with defaults for missing keys; None if it has none."""
     file = path / CONFIG
     try:
         values = tomli.loads(files.read(file).decode())
@@ -230,14 +242,14 @@ def _config_in(path: Path) -> dict[str, Any] | None:
         )
     try:
         return Config.model_validate(values, strict=True).model_dump(mode="json")
-    except ValidationError:  # damaged: the checkpoints know the configuration too
+    except ValidationError:  # damaged: the checkpoints hold the configuration too
         return None
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What makes `after` another run than `before`: `key was X and is Y`, one for each key.
+    """The differences that make `after` another run than `before`: `key was X and is Y`.
 
-    What `before` does not hold has its default: an older version wrote it.
+    A key that `before` lacks has its default: an older version wrote it.
     """
     changes = []
     for name in KEYS:

@@ -1,6 +1,6 @@
-"""What a checkpoint's state.json says, checked before it is used.
+"""The state.json of a checkpoint, checked before it is used.
 
-A file without a format number has format 1, and lacks the fields that have defaults below.
+A file without a format number has format 1; it lacks the fields that have defaults below.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import files
 
 FORMAT = 2
-LARGEST = 2**53  # counts are exact up to here, in any reader of JSON
+LARGEST = 2**53  # up to here every reader of JSON reads counts exactly
 
 
 class _Part(BaseModel):
@@ -20,7 +20,7 @@ class _Part(BaseModel):
 
 
 class _Totals(_Part):
-    """Of the samples of the running epoch that were trained."""
+    """Sums over the samples of the running epoch so far."""
 
     squared_error: float = Field(ge=0)
     correct: int = Field(ge=0)
@@ -36,7 +36,7 @@ class _Totals(_Part):
 
 
 class _State(_Part):
-    """The fields of state.json, and what must hold between them."""
+    """The fields of state.json, and how they must agree."""
 
     step: int = Field(ge=0, le=LARGEST)
     epoch: int = Field(ge=0, le=LARGEST)
@@ -50,21 +50,21 @@ class _State(_Part):
     @model_validator(mode="after")
     def _agrees(self) -> "_State":
         if bool(self.totals.samples) != bool(self.step_in_epoch):
-            raise ValueError("totals are not those of the steps in the epoch")
+            raise ValueError("totals do not agree with the steps in the epoch")
         if self.epoch + bool(self.step_in_epoch) > self.config.train.epochs:
-            raise ValueError("more epochs were begun than the configuration has")
+            raise ValueError("more epochs have begun than the configuration has")
         return self
 
 
 class NewerVersion(ConfigError):
-    """A newer version of this program wrote it: not damaged, but not to be continued here."""
+    """A newer version of this program wrote the file; it is not damaged."""
 
 
 def refuse_newer(number: int) -> None:
     """Refuse a format that this version does not know.
 
     Raises:
-        NewerVersion: it is one.
+        NewerVersion: the format is newer.
     """
     if number > FORMAT:
         raise NewerVersion(
@@ -73,25 +73,25 @@ def refuse_newer(number: int) -> None:
 
 
 def parse(content: bytes) -> dict[str, Any]:
-    """The state in a state.json of this format or an older one.
+    """The state in a state.json of this or an older format.
 
-    Settings that it does not know yet have their defaults.
+    Settings that an older format lacks have their defaults.
 
     Raises:
         NewerVersion: its format, or a key of its configuration, is of a newer version.
-        ValueError: it is not what any version writes.
+        ValueError: no version writes this.
     """
     fields = files.parse_json(content)
     if not isinstance(fields, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     number = fields.pop("format", 1)
     if type(number) is not int or number < 1:
-        raise ValueError(f"format: {number!r:.40} is no format's number")
+        raise ValueError(f"format: {number!r:.40} is not a format number")
     refuse_newer(number)
     if isinstance(fields.get("config"), dict) and (unknown := unknown_keys(fields["config"])):
         raise NewerVersion(f"has settings of a newer version: {', '.join(unknown)}")
     if number == 1 and "arithmetic" in fields:
-        raise ValueError("arithmetic: is not of the first format")
+        raise ValueError("arithmetic: format 1 does not have it")
     try:
         return _State.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:

@@ -1,11 +1,11 @@
-"""A run's figures in other people's viewers, through Accelerate's trackers; off by default.
+"""Send a run's metrics to experiment trackers, through Accelerate; off by default.
 
     python -m sinlstm_dist.train --output.trackers tensorboard
     tensorboard --logdir runs
 
-One run however many processes train and however often they are killed. Where a tracker keeps
-files, they are written anew from the run's own metrics at each start, so that no step is there
-twice; where it keeps a service, it is told the identity that the checkpoint holds.
+A tracker sees one run, however many processes train and however often they are killed. If it
+writes files, each start writes them again from metrics.jsonl, so no step is there twice. If it is a
+service, it resumes under the run id stored in the checkpoint.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.errors import ConfigError, MissingPackage
-from sinlstm_dist.run.record import TENSORBOARD
+from sinlstm_dist.run.record import TENSORBOARD, Summary
 
-FIGURES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
+TRACKED = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "samples_per_s")
 PROJECT = "sinlstm-dist"
 
-# How a service is told to continue a run. What is not named here starts a new run at each start.
-_CONTINUES: dict[str, Callable[[str], dict[str, Any]]] = {
+# How a service is told to resume a run. The others begin a new run at each start.
+_RESUMES: dict[str, Callable[[str], dict[str, Any]]] = {
     "wandb": lambda identity: {"id": identity, "resume": "allow"},
     "swanlab": lambda identity: {"id": identity, "resume": "allow"},
     "trackio": lambda identity: {"name": identity, "resume": "allow"},
@@ -30,13 +30,13 @@ _CONTINUES: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 class Trackers:
-    """The trackers of a run; before `start`, and so on all processes but one, it does nothing.
+    """The trackers of a run. Without `start` it does nothing: only the main process calls it.
 
-    A tracker that fails later than at its start is left out from then on, and training goes on.
+    A tracker that fails after its start is reported and disabled; training continues.
 
     Args:
         names: of Accelerate's trackers.
-        folder: of the run; trackers that keep files get a folder in it.
+        folder: the run folder; trackers that write files get a folder in it.
         note: tells the user something.
     """
 
@@ -46,7 +46,7 @@ class Trackers:
         self._trackers: dict[str, Any] = {}
 
     def check(self) -> None:
-        """Refuse, before anything is changed, names that cannot be had.
+        """Refuse unknown and missing trackers, before anything changes.
 
         Raises:
             ConfigError: a tracker is unknown or is not installed.
@@ -61,22 +61,22 @@ class Trackers:
         hyperparameters: Mapping[str, Any],
         history: Sequence[Mapping[str, Any]],
     ) -> str:
-        """Begin or continue the run in each tracker.
+        """Begin or resume the run in each tracker.
 
         Args:
-            identity: the run's, from its checkpoint; "" for a new one.
+            identity: the run id from the checkpoint; "" for a new one.
             hyperparameters: dotted keys to values.
-            history: metrics of the epochs that are finished already.
+            history: metrics of the finished epochs.
 
         Returns:
-            the run's identity.
+            the run id.
 
         Raises:
             ConfigError: a tracker does not start.
         """
         identity = identity or uuid.uuid4().hex
         values = {key: _plain(value) for key, value in hyperparameters.items()}
-        # Trackers that keep files start last: if another fails, those files are unchanged.
+        # Trackers that write files start last: if another fails, those files are unchanged.
         for name in sorted(self._names, key=TENSORBOARD.__eq__):
             try:
                 tracker = self._make(name, identity)
@@ -96,19 +96,24 @@ class Trackers:
         return identity
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Track a finished epoch; `record` is its line of metrics.jsonl."""
+        """Send a finished epoch; `record` is its line of metrics.jsonl."""
         for name, tracker in list(self._trackers.items()):
             with self._surviving(name):
                 _log(tracker, record)
 
-    def end(self, summary: Mapping[str, float], *, step: int) -> None:
-        """Track the figures that sum the run up."""
-        for name, tracker in list(self._trackers.items()):
-            with self._surviving(name):
-                tracker.log({f"summary/{key}": value for key, value in summary.items()}, step=step)
+    def end(self, summary: Summary) -> None:
+        """Send the numbers that sum up a run that was not stopped, then `close`."""
+        if summary.outcome != "stopped" and summary.metrics:
+            figures = {key: summary.metrics[key] for key in ("test_loss", "test_accuracy")}
+            figures |= {"best_test_loss": summary.best["test_loss"], "wall_s": summary.wall_s}
+            values = {f"summary/{key}": value for key, value in figures.items()}
+            for name, tracker in list(self._trackers.items()):
+                with self._surviving(name):
+                    tracker.log(values, step=summary.step)
+        self.close()
 
     def close(self) -> None:
-        """Let the trackers finish what they have; may be called twice."""
+        """Let the trackers write what they still hold; may be called twice."""
         for name, tracker in list(self._trackers.items()):
             with self._surviving(name):
                 tracker.finish()
@@ -119,11 +124,11 @@ class Trackers:
         place = [str(self._folder)] if make.requires_logging_directory else []
         if name == TENSORBOARD:
             self._remove_files()
-            return make(name, *place, purge_step=0)  # a viewer forgets what it read of them
-        return make(PROJECT, *place, **_CONTINUES.get(name, lambda _: {})(identity))
+            return make(name, *place, purge_step=0)  # a viewer forgets the removed files
+        return make(PROJECT, *place, **_RESUMES.get(name, lambda _: {})(identity))
 
     def _remove_folder(self) -> None:
-        """Leave no folder of a start that failed."""
+        """Remove the folder of a start that failed."""
         with contextlib.suppress(OSError):
             self._remove_files()
             (self._folder / TENSORBOARD).rmdir()
@@ -136,9 +141,9 @@ class Trackers:
     def _surviving(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever it is, in somebody's library: the run matters more
+        except Exception as error:  # any error of a library that is not ours: the run matters more
             del self._trackers[name]
-            self._note(f"{name} is left out from here on: {error}")
+            self._note(f"{name} is disabled from here on: {error}")
 
 
 def _class_of(name: str) -> Any:
@@ -155,17 +160,19 @@ def _class_of(name: str) -> Any:
 
 
 def _plain(value: Any) -> bool | int | float | str:
-    """A value as every tracker takes it."""
+    """A value of a type that every tracker accepts."""
     return value if isinstance(value, bool | int | float) else str(value)
 
 
 def _log(tracker: Any, record: Mapping[str, Any]) -> None:
-    tracker.log({figure: record[figure] for figure in FIGURES}, step=record["step"])
+    tracker.log({name: record[name] for name in TRACKED}, step=record["step"])
 
 
 def _show_hyperparameters(writer: Any, values: dict[str, Any]) -> None:
-    """TensorBoard's own `add_hparams`, which Accelerate calls, but in the run: that makes another
-    run of them at each call."""
+    """Write TensorBoard's hyperparameters into this run.
+
+    `add_hparams`, which Accelerate calls, would make another run of them at each call.
+    """
     from torch.utils.tensorboard.summary import hparams
 
     for part in hparams(values, dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)):

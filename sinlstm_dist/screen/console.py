@@ -1,6 +1,6 @@
-"""What a person sees of a command: its tables, facts and errors, as a stream can show them.
+"""Prints a command's tables, facts and errors.
 
-All text enters a `Screen`, which shows control characters as text (`\\x1b`), whoever wrote them.
+All text goes through a `Screen`, which shows control characters as text (`\\x1b`).
 """
 
 import re
@@ -18,12 +18,12 @@ from rich.text import Text
 from sinlstm_dist.screen import stream
 from sinlstm_dist.screen.stream import Stream
 
-WIDEST = 10_000  # columns; a table that is not to be wrapped gets them
-COLUMNS, LINES = 80, 25  # if the terminal does not say, or says nonsense
+WIDEST = 10_000  # columns, of a table whose cells are not wrapped
+COLUMNS, LINES = 80, 25  # if the terminal does not tell, or tells nonsense
 
 
 def visible(text: str) -> str:
-    """`text` with each character that does not print, but line ends, written as Python would.
+    """`text` with Python escapes for characters that do not print; line ends stay.
 
     >>> visible("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'
@@ -34,10 +34,10 @@ def visible(text: str) -> str:
 
 
 class Screen(Console):
-    """rich's console on a `Stream`, with text as it is: no markup, no highlighting, no tricks.
+    """rich's console on a `Stream`; text is shown as it is, without markup and highlighting.
 
     Args:
-        stream: where it writes to.
+        stream: the file that it writes to.
         width: columns; None for those of the terminal.
     """
 
@@ -45,7 +45,7 @@ class Screen(Console):
         self._fixed_width = width
         columns, lines = _terminal_size()
         super().__init__(
-            file=stream,  # type: ignore[arg-type]  # it has what rich calls of a file
+            file=stream,  # type: ignore[arg-type]  # it has the methods that rich calls
             force_terminal=stream.isatty(),
             force_jupyter=False,
             width=width or columns,
@@ -62,20 +62,20 @@ class Screen(Console):
         self.size = (self._fixed_width or max(1, columns - free), lines)
 
     def sayable(self, text: str) -> str:
-        """`text` as the stream's encoding can say it, control characters as text."""
+        """`text` in the stream's encoding, with escapes for control characters."""
         return visible(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
 
     def can_say(self, text: str) -> bool:
-        """Whether the stream's encoding has all characters of `text`."""
+        """Whether the stream's encoding has every character of `text`."""
         return self.sayable(text) == text
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """What rich calls for every text that it is given."""
+        """Called by rich for every text."""
         return super().render_str(self.sayable(text), **options)
 
 
 def _terminal_size() -> tuple[int, int]:
-    """Columns and lines, from COLUMNS and LINES or of the terminal."""
+    """Columns and lines: COLUMNS and LINES if they are set, else the terminal's."""
     size = shutil.get_terminal_size((COLUMNS, LINES))
     columns = size.columns if 0 < size.columns <= WIDEST else COLUMNS
     return columns, size.lines if 0 < size.lines <= WIDEST else LINES
@@ -90,7 +90,7 @@ def show_error(message: str) -> None:
 
 
 def show_traceback(text: str) -> None:
-    """Print Python's account of an error that nobody foresaw on standard error."""
+    """Print the traceback of an unforeseen error on standard error."""
     Screen(Stream("stderr")).print(text, soft_wrap=True, end="")
 
 
@@ -101,24 +101,24 @@ def show_text(text: str) -> None:
 
 
 def show_toml(text: str) -> None:
-    """Print TOML for a program to read: always UTF-8, what does not print as TOML's escapes."""
+    """Print TOML for a program: always UTF-8, with escapes for characters that do not print."""
     output = Stream("stdout")
     output.encoding = "utf-8"
     output.write(re.sub(r"[^\n]", _toml_character, text))
 
 
-def _toml_character(found: re.Match[str]) -> str:
-    character = found[0]
+def _toml_character(match: re.Match[str]) -> str:
+    character = match[0]
     return character if character.isprintable() else f"\\U{ord(character):08X}"
 
 
 def show_facts(facts: Mapping[str, str]) -> None:
-    """Print what a command is about, one line per fact."""
+    """Print the facts about a command's work, one line per fact."""
     Screen(Stream("stdout")).print(fact_lines(facts), soft_wrap=True)
 
 
 def fact_lines(facts: Mapping[str, str]) -> str:
-    """The facts below each other, one line per fact."""
+    """The text of `show_facts`."""
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
 
@@ -130,14 +130,14 @@ def show_table(
     colours: Mapping[str, str] = MappingProxyType({}),
     wrap: bool = False,
 ) -> None:
-    """Print rows of cells below their headings, the first row's keys.
+    """Print a table; the first row's keys are the headings.
 
     Args:
         rows: at least one; headings and cells may have several lines.
         numbers: the headings of columns that are aligned to the right.
-        colours: of cells with one of these texts, on a terminal.
-        wrap: whether cells are broken to fit the terminal, or 80 columns of a file; otherwise
-            the table is as wide as its cells.
+        colours: on a terminal, the colour of cells with one of these texts.
+        wrap: wrap cells to fit the terminal, or 80 columns in a file; without it the table is as
+            wide as its cells.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for heading in rows[0]:
@@ -149,9 +149,12 @@ def show_table(
 
 
 def tell_losses() -> bool:
-    """Say on standard error that text for standard output was lost, if any was; say whether.
+    """Say on standard error if text for standard output was lost.
 
     A program calls it when it has nothing more to print.
+
+    Returns:
+        whether text was lost.
     """
     stream.settle()
     why = stream.lost_output()

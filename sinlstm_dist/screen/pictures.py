@@ -1,10 +1,11 @@
-"""All that is drawn, with matplotlib, which is imported when the first picture is.
+"""The pictures, drawn with matplotlib, which is imported for the first one.
 
-A picture is drawn on a Figure of its own: no window, no display, no state shared between pictures.
+Each picture has its own Figure: no window, no display, no state shared between pictures.
 """
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,22 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinlstm_dist.errors import ConfigError, MissingPackage
-from sinlstm_dist.rollout import Cycle
+from sinlstm_dist.rollout import Cycle, Forecast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
+# The palette of Okabe and Ito: people with any kind of colour vision can tell its colours apart.
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7",
 )  # fmt: skip
 GREY = "#777777"
-COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)  # of what stands side by side
+COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)  # in the order of use
 TRAIN_STYLE: Any = (0, (4, 1.5))
 BASELINE_STYLE: Any = "-."
 RESUMED_STYLE: Any = (0, (1, 2))
-LEGEND_LETTERS = 110  # that fit into a line of it
-SHOWN_CYCLES = 12  # of a forecast, as a wave; more would be a solid band
+LEGEND_LETTERS = 110  # fit into one line
+SHOWN_CYCLES = 12  # of a forecast's wave; more would be a solid band
+MARKED_POINTS = 40  # of a curve; more points would hide the line
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -43,10 +45,10 @@ STYLE: Any = {
 
 
 def check_matplotlib() -> None:
-    """Find out whether pictures can be drawn, without importing what draws them.
+    """Find out whether pictures can be drawn, without importing matplotlib.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         raise MissingPackage("a picture", package="matplotlib", install="sinlstm-dist[plot]")
@@ -54,14 +56,14 @@ def check_matplotlib() -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run as its picture needs it.
+    """One run's part of a picture of curves.
 
     Args:
-        name: of the run.
-        history: the finished epochs' metrics, as in metrics.jsonl.
+        name: the run's name in the legend.
+        history: metrics of the finished epochs, as in metrics.jsonl.
         baseline: loss and accuracy of "the last value again" on the run's test windows.
-        resumed_after: the epochs after which it was continued, as fractions.
-        tolerance: what counts as correct.
+        resumed_after: the epochs after which the run was resumed, with fractions.
+        tolerance: an error below this counts as correct.
     """
 
     name: str
@@ -78,7 +80,7 @@ def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
         path: the picture's file; its ending says the format.
         curves: at least one.
     """
-    with _drawing(path, rows=2, heights=(3, 2), size=(8, 5)) as (loss, accuracy):
+    with _drawing(path, heights=(3, 2), size=(8, 5)) as (loss, accuracy):
         accuracy.sharex(loss)
         for index, (axes, quantity) in enumerate(((loss, "loss"), (accuracy, "accuracy"))):
             same = len({curve.baseline[index] for curve in curves}) == 1
@@ -103,7 +105,7 @@ def _accuracy_label(curves: Sequence[Curve]) -> str:
 
 def _curve(axes: "Axes", curve: Curve, quantity: str, *, color: str) -> None:
     epochs = [record["epoch"] for record in curve.history]
-    marker = "." if len(epochs) <= 40 else ""
+    marker = "." if len(epochs) <= MARKED_POINTS else ""
     for kind, style in (("train", TRAIN_STYLE), ("test", "-")):
         values = [record[f"{kind}_{quantity}"] for record in curve.history]
         axes.plot(epochs, values, color=color, linestyle=style, marker=marker)
@@ -141,13 +143,13 @@ def _run_legend(axes: "Axes", curves: Sequence[Curve]) -> None:
 def windows_picture(
     path: Path, panels: Mapping[str, Sequence[tuple[int, np.ndarray, float]]]
 ) -> None:
-    """Draw windows of a data set, the value to predict marked behind each.
+    """Draw windows of a data set, each with the value to predict marked after it.
 
     Args:
         path: the picture's file; its ending says the format.
-        panels: by title; each a list of first step, window (W,) and next value.
+        panels: title to a list of (first step, window (W,), next value).
     """
-    with _drawing(path, rows=len(panels), heights=[1] * len(panels), size=(8, 5)) as axes:
+    with _drawing(path, heights=[1] * len(panels), size=(8, 5)) as axes:
         for axis, (title, windows) in zip(axes, panels.items(), strict=True):
             for (first, window, target), color in zip(windows, COLORS, strict=False):
                 axis.plot(range(len(window)), window, color=color, marker=".", markersize=4,
@@ -163,86 +165,68 @@ def windows_picture(
         axes[-1].set_xlabel("time steps within the window")
 
 
-def forecast_picture(
-    path: Path,
-    *,
-    window: np.ndarray,
-    forecast: np.ndarray,
-    truth: np.ndarray,
-    cycles: Sequence[Cycle],
-    period: float,
-) -> None:
+def forecast_picture(path: Path, forecast: Forecast) -> None:
     """Draw a closed-loop forecast over the truth, and below it how its error grows.
 
     Args:
         path: the picture's file; its ending says the format.
-        window: (W,), the values that the forecast started from.
-        forecast: (steps,).
-        truth: (steps,), or as much as is known.
-        cycles: the quality of each.
-        period: steps in a cycle.
     """
-    shown = min(len(forecast), round(SHOWN_CYCLES * period))
-    with _drawing(path, rows=2, heights=(3, 2), size=(8, 4.6)) as (waves, errors):
-        steps = np.arange(1, shown + 1)
-        waves.plot(np.arange(1 - len(window), 1), window, color=GREEN, label="seed window")
-        waves.plot(steps[: len(truth)], truth[:shown], color=GREY, linewidth=3, alpha=0.5,
-                   label="truth")  # fmt: skip
-        waves.plot(steps, forecast[:shown], color=BLUE, label="forecast")
-        waves.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-        waves.set_ylabel("value")
-        waves.margins(x=0.01)
-        part = f", first {SHOWN_CYCLES} cycles" if shown < len(forecast) else ""
-        _legend(waves, title=f"closed-loop forecast of {len(forecast):,} steps{part}")
-        # The first step alone, then whole cycles: a part of one is not like the others.
-        whole = [cycle for cycle in cycles if not cycle.number or np.isfinite(cycle.amplitude)]
-        ends = [cycle.last for cycle in whole]
-        for values, color, style, label in (
-            ([c.largest for c in whole], RED, "--", "largest in a cycle"),
-            ([c.mean_error for c in whole], BLUE, "-", "mean of a cycle"),
-        ):
-            marker = "." if len(ends) <= 40 else ""
-            errors.plot(ends, values, color=color, linestyle=style, marker=marker, label=label)
-        errors.margins(x=0.01, y=0.1)
-        errors.set_ylim(bottom=0)
-        errors.set_ylabel("absolute error")
-        errors.set_xlabel("time steps after the seed window")
-        _legend(errors)
+    with _drawing(path, heights=(3, 2), size=(8, 4.6)) as (waves, errors):
+        _waves(waves, forecast)
+        _errors(errors, forecast.cycles)
 
 
-class _drawing:
-    """A figure with its axes, one below the other, written to a file at the end."""
+def _waves(axes: "Axes", forecast: Forecast) -> None:
+    window, values, truth = forecast.window, forecast.values, forecast.truth
+    shown = min(len(values), round(SHOWN_CYCLES * forecast.period))
+    steps = np.arange(1, shown + 1)
+    axes.plot(np.arange(1 - len(window), 1), window, color=GREEN, label="seed window")
+    axes.plot(steps[: len(truth)], truth[:shown], color=GREY, linewidth=3, alpha=0.5,
+              label="truth")  # fmt: skip
+    axes.plot(steps, values[:shown], color=BLUE, label="forecast")
+    axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_ylabel("value")
+    axes.margins(x=0.01)
+    part = f", first {SHOWN_CYCLES} cycles" if shown < len(values) else ""
+    _legend(axes, title=f"closed-loop forecast of {len(values):,} steps{part}")
 
-    def __init__(
-        self, path: Path, *, rows: int, heights: Sequence[float], size: tuple[float, float]
-    ) -> None:
-        check_matplotlib()
-        self._path, self._rows, self._heights, self._size = path, rows, heights, size
 
-    def __enter__(self) -> "Sequence[Axes]":
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
+def _errors(axes: "Axes", cycles: Sequence[Cycle]) -> None:
+    # The first step alone, then whole cycles: a part of a cycle is not comparable with them.
+    whole = [cycle for cycle in cycles if not cycle.number or np.isfinite(cycle.amplitude)]
+    ends = [cycle.last for cycle in whole]
+    marker = "." if len(ends) <= MARKED_POINTS else ""
+    for values, color, style, label in (
+        ([cycle.largest for cycle in whole], RED, "--", "largest in a cycle"),
+        ([cycle.mean_error for cycle in whole], BLUE, "-", "mean of a cycle"),
+    ):
+        axes.plot(ends, values, color=color, linestyle=style, marker=marker, label=label)
+    axes.margins(x=0.01, y=0.1)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("absolute error")
+    axes.set_xlabel("time steps after the seed window")
+    _legend(axes)
 
-        self._context = rc_context(STYLE)
-        self._context.__enter__()
-        self._figure: Figure = Figure(figsize=self._size, dpi=100, layout="constrained")
-        axes = self._figure.subplots(self._rows, 1, height_ratios=self._heights, squeeze=False)
-        return list(axes[:, 0])
 
-    def __exit__(self, *error: Any) -> None:
+@contextlib.contextmanager
+def _drawing(
+    path: Path, *, heights: Sequence[float], size: tuple[float, float]
+) -> "Iterator[Sequence[Axes]]":
+    """A figure's axes, one below the other; the figure is written to `path` at the end."""
+    check_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
+        yield list(axes[:, 0])
         try:
-            if error[0] is None:
-                self._save()
-        finally:
-            self._context.__exit__(*error)
-
-    def _save(self) -> None:
-        try:
-            self._figure.savefig(self._path)
+            figure.savefig(path)
         except OSError as error:
-            raise ConfigError(f"{self._path} cannot be written: {error.strerror}") from error
-        except ValueError as error:  # an ending that stands for no format
-            raise ConfigError(f"{self._path}: {error}") from error
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        except ValueError as error:  # the file's ending stands for no format
+            raise ConfigError(f"{path}: {error}") from error
 
 
 def _legend(axes: "Axes", *, title: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Curves drawn in characters, for a terminal: pure functions of numbers.
+"""Curves drawn in characters, for a terminal.
 
 >>> spark([1e-1, 1e-2, 1e-3])
 '█▅▁'
@@ -17,8 +17,8 @@ def spark(values: Sequence[float], *, width: int = 40) -> str:
     """Positive numbers as a line of blocks, on a logarithmic scale.
 
     Args:
-        values: any number of them; what is not positive and finite is left out.
-        width: characters at most; more values are thinned out evenly, the last one is kept.
+        values: any number; values that are not positive and finite are left out.
+        width: characters at most; more values are thinned out evenly, and the last one is kept.
     """
     levels = [math.log(value) for value in values if 0 < value < math.inf]
     if len(levels) > width:
@@ -33,10 +33,10 @@ def spark(values: Sequence[float], *, width: int = 40) -> str:
 def curve(
     values: Sequence[float], *, width: int, height: int, low: float, high: float
 ) -> list[str]:
-    """A curve as lines of braille characters, blanks where it is not.
+    """A curve as lines of braille characters and blanks.
 
     Args:
-        values: at least one, evenly spaced; what is outside the range is drawn at its edge.
+        values: at least one, evenly spaced; a value outside the range is drawn at its edge.
         width: characters.
         height: lines.
         low: value at the lower edge.
@@ -52,7 +52,7 @@ def curve(
             continue
         row = round(min(1.0, max(0.0, (high - value) / (high - low))) * (rows - 1))
         start = row if previous is None else previous + (row > previous) - (row < previous)
-        for dot in range(min(start, row), max(start, row) + 1):  # no gaps where it is steep
+        for dot in range(min(start, row), max(start, row) + 1):  # a steep curve has no gaps
             bits = DOT_BITS[dot % DOT_ROWS]
             cells[dot // DOT_ROWS][column // DOT_COLUMNS] |= bits[column % DOT_COLUMNS]
         previous = row

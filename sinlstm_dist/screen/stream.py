@@ -1,8 +1,7 @@
-"""Text to standard output and error that cannot fail and, where that matters, cannot wait.
+"""Text for standard output and error; a write never fails, and need not wait.
 
-A terminal that closes, a reader that leaves, a full disk, a descriptor that was never open: what
-cannot be written is dropped, and `lost_output` says so at the end. A program's output must not
-decide over its work.
+A terminal may close, a reader leave, a disk be full: what cannot be written is dropped, and
+`lost_output` says so at the end. The output must not decide whether the work is done.
 """
 
 import contextlib
@@ -15,46 +14,46 @@ import threading
 from collections import deque
 from typing import Literal
 
-MOST_BYTES = 1_000_000  # that wait for a stream which takes nothing; what comes then is dropped
-LEAVE_S = 5.0  # how long a program waits at its end for a stream that takes nothing
+MOST_BYTES = 1_000_000  # may wait for a stream that takes nothing; more are dropped
+LEAVE_S = 5.0  # a program waits so long at its end for a stream that takes nothing
 
 _losses: list[str] = []  # why text for standard output could not be written
 
 
 class Stream:
-    """Where rich and `screen.py` write to.
+    """The file that a `Screen` writes to.
 
     Args:
-        name: of sys's stream, which is looked up now: it may be redirected for a while.
-        waits: whether a write returns when the text is written. If not, a thread writes it, with
-            the system's own call: a thread that waits inside Python's file object would make
-            Python's exit wait, or crash. The thread lives while there is text, so a fork finds
-            none. Where there is no descriptor, as in a notebook, every write is direct.
+        name: of the stream in `sys`, which is looked up now: it may be redirected for a while.
+        waits: whether a write returns only when the text is written. If not, a thread writes it
+            with the system's own call: a thread that waits inside Python's file object would make
+            Python's exit wait, or crash. The thread lives only while there is text, so a fork does
+            not meet it. Without a descriptor, as in a notebook, every write waits.
     """
 
     def __init__(self, name: Literal["stdout", "stderr"], *, waits: bool = True) -> None:
         file = getattr(sys, name)
-        self._file = getattr(file, "rich_proxied_file", file)  # below what is live
+        self._file = getattr(file, "rich_proxied_file", file)  # not rich's proxy
         self._is_output = name == "stdout"
         self._descriptor = _descriptor(self._file)
         self._waits = waits or self._descriptor is None
         self.encoding: str = getattr(self._file, "encoding", None) or "utf-8"
         self._is_terminal = self._descriptor is not None and os.isatty(self._descriptor)
         self._lock = threading.Lock()
-        self._pending: deque[bytes] = deque()  # the first one is being written
+        self._pending: deque[bytes] = deque()  # the first is being written
         self._writer: threading.Thread | None = None
 
     def isatty(self) -> bool:
-        """Whether it was a terminal when this object was made."""
+        """Whether the stream was a terminal when this object was made."""
         return self._is_terminal
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has not taken all the text yet."""
+        """Whether text still waits to be written."""
         return bool(self._pending)
 
     def write(self, text: str) -> int:
-        """Write, or have written, what the stream's encoding can say of `text`."""
+        """Write `text`; characters that the encoding does not have become escapes."""
         content = text.encode(self.encoding, "backslashreplace")
         if not self._waits:
             self._flush()
@@ -67,16 +66,16 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing: no text is held back."""
 
     def wait(self, seconds: float = LEAVE_S) -> None:
-        """Wait until the text is written, or until it takes too long."""
+        """Wait until the text is written, or `seconds` are over."""
         if (writer := self._writer) is not None and writer.is_alive():
             writer.join(seconds)
 
     def _flush(self) -> None:
-        """Let what others have printed come first."""
-        with contextlib.suppress(OSError, ValueError):  # it is theirs: `settle` deals with it
+        """Let text that others have printed come first."""
+        with contextlib.suppress(OSError, ValueError):  # `settle` deals with it
             self._file.flush()
 
     def _write_later(self, content: bytes) -> None:
@@ -86,9 +85,7 @@ class Stream:
             self._pending.append(content)
             if self._writer is None or not self._writer.is_alive():
                 self._writer = threading.Thread(target=self._write_pending, daemon=True)
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # no thread is to be had: the next one tries
+                with contextlib.suppress(RuntimeError):  # no thread can start: the next write tries
                     self._writer.start()
 
     def _write_pending(self) -> None:
@@ -105,44 +102,53 @@ class Stream:
         try:
             _write_all(self._descriptor, content)
         except OSError as error:
-            # A reader that has left wants no more, and nobody looks at a terminal that is gone.
+            # Nobody looks at a terminal that is gone.
             is_gone = error.errno == errno.EIO and self._is_terminal
-            if self._is_output and error.errno != errno.EPIPE and not is_gone:
-                _losses.append(error.strerror or str(error))
+            if self._is_output and not is_gone:
+                _note_loss(error)
 
     def _write_to_object(self, text: str) -> None:
         try:
             self._file.write(text)
             self._file.flush()
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            if self._is_output and isinstance(error, OSError):
-                _losses.append(error.strerror or str(error))
+        except (OSError, ValueError) as error:
+            if self._is_output:
+                _note_loss(error)
 
 
 def settle() -> None:
-    """Let Python's own flush at exit find nothing that fails: it would change the exit code."""
+    """Flush now: if Python's own flush at exit failed, it would change the exit code."""
     for file in (sys.stdout, sys.stderr):
         try:
             if file is not None:
                 file.flush()
         except (OSError, ValueError) as error:
-            if file is sys.stdout and getattr(error, "errno", errno.EPIPE) != errno.EPIPE:
-                _losses.append(str(getattr(error, "strerror", error)))
+            if file is sys.stdout:
+                _note_loss(error)
             if (descriptor := _descriptor(file)) is not None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
 
 
+def _note_loss(error: OSError | ValueError) -> None:
+    """Keep why text for standard output was lost, for `lost_output`.
+
+    Not lost are a reader that has left, which wants no more, and a stream that somebody closed.
+    """
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        _losses.append(error.strerror or str(error))
+
+
 def lost_output() -> str:
-    """Why text for standard output was lost since the last call; "" if it was not."""
+    """Why text for standard output was lost since the last call; "" if no text was."""
     why = _losses[0] if _losses else ""
     _losses.clear()
     return why
 
 
 def _descriptor(file: object) -> int | None:
-    """A real file's descriptor: a notebook's stream names one that is not where it writes to."""
+    """The descriptor of a real file: a notebook's stream names one that it does not write to."""
     try:
         return file.fileno() if isinstance(file, io.TextIOWrapper) else None
     except (OSError, ValueError):
@@ -154,7 +160,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # another process that shares it has set O_NONBLOCK
+        except BlockingIOError:  # another process that shares the stream has set O_NONBLOCK
             can_write = select.poll()
             can_write.register(descriptor, select.POLLOUT)
             can_write.poll()

@@ -1,4 +1,4 @@
-"""What processes say to each other arrives exactly, in every size and type in use, and how fast."""
+"""Check that collectives are exact in every size and type in use, and measure how fast they are."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.verify.claim import Bench, Finding
+from sinlstm_dist.verify.bench import Bench, Finding
 
 SIZES = (4, 4 << 10, 256 << 10, 4 << 20, 64 << 20)  # bytes of the result
-PERIOD = 251  # a prime: what arrives in another place than its own differs from what belongs there
-LATE_S = 0.05
-REPEATED_BYTES = 1 << 20  # smaller ones are timed several times, and the best counts
+PERIOD = 251  # a prime, so that a value in a wrong place differs from the right one
+LATE_S = 0.05  # the last process comes to a barrier that much later
+REPEATED_BYTES = 1 << 20  # smaller results are timed several times, and the best time counts
 
 
-def for_people(row: Mapping[str, float]) -> dict[str, str]:
-    """A row of figures, seconds of each operation with a result of so many bytes, as text."""
+def as_text(row: Mapping[str, float]) -> dict[str, str]:
+    """A row of `check_collectives`'s figures as text: a size, and each operation's speed."""
     size, texts = int(row["bytes"]), {}
     for operation in OPERATIONS:
         seconds = row[f"{operation.name}_s"]
@@ -26,13 +26,21 @@ def for_people(row: Mapping[str, float]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Operation:
-    """A collective, the types that the package uses it with, and what must come of it."""
+    """A collective and the types in which the package uses it.
+
+    Args:
+        name: for the user.
+        run: does it with this process's values.
+        expected: computes its result from the values of all processes.
+        dtypes: of the values.
+        is_parted: whether the result has a part from each process.
+    """
 
     name: str
     run: Callable[[World, torch.Tensor], torch.Tensor]
     expected: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     dtypes: Sequence[torch.dtype]
-    is_parted: bool = False  # whether each process sends a part of the result
+    is_parted: bool = False
 
 
 OPERATIONS = (
@@ -59,7 +67,7 @@ OPERATIONS = (
 
 
 def check_collectives(bench: Bench) -> Finding:
-    """All-reduce, all-gather and broadcast give exact answers, and a barrier lets nobody past."""
+    """All-reduce, all-gather and broadcast are exact, and a barrier holds."""
     world = bench.world
     if world.size == 1:
         return Finding("one process: nothing to exchange")
@@ -86,7 +94,7 @@ def check_collectives(bench: Bench) -> Finding:
 def _try(
     world: World, operation: Operation, dtype: torch.dtype, *, size: int
 ) -> tuple[bool, float]:
-    """Whether a result of `size` bytes is exact here, and the seconds that it took.
+    """Whether a result of `size` bytes is exact on this process, and the seconds that it took.
 
     Collective: yes.
     """
@@ -111,12 +119,12 @@ def _try(
 
 
 def _pattern(rank: int, dtype: torch.dtype) -> torch.Tensor:
-    """(PERIOD,) small whole numbers, exact in each type, others for each of PERIOD ranks."""
+    """(PERIOD,) small whole numbers, exact in each type, different for each of PERIOD ranks."""
     return torch.arange(PERIOD).roll(rank).to(dtype)
 
 
 def _tiled(pattern: torch.Tensor, count: int) -> torch.Tensor:
-    """The pattern again and again: (count,)"""
+    """The pattern repeated: (count,)"""
     return pattern.repeat(-(-count // PERIOD))[:count]
 
 
@@ -135,9 +143,11 @@ def _wait_for_device(world: World) -> None:
 
 
 def _check_barrier(bench: Bench) -> list[str]:
-    """Nobody leaves a barrier before the last one, which comes late, has come to it.
+    """Check that no process leaves a barrier before the last one, which is late, reaches it.
 
-    The monotonic clock is the same for all processes of a host, and only there.
+    Only processes on one host are compared: the monotonic clock is that of the host.
+
+    Collective: yes.
     """
     world = bench.world
     world.accelerator.wait_for_everyone()
@@ -147,7 +157,7 @@ def _check_barrier(bench: Bench) -> list[str]:
     world.accelerator.wait_for_everyone()
     times = world.gather_json([came, time.monotonic()])
     return [
-        f"{bench.name(early)} left a barrier before {bench.name(late)} had come to it"
+        f"{bench.name(early)} left a barrier before {bench.name(late)} reached it"
         for early, (_, left) in enumerate(times)
         for late, (came, _) in enumerate(times)
         if world.hosts[early] == world.hosts[late] and left < came

@@ -1,29 +1,31 @@
-"""Whole runs: stopped and resumed they end as if never stopped, and they learn the task."""
+"""Check whole runs: a resumed run equals an unbroken one, and a run learns the task."""
 
 import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.train import Training
-from sinlstm_dist.verify.claim import Bench, Finding
-from sinlstm_dist.verify.training import flat, steps_alone
+from sinlstm_dist.verify.bench import Bench, Finding
+from sinlstm_dist.verify.training import distance, flat, steps_alone
 
-ROOT = Path("runs")  # where run folders are by default, and so where they must be writable
-STOP_AFTER = 4  # steps: in the second epoch, in the middle of it
-VISIBLE_S = 5.0  # a shared file system may show a new file a little later elsewhere
+ROOT = Path("runs")  # the default place of run folders, which must be writable
+STOP_AFTER = 4  # steps: in the middle of the second epoch
+VISIBLE_S = 5.0  # a shared file system may show a new file to other nodes a little later
 NOTHING = "nothing"
-# The small model, whatever a user's is, as of this one is known what it reaches.
+# The small model, whatever the user's configuration is, because its accuracy is known.
 LEARNING = {
     "data.train_size": 1000, "data.test_size": 200, "data.window": 20, "train.epochs": 6,
     "train.global_batch_size": 20, "optim.momentum": 0.9, "model.hidden_size": 5,
@@ -33,19 +35,19 @@ REACHED = 0.97  # seen: 1.0 with this seed, 0.98 to 1.0 with others
 
 
 def check_checkpoint(bench: Bench) -> Finding:
-    """What one process writes every other can read, and a resumed run equals an unbroken one."""
-    settings = {"train__epochs": 3, "checkpoint__every_steps": 2}
+    """Every process reads what one writes, and a resumed run equals an unbroken one."""
+    changed = {"train.epochs": 3, "checkpoint.every_steps": 2}
     with _folder(bench.world) as folder:
-        straight = _run(bench, folder / "straight", **settings)
-        stopped = _run(bench, folder / "resumed", stop_after=STOP_AFTER, **settings)
+        straight = _run(bench, folder / "straight", changed)
+        stopped = _run(bench, folder / "resumed", changed, stop_after=STOP_AFTER)
         problems = _unreadable(bench, folder / "resumed", step=stopped.step)
-        resumed = _run(bench, folder / "resumed", **settings)
+        resumed = _run(bench, folder / "resumed", changed)
     if stopped.outcome != "stopped":
-        problems.append(f"the run that was asked to stop {stopped.outcome}")
-    if not torch.equal(flat(straight.job.model), flat(resumed.job.model)):
-        apart = float((flat(straight.job.model) - flat(resumed.job.model)).abs().max())
+        problems.append(f"the run was asked to stop, and ended as {stopped.outcome}")
+    if not torch.equal(straight.weights, resumed.weights):
+        apart = distance(straight.weights, resumed.weights)
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
-    if _figures(straight) != _figures(resumed):
+    if straight.figures != resumed.figures:
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
     measured = (
         f"stopped after step {stopped.step} on request of rank {bench.world.size - 1}, read by "
@@ -55,39 +57,53 @@ def check_checkpoint(bench: Bench) -> Finding:
 
 
 def check_learning(bench: Bench) -> Finding:
-    """The small model reaches the accuracy that it reaches everywhere."""
-    changed: dict[str, Any] = {key.replace(".", "__"): value for key, value in LEARNING.items()}
-    initial = bench.build(**changed)
+    """The small model reaches its known accuracy."""
+    config, initial = bench.settings(LEARNING), bench.build(LEARNING)
     with _folder(bench.world) as folder:
-        run = _run(bench, folder / "run", **changed)
-    is_exact = run.config.train.reduction == "ordered"
-    last = run.history[-1] if run.history else {"test_accuracy": 0.0, "test_loss": float("nan")}
+        run = _run(bench, folder / "run", LEARNING)
+    last = run.figures[-1] if run.figures else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
     measured = f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}"
-    if is_exact:
-        alone = steps_alone(initial, run.config, bench.world, num_steps=run.step)[-1]
-        if not torch.equal(flat(run.job.model), alone):
-            problems.append("the run ends with other weights than one process that takes its steps")
+    if config.train.reduction == "ordered":
+        alone = steps_alone(initial, config, bench.world, num_steps=run.step)[-1]
+        if not torch.equal(run.weights, alone):
+            problems.append("the run ends with other weights than one process alone computes")
         measured += "; the weights of one process alone"
     return Finding(measured, problems)
 
 
-class AskOnce:
-    """A request to stop, in place of the one that signals make, that comes before a step.
+@dataclass(frozen=True)
+class EndedRun:
+    """A run that has ended.
 
     Args:
-        after: steps that are made first; None for never.
+        outcome: "completed", "stopped" or "failed".
+        step: number of optimizer steps.
+        weights: (G,) for G parameters.
+        figures: the metrics of each finished epoch, without timings.
+    """
+
+    outcome: str
+    step: int
+    weights: torch.Tensor
+    figures: list[dict[str, Any]]
+
+
+class AskOnce(StopRequest):
+    """A request to stop that comes after some steps and needs no signal.
+
+    Args:
+        after: number of steps; None for no request.
     """
 
     def __init__(self, after: int | None) -> None:
-        self.announce: Callable[[str], None] = lambda name: None
-        self.leave: Callable[[], None] = lambda: None
+        super().__init__()
         self._left = after
 
     @property
     def reason(self) -> str:
-        """Why to stop, or ""; read once a step."""
+        """See StopRequest."""
         if self._left is None:
             return ""
         self._left -= 1
@@ -95,33 +111,31 @@ class AskOnce:
 
 
 def _run(
-    bench: Bench, folder: Path, *, stop_after: int | None = None, **changed: object
-) -> Training:
-    """A run, or what is left of it, as `train` makes it, but silent and in this world.
+    bench: Bench, folder: Path, changed: Mapping[str, object], *, stop_after: int | None = None
+) -> EndedRun:
+    """Run a training, or the rest of it, as `train` does, but in this world and without output.
 
     Args:
-        stop_after: steps after which the last process is asked to stop.
+        stop_after: number of steps after which the last process is asked to stop.
 
     Collective: yes.
     """
-    config = bench.settings(output__dir=str(folder), **changed)
+    config = bench.settings({"output.dir": str(folder), **changed})
     job, world = bench.parts.build(config, bench.world), bench.world
     is_asked = world.rank == world.size - 1
-    request = cast(StopRequest, AskOnce(stop_after if is_asked else None))
+    request = AskOnce(stop_after if is_asked else None)
+    silent = Report(enabled=False, epochs=config.train.epochs)
     with contextlib.closing(bench.parts.run_folder(folder)) as run:
-        training = Training(config, job, run=run, world=world, request=request)
-        training.report = Report(enabled=False, epochs=0, num_steps=0)
-        training.start()
-        while not training.is_over:
-            if training.train_epoch():
-                training.end_epoch()
-        training.finish()
-    return training
+        log = Logbook(config, folder=run, report=silent)
+        summary = Training(config, log=log, request=request).run(job, world)
+    timings = ("epoch_s", "samples_per_s")
+    figures = [{k: v for k, v in record.items() if k not in timings} for record in log.history]
+    return EndedRun(summary.outcome, summary.step, flat(job.model), figures)
 
 
 @contextlib.contextmanager
 def _folder(world: World) -> Iterator[Path]:
-    """A new folder where run folders are, removed at the end. Collective: yes."""
+    """A new folder for runs, removed at the end. Collective: yes."""
     folder = Path(world.on_main(_make_folder))
     try:
         yield folder
@@ -138,7 +152,7 @@ def _make_folder() -> str:
 
 
 def _unreadable(bench: Bench, folder: Path, *, step: int) -> list[str]:
-    """Which processes do not see a run's checkpoint as the main process sees it.
+    """Find the processes that do not read the same checkpoint as the main process.
 
     Collective: yes.
     """
@@ -158,7 +172,7 @@ def _unreadable(bench: Bench, folder: Path, *, step: int) -> list[str]:
 
 
 def _what_is_read(path: Path) -> str:
-    """What this process finds in a checkpoint, in short."""
+    """A short text on what this process reads in a checkpoint."""
     deadline = time.monotonic() + VISIBLE_S
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -169,9 +183,3 @@ def _what_is_read(path: Path) -> str:
     except (DamagedCheckpoint, OSError) as error:
         return str(error)
     return ", ".join(f"{name} of sum {weights[name].sum():.9g}" for name in sorted(weights))
-
-
-def _figures(training: Training) -> list[dict[str, Any]]:
-    """The finished epochs' metrics without their timings."""
-    timings = ("epoch_s", "samples_per_s")
-    return [{k: v for k, v in record.items() if k not in timings} for record in training.history]

@@ -1,18 +1,17 @@
-"""How fast each process computes, apart from waiting for the others."""
+"""Check how fast each process computes, without the time in which it waits for the others."""
 
 import time
 from statistics import median
-from typing import Any, cast
 
 import torch
 
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.verify.claim import Bench, Finding, is_large
+from sinlstm_dist.verify.bench import Bench, Finding, is_large
 
 BATCH, STEPS = 1200, 30
-FEW = 16, 5  # of a large model
-# A node of another kind may be half as fast. The best step counts: what else the machine does
-# disturbs some steps, a process that lags is late in all.
+FEW = 16, 5  # for a large model
+# A node of another kind may be half as fast. The best step counts: other work on the machine slows
+# some steps down, a slow process is slow in all of them.
 LAGS = 3.0
 
 
@@ -20,14 +19,13 @@ def check_speed(bench: Bench) -> Finding:
     """No process computes much slower than the others."""
     watch = Stopwatch(bench.world)
     batch_size, num_steps = FEW if is_large(bench.settings()) else (BATCH, STEPS)
-    # In the data-parallel wrapper, computing and waiting for others cannot be told apart.
-    config = bench.settings(
-        data__train_size=batch_size,
-        train__global_batch_size=batch_size,
-        train__reduction="ordered",
-    )
-    job = bench.parts.build(config, cast(World, watch))
-    [batch] = list(job.train_loader)
+    changed = {
+        "data.train_size": batch_size,
+        "train.global_batch_size": batch_size,
+        "train.reduction": "ordered",  # DDP waits for the others while it computes
+    }
+    job = bench.parts.build(bench.settings(changed), watch)
+    [batch] = list(job.train.loader)
     own_s, whole_s = [], []
     for _ in range(num_steps):
         watch.waited_s, started = 0.0, time.perf_counter()
@@ -43,26 +41,23 @@ def check_speed(bench: Bench) -> Finding:
         if speed * LAGS < max(best)
     ]
     slowest = min(range(len(usual)), key=lambda rank: usual[rank])
-    measured = f"{sum(usual) / len(usual):,.0f} samples/s a process"
+    measured = f"{sum(usual) / len(usual):,.0f} samples/s per process"
     if len(usual) > 1:
         measured += f", the slowest {usual[slowest]:,.0f} ({bench.name(slowest)})"
-    measured += f"; together, waiting included, {batch_size / median(whole_s):,.0f} samples/s"
+    measured += f"; together {batch_size / median(whole_s):,.0f}, waiting included"
     return Finding(measured, problems)
 
 
-class Stopwatch:
-    """A World that knows how long this process has waited for the others' rows."""
+class Stopwatch(World):
+    """A world that measures how long this process waits for the rows of the others."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        vars(self).update(vars(world))  # the same world, except for the measurement
         self.waited_s = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._world, name)
-
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """As World's. Collective: yes."""
+        """See World."""
         started = time.perf_counter()
-        gathered = self._world.gather(rows)
+        gathered = super().gather(rows)
         self.waited_s += time.perf_counter() - started
         return gathered

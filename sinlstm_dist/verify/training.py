@@ -1,10 +1,9 @@
-"""Samples, gradients, weights and metrics, against what each process recounts alone."""
+"""Check samples, gradients, weights and metrics against what each process computes alone."""
 
 import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 import torch
 from torch import nn
@@ -12,35 +11,34 @@ from torch.nn.utils import parameters_to_vector
 
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, Batch, SineDataset
-from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.gradient import OrderedGradient
 from sinlstm_dist.job import Job, new_optimizer
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.verify.claim import Bench, Finding, is_large
+from sinlstm_dist.verify.bench import Bench, Finding, is_large
 
-EPOCHS = 2  # whose samples are counted
-STEPS, FEW_STEPS = 20, 4  # the fewer of a large model
-# In float32 and float64 the weights of so few steps part by less; a gradient that lacks a piece,
-# or has one twice, moves them a hundred times as far.
+EPOCHS = 2  # for which samples are counted
+STEPS, FEW_STEPS = 20, 4  # the second for a large model
+# After so few steps, weights in float32 and float64 differ by less. A piece that is missing from a
+# gradient, or in it twice, moves them a hundred times as far.
 ROUNDING = 1e-4
 BORDER = 1e-5  # errors so near the tolerance may be counted either way
-SHOWN = 3  # samples that are named
+SHOWN = 3  # wrong samples per message list
 
 
 def check_data(bench: Bench) -> Finding:
-    """Over an epoch each sample is drawn exactly once over all processes."""
+    """In each epoch all processes together draw each sample exactly once."""
     job = bench.build()
     train_data, test_data = _datasets(bench.settings())
     problems = []
     for epoch in range(EPOCHS):
-        job.train_sampler.start(epoch=epoch, step=0)
-        drawn = _times_drawn(bench.world, job.train_loader, train_data)
+        job.train.sampler.start(epoch=epoch, step=0)
+        drawn = _times_drawn(bench.world, job.train.loader, train_data)
         problems += _miscounted(drawn, f"train sample, epoch {epoch + 1}")
-    problems += _miscounted(_times_drawn(bench.world, job.test_loader, test_data), "test sample")
-    plan = job.train_plan
+    problems += _miscounted(_times_drawn(bench.world, job.test.loader, test_data), "test sample")
+    plan = job.train.plan
     measured = (
         f"each of {plan.size} train samples drawn once in each of {EPOCHS} epochs, "
         f"{plan.num_samples(plan.num_steps - 1)} in the last batch of {plan.global_batch_size}; "
@@ -50,7 +48,7 @@ def check_data(bench: Bench) -> Finding:
 
 
 def _datasets(config: Config) -> tuple[SineDataset, SineDataset]:
-    """All train and all test samples, whoever draws them."""
+    """All train and all test samples."""
     data = config.data
     make = functools.partial(
         SineDataset, window=data.window, period=data.period, noise=data.noise, seed=data.seed
@@ -62,9 +60,9 @@ def _datasets(config: Config) -> tuple[SineDataset, SineDataset]:
 
 
 def _times_drawn(world: World, loader: Iterable[Batch], dataset: SineDataset) -> list[int]:
-    """How often all processes together draw each sample; the last number is of unknown ones.
+    """How often all processes together draw each sample, and at the end how often an unknown one.
 
-    Noise makes each window another one, so its bytes tell which sample it is.
+    Noise makes all windows different, so the bytes of a window tell which sample it is.
 
     Collective: yes.
     """
@@ -80,13 +78,13 @@ def _miscounted(counts: list[int], what: str) -> list[str]:
     *known, unknown = counts
     wrong = [f"{what}: number {i} drawn {n} times" for i, n in enumerate(known) if n != 1]
     more = [f"{what}: {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-    strange = [f"{what}: {unknown} drawn that are none of the data's"] if unknown else []
+    strange = [f"{what}: {unknown} drawn that are not in the data"] if unknown else []
     return [*wrong[:SHOWN], *more, *strange]
 
 
 def check_weights(bench: Bench) -> Finding:
-    """Steps over all processes equal those that a process computes alone: bit for bit in ordered
-    reduction, within rounding through the data-parallel wrapper.
+    """Steps on all processes give the weights that one process computes alone: the same bits with
+    ordered reduction, the same up to rounding with the data-parallel wrapper.
     """
     world, config, job = bench.world, bench.settings(), bench.build()
     num_steps = FEW_STEPS if is_large(config) else STEPS
@@ -102,31 +100,37 @@ def check_weights(bench: Bench) -> Finding:
     ]
     if is_exact and (difference := _difference(shared, alone)):
         problems.append(f"other weights than one process alone computes {difference}")
-    wrapped = _steps(bench.build(train__reduction="ddp"), num_steps) if is_exact else shared
-    for what, others in (("plain torch in float64", plain), ("the data-parallel wrapper", wrapped)):
-        apart = float((others[-1] - alone[-1]).abs().max())
-        if not apart <= ROUNDING:
-            problems.append(f"{what} and one process alone differ by {apart:.1e}")
-    measured = (
-        f"{num_steps} steps: the same bits on all processes{' and on one alone' * is_exact}; data-"
-        f"parallel wrapper within {float((wrapped[-1] - alone[-1]).abs().max()):.0e}, plain torch "
-        f"in float64 within {float((plain[-1] - alone[-1]).abs().max()):.0e}"
-    )
-    return Finding(measured, problems)
+    wrapped = _steps(bench.build({"train.reduction": "ddp"}), num_steps) if is_exact else shared
+    apart = {
+        "data-parallel wrapper": distance(wrapped[-1], alone[-1]),
+        "plain torch in float64": distance(plain[-1], alone[-1]),
+    }
+    problems += [
+        f"{what} and one process alone differ by {far:.1e}"
+        for what, far in apart.items()
+        if not far <= ROUNDING  # also nan
+    ]
+    within = ", ".join(f"{what} within {far:.0e}" for what, far in apart.items())
+    alike = f"the same bits on all processes{' and on one alone' * is_exact}"
+    return Finding(f"{num_steps} steps: {alike}; {within}", problems)
 
 
 def _difference(weights: torch.Tensor, others: torch.Tensor) -> str:
-    """From which step on, and how far, two (steps, G) differ; "" if not in a single bit."""
+    """From which step on two (steps, G) differ, and how far; "" if all bits are equal."""
     differing = (weights.view(torch.int32) != others.view(torch.int32)).any(dim=1)
     if not differing.any():
         return ""
     first = int(differing.nonzero()[0])
-    apart = float((weights[first] - others[first]).abs().max())
-    return f"from step {first} on, by {apart:.1e} at first"
+    return f"from step {first} on, by {distance(weights[first], others[first]):.1e} at first"
+
+
+def distance(weights: torch.Tensor, others: torch.Tensor) -> float:
+    """The largest absolute difference of two tensors."""
+    return float((weights - others).abs().max())
 
 
 def _steps(job: Job, num_steps: int) -> torch.Tensor:
-    """The weights before, between and after steps of `job`: (num_steps + 1, G)
+    """Take steps of `job`; returns the weights before, between and after: (num_steps + 1, G)
 
     Collective: yes.
     """
@@ -139,14 +143,14 @@ def _steps(job: Job, num_steps: int) -> torch.Tensor:
 
 
 def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> torch.Tensor:
-    """The weights before, between and after steps from the job's weights, by the same arithmetic
-    without other processes: (num_steps + 1, G)
+    """Take the same steps from the job's weights, with the same arithmetic, on this process alone;
+    returns the weights as `_steps`.
     """
     model = copy.deepcopy(job.model)
     gradient = OrderedGradient(
         model,
-        plan=dataclasses.replace(job.train_plan, world_size=1, rank=0),
-        world=cast(World, Alone(device=world.device, num_threads=world.num_threads)),
+        plan=dataclasses.replace(job.train.plan, world_size=1, rank=0),
+        world=Alone(device=world.device, num_threads=world.num_threads),
         tolerance=config.train.tolerance,
     )
     optimizer = new_optimizer(model, config)
@@ -159,7 +163,7 @@ def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> to
 
 
 def _steps_in_plain_torch(job: Job, config: Config, *, num_steps: int) -> torch.Tensor:
-    """The same as one would write it down: nn.LSTM, the mean over the batch, momentum."""
+    """Take the same steps with nn.LSTM, the mean over the batch and momentum in plain torch."""
     model = _plain_model(job, config)
     parameters = list(model.parameters())
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
@@ -177,35 +181,34 @@ def _steps_in_plain_torch(job: Job, config: Config, *, num_steps: int) -> torch.
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """What a gradient needs of a World, for a world of one inside a larger one."""
+    """The `Peers` of a process that computes alone inside a larger world."""
 
     device: torch.device
     num_threads: int
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """All rows that there are."""
+        """See Peers."""
         return rows
 
 
 def _plain_model(job: Job, config: Config) -> Predictor:
-    """A copy of the job's model that computes with torch's LSTM, in float64, on the CPU."""
+    """A copy of the job's model that computes with nn.LSTM, in float64, on the CPU."""
     model = Predictor(hidden_size=config.model.hidden_size, num_layers=config.model.num_layers)
     model.load_state_dict(job.model.state_dict())
     return model.double()
 
 
 def _shares(job: Job, num_steps: int) -> Iterator[tuple[int, Batch]]:
-    """This process's share of each of the first steps, with the step's number in its epoch."""
-    in_epoch = job.train_plan.num_steps
+    """Yield the number of each of the first steps in its epoch, and this process's share."""
+    in_epoch = job.train.plan.num_steps
     for epoch in range(-(-num_steps // in_epoch)):
-        job.train_sampler.start(epoch=epoch, step=0)
-        for step, batch in step_batches(job.train_loader, job.train_plan):
+        for step, batch in job.train.batches(epoch=epoch):
             if epoch * in_epoch + step < num_steps:
                 yield step, batch
 
 
 def _whole_batches(config: Config, num_steps: int) -> Iterator[tuple[int, Batch]]:
-    """The whole batch of each step, as the sample order has it, with its number in its epoch."""
+    """Yield the number of each of the first steps in its epoch, and the whole batch."""
     dataset, size = _datasets(config)[0], config.train.global_batch_size
     for number in range(num_steps):
         epoch, step = divmod(number, -(-len(dataset) // size))
@@ -214,21 +217,18 @@ def _whole_batches(config: Config, num_steps: int) -> Iterator[tuple[int, Batch]
 
 
 def flat(model: nn.Module) -> torch.Tensor:
-    """All weights in a row, copied: (G,)"""
+    """A copy of all weights as one vector: (G,)"""
     return parameters_to_vector(model.parameters()).detach().clone()
 
 
 def check_metrics(bench: Bench) -> Finding:
-    """Loss and accuracy equal a recount of all samples by one process."""
+    """Loss and accuracy equal those that one process counts over all samples."""
     config, job = bench.settings(), bench.build()
-    train, wrapped = _train_totals(job), _train_totals(bench.build(train__reduction="ddp"))
-    test = bench.parts.evaluate(
-        job.model,
-        job.test_loader,
-        plan=job.test_plan,
-        world=bench.world,
+    train, wrapped = _train_totals(job), _train_totals(bench.build({"train.reduction": "ddp"}))
+    test = bench.parts.totals_over(
+        job.model, job.test.loader, plan=job.test.plan, peers=bench.world,
         tolerance=config.train.tolerance,
-    )
+    )  # fmt: skip
     train_data, test_data = _datasets(config)
     problems = [
         *_miscount(train, train_data, job, config, "train"),
@@ -243,10 +243,9 @@ def check_metrics(bench: Bench) -> Finding:
 
 
 def _train_totals(job: Job) -> Totals:
-    """Of the first epoch, all with the first weights. Collective: yes."""
+    """The totals of the first epoch with the initial weights. Collective: yes."""
     totals = Totals()
-    job.train_sampler.start(epoch=0, step=0)
-    for step, batch in step_batches(job.train_loader, job.train_plan):
+    for step, batch in job.train.batches():
         totals += job.gradient(batch, step=step, stop=False).totals
     return totals
 
@@ -255,7 +254,7 @@ def _train_totals(job: Job) -> Totals:
 def _miscount(
     totals: Totals, dataset: SineDataset, job: Job, config: Config, what: str
 ) -> list[str]:
-    """How the totals differ from those over all samples at once, by plain torch in float64."""
+    """How totals differ from those of plain torch in float64 over all samples at once."""
     windows, targets = dataset[torch.arange(len(dataset)).numpy()]
     errors = (_plain_model(job, config)(windows.double()) - targets.double()).abs()
     loss = float(errors.square().mean())

@@ -1,4 +1,4 @@
-"""The processes themselves: counted, alike, in time with each other, and how they are wired."""
+"""Check the processes: counted, alike, in time with each other, with the same arithmetic."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ import torch
 
 import sinlstm_dist
 from sinlstm_dist.arithmetic import versions
-from sinlstm_dist.config import KEYS
+from sinlstm_dist.config import flat
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.verify.claim import Bench, Finding
+from sinlstm_dist.verify.bench import Bench, Finding
 
 CLOCK_LIMIT_S = 1.0
-PROBE_BYTES = 4 << 20  # enough to stand out from what else an interface carries
+PROBE_BYTES = 4 << 20  # much more than other traffic in the meantime
 COUNTERS = Path("/proc/net/dev")
 
 
 def check_world(bench: Bench) -> Finding:
-    """Each process is there once, on a device of its own, and is like the others."""
+    """Each process is there once, has a device of its own, and is like the others."""
     world = bench.world
     everyone = world.gather_json(_facts(bench))
     problems = [*_counted_twice(bench, everyone), *_differing(bench, everyone)]
@@ -38,8 +38,24 @@ def check_world(bench: Bench) -> Finding:
     return Finding(measured, problems)
 
 
+def check_arithmetic(bench: Bench) -> Finding:
+    """All processes compute the same bits with the user's own configuration, as `train` checks
+    before its first step.
+    """
+    job = bench.parts.build(bench.config, bench.world)  # raises if the initial weights differ
+    job.agreement.check_start()
+    reduction = bench.config.train.reduction
+    path = f"{job.recurrence.name} recurrence ({job.recurrence.reason}), {reduction} reduction"
+    if bench.world.size == 1:
+        return Finding(f"one process: nothing to compare; {path}")
+    exact = ", gradients, optimizer steps and test results"
+    if reduction == "ddp":
+        exact = " and optimizer steps"
+    return Finding(f"weights{exact} have the same bits on all processes; {path}")
+
+
 def _facts(bench: Bench) -> dict[str, Any]:
-    """What a process is and what it was given."""
+    """This process's identity, code and configuration."""
     device = bench.world.device
     is_gpu = device.type == "cuda"
     return {
@@ -48,12 +64,12 @@ def _facts(bench: Bench) -> dict[str, Any]:
         "gpu": str(torch.cuda.get_device_properties(device).uuid) if is_gpu else "",
         "versions": versions(),
         "source": _source_digest(),
-        "configuration": bench.settings().model_dump(mode="json"),
+        "configuration": flat(bench.settings()),
     }
 
 
 def _source_digest() -> str:
-    """SHA-256 of the package's source, wherever it is installed."""
+    """SHA-256 of the package's source."""
     root = Path(sinlstm_dist.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -75,29 +91,20 @@ def _counted_twice(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str
 
 
 def _differing(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str]:
-    problems = []
+    problems, reference = [], everyone[0]
     for number, facts in enumerate(everyone):
-        name, reference = bench.name(number), everyone[0]
-        for package, version in facts["versions"].items():
-            if version != reference["versions"][package]:
-                expected = reference["versions"][package]
-                problems.append(f"{name} has {package} {version}, not {expected} as rank 0")
+        name = bench.name(number)
         if facts["source"] != reference["source"]:
             problems.append(f"{name} has another source of sinlstm_dist than rank 0")
-        for key in KEYS:
-            value, expected = (_setting(f["configuration"], key) for f in (facts, reference))
-            if value != expected:
-                problems.append(f"{name} has {key}={value}, not {expected} as rank 0")
+        for kind, sign in (("versions", " "), ("configuration", "=")):
+            for key, value in facts[kind].items():
+                if value != (expected := reference[kind][key]):
+                    problems.append(f"{name} has {key}{sign}{value}, but rank 0 has {expected}")
     return problems
 
 
-def _setting(configuration: dict[str, Any], key: str) -> Any:
-    section, _, name = key.partition(".")
-    return configuration[section][name]
-
-
 def _clock_spread_s(world: World) -> float:
-    """Seconds between the earliest and the latest clock; the least of some measurements, since
+    """Seconds between the earliest and the latest clock: the least of some measurements, because
     a process may read its clock late.
 
     Collective: yes.
@@ -105,7 +112,7 @@ def _clock_spread_s(world: World) -> float:
     spreads = []
     for _ in range(5):
         world.accelerator.wait_for_everyone()
-        seconds, parts = divmod(time.time(), 1)  # a float32, as Apple's GPUs have, is too coarse
+        seconds, parts = divmod(time.time(), 1)  # too large for a float32, all Apple GPUs have
         clocks = world.gather(torch.tensor([[int(seconds), int(parts * 1e6)]], device=world.device))
         microseconds = (clocks[:, 0] - clocks[0, 0]) * 1_000_000 + clocks[:, 1]
         spreads.append(int(microseconds.max() - microseconds.min()) / 1e6)
@@ -113,7 +120,7 @@ def _clock_spread_s(world: World) -> float:
 
 
 def _interfaces(world: World) -> str:
-    """The network interfaces whose counters a collective moves, of any process.
+    """The network interfaces that carry the traffic of a collective, on any node.
 
     Collective: yes.
     """
@@ -131,7 +138,7 @@ def _interfaces(world: World) -> str:
 
 
 def _sent_bytes() -> dict[str, int]:
-    """Bytes sent since the start of this machine, or container, an interface."""
+    """Bytes that each interface has sent since this machine or container started."""
     if not COUNTERS.exists():
         return {}
     rows = [line.replace(":", " ").split() for line in COUNTERS.read_text().splitlines()[2:]]

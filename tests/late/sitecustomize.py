@@ -4,4 +4,4 @@ import os
 import time
 
 if "0" in (os.environ.get("RANK"), os.environ.get("OMPI_COMM_WORLD_RANK")):
-    time.sleep(5)
+    time.sleep(3)  # longer than command.LATE_S

@@ -1,5 +1,6 @@
-/* AVX2 and FMA: a vector of 16 samples is two registers.
- * The target is set here and not by a flag, so that the package's other code runs anywhere. */
+/* AVX2 and FMA: a vector of 16 samples takes two registers.
+ * The target is set here and not by a compiler flag, so that the rest of the package runs on any
+ * CPU. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <stdint.h>
@@ -10,9 +11,9 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define ISA_AVX2
-#define KERNEL kernel_avx2
-#define KERNEL_NAME "avx2"
-#include "block.h"
+#define ISA_KERNEL kernel_avx2
+#define ISA_NAME "avx2"
+#include "items.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,5 +1,6 @@
-/* AVX-512F: a vector of 16 samples is one register.
- * The target is set here and not by a flag, so that the package's other code runs anywhere. */
+/* AVX-512F: a vector of 16 samples takes one register.
+ * The target is set here and not by a compiler flag, so that the rest of the package runs on any
+ * CPU. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <stdint.h>
@@ -10,9 +11,9 @@
 #pragma GCC target("avx512f,avx2,fma")
 #endif
 #define ISA_AVX512
-#define KERNEL kernel_avx512
-#define KERNEL_NAME "avx512"
-#include "block.h"
+#define ISA_KERNEL kernel_avx512
+#define ISA_NAME "avx512"
+#include "items.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

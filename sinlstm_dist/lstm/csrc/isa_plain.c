@@ -1,4 +1,4 @@
-/* Any CPU: the compiler's vectors of four. */
-#define KERNEL kernel_plain
-#define KERNEL_NAME "plain"
-#include "block.h"
+/* Any CPU: a vector of 16 samples takes four of the compiler's vectors. */
+#define ISA_KERNEL kernel_plain
+#define ISA_NAME "plain"
+#include "items.h"

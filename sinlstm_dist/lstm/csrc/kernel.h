@@ -1,62 +1,71 @@
-/* What the parts of the kernel tell each other: the problem of one call, and the functions that
- * each instruction set provides for one item of it.
+/* Types that the parts of the kernel share: the tensors of one call, and the functions that each
+ * instruction set provides.
  *
  * Letters as in model.py: B samples, W time steps, D features, H hidden size. A *block* is 16
- * samples, one a lane. An *item* is up to 8 blocks of one piece and the unit of work of a thread.
- * Blocks and items are counted from the start of their piece, and each item writes results of its
- * own, so what an item computes depends on nothing but its samples and the weights.
+ * samples, one per lane of a vector. An *item* is up to 8 blocks of one piece; it is the unit of
+ * work of a thread. Blocks and items are counted from the start of their piece, and each item
+ * writes to memory of its own. So an item's result depends only on its samples and the weights.
  */
 #ifndef SINLSTM_KERNEL_H
 #define SINLSTM_KERNEL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define BLOCK_SAMPLES 16
 #define ITEM_BLOCKS 8
 #define ITEM_SAMPLES (BLOCK_SAMPLES * ITEM_BLOCKS)
-#define LOG2E 1.4426950408889634 /* gates are computed as exponents of 2 */
-#define NUM_TOTALS 3 /* squared error, correct predictions, samples */
+#define MAX_HIDDEN 64
+#define MAX_STEPS (1 << 24)      /* so that offsets inside a block fit into an int */
+#define MAX_FEATURES (1 << 24)   /* likewise */
+#define LOG2E 1.4426950408889634 /* gates are computed as powers of 2 */
+#define NUM_TOTALS 3             /* squared error, correct predictions, samples */
 
-/* A tensor's memory as seen by its rows: element (b, t, d) at data[b * row + t * step + d * unit];
- * data == NULL: absent. */
+/* Strides in elements, as torch has them. data == NULL: no such tensor in this call. */
 typedef struct {
     float *data;
-    ptrdiff_t row, step, unit;
-} Rows;
+    ptrdiff_t sample_stride, step_stride, feature_stride;
+} Tensor;
 
+/* The tensors and sizes of one call. */
 typedef struct {
+    int64_t num_samples;
     int W, D, H;
-    const int64_t *indices; /* sample i is row indices[i] of inputs and targets; NULL: row i */
-    Rows inputs, targets;
+    int64_t num_threads;
+    Tensor inputs;
     const float *weight_ih, *weight_hh, *bias_ih, *bias_hh; /* as nn.LSTM has them */
-    const float *packed;                                    /* pack_weights' */
+    const float *packed; /* the same weights as the forward pass reads them, see call.c */
 
-    const float *head_weight, *head_bias; /* the predictor's last layer, or NULL */
+    /* predictor */
+    Tensor targets;
+    const float *head_weight, *head_bias; /* of the linear layer */
     float tolerance;
-    int with_gradient;
+    bool with_gradient;
 
-    Rows hidden0, cell0; /* lstm: state before the first step, or absent */
-    Rows outputs, hidden, cell;
-    float *tapes; /* one tape a block, kept for the backward pass; NULL: none */
+    /* lstm_forward; hidden0, cell0 and tapes may be NULL */
+    Tensor hidden0, cell0, outputs, hidden, cell;
+    float *tapes; /* one per block, kept for the backward pass */
 
-    Rows grad_outputs, grad_hidden, grad_cell; /* given; each may be absent */
-    Rows grad_inputs, grad_hidden0, grad_cell0; /* wanted; each may be absent */
+    /* lstm_backward; each may be NULL */
+    Tensor grad_outputs, grad_hidden, grad_cell;  /* given */
+    Tensor grad_inputs, grad_hidden0, grad_cell0; /* computed */
 } Problem;
 
-/* Samples [first, first + count) of a call, whose first block is block number `block`. */
+/* Samples [first, first + count) of a call. The first of them begins block number `block`. */
 typedef struct {
     int64_t first, block;
     int count;
     float *result; /* predictor: gradient and totals; lstm_backward: gradient */
 } Item;
 
+typedef void (*ItemFunction)(const Problem *, const Item *, float *scratch);
+
+/* One instruction set's functions. */
 typedef struct {
     const char *name;
     size_t (*scratch_floats)(const Problem *);
-    void (*predictor)(const Problem *, const Item *, float *scratch);
-    void (*lstm_forward)(const Problem *, const Item *, float *scratch);
-    void (*lstm_backward)(const Problem *, const Item *, float *scratch);
+    ItemFunction predictor, lstm_forward, lstm_backward;
 } Kernel;
 
 extern const Kernel kernel_plain;

@@ -1,10 +1,10 @@
-/* A small pool of threads that share out the items of one call.
+/* A small pool of threads that share the items of one call.
  *
- * Training calls every few hundred microseconds, and between two epochs there are a test and some
- * files: a worker spins for a while, soon yielding to whoever else wants its core, and then sleeps,
- * so an idle process uses no CPU. Publishing a call offers *seats*; a worker that wakes takes one,
- * and the caller withdraws those left when its own items are done. So a caller waits only for
- * workers that began, never for one to wake up.
+ * Training calls every few hundred microseconds, with longer breaks between epochs. So a worker
+ * without work first spins for a while, soon yielding its core to other threads, and then sleeps:
+ * an idle process uses no CPU. A call offers *seats*; a worker that wakes up takes one. When the
+ * caller has done its own items, it withdraws the seats that are left. So a caller waits only for
+ * workers that have begun, never for one to wake up.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "pool.h"
@@ -18,18 +18,18 @@
 
 #define MAX_WORKERS 255
 #define SPIN_NS 1000000
-#define YIELD_NS 200000 /* after so much of it */
-#define SPINS_PER_CLOCK 32 /* reading the clock is not free */
+#define YIELD_NS 200000    /* after spinning this long, a worker yields */
+#define SPINS_PER_CLOCK 32 /* reading the clock takes time */
 
 static struct {
-    /* What workers run: written only while no seat is offered or taken. */
+    /* The call that workers run. Written only while no seat is offered or taken. */
     PoolTask task;
     void *context;
     int64_t num_items;
     _Alignas(64) atomic_int_fast64_t next_item;
     _Alignas(64) atomic_int seats;  /* offered and not yet taken */
-    _Alignas(64) atomic_int left;   /* workers that took a seat and have left it */
-    _Alignas(64) atomic_uint calls; /* what sleeping and spinning workers watch */
+    _Alignas(64) atomic_int left;   /* workers that took a seat and have finished */
+    _Alignas(64) atomic_uint calls; /* number of calls; idle workers watch it */
     atomic_int sleepers;
     atomic_flag in_use;
     int num_workers;
@@ -86,7 +86,7 @@ static bool spin_for_call(unsigned seen) {
 
 static void sleep_for_call(unsigned seen) {
     pthread_mutex_lock(&pool.mutex);
-    atomic_fetch_add(&pool.sleepers, 1); /* before the look at `calls`: see publish() */
+    atomic_fetch_add(&pool.sleepers, 1); /* before reading `calls`: see publish() */
     while (atomic_load(&pool.calls) == seen) pthread_cond_wait(&pool.called, &pool.mutex);
     atomic_fetch_sub(&pool.sleepers, 1);
     pthread_mutex_unlock(&pool.mutex);
@@ -105,7 +105,7 @@ static void *work(void *unused) {
     return NULL;
 }
 
-/* Signals are the interpreter's: workers block them all. */
+/* Workers block all signals, so that the interpreter's threads get them. */
 static bool start_worker(void) {
     sigset_t all, before;
     pthread_t thread;
@@ -133,16 +133,17 @@ static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
 
 /* ---------------------------------------------------------------- callers */
 
-static int ensure_workers(int wanted) {
+/* Starts workers until there are `wanted`; returns how many of these there are. */
+static int ensure_workers(int64_t num_wanted) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, watch_forks);
-    if (wanted > MAX_WORKERS) wanted = MAX_WORKERS;
+    const int wanted = num_wanted < MAX_WORKERS ? (int)num_wanted : MAX_WORKERS;
     while (pool.num_workers < wanted && start_worker()) pool.num_workers++;
     return pool.num_workers < wanted ? pool.num_workers : wanted;
 }
 
-/* Offers the seats, then wakes sleepers. A worker counts itself a sleeper before it looks at
- * `calls`, and this looks at `sleepers` after it changed `calls`: one of the two sees the other. */
+/* Offers seats, then wakes sleepers. A worker counts itself as a sleeper before it reads `calls`;
+ * this function changes `calls` before it reads `sleepers`: so one of the two sees the other. */
 static void publish(int seats) {
     atomic_store(&pool.seats, seats);
     atomic_fetch_add(&pool.calls, 1);
@@ -160,8 +161,8 @@ static void wait_until_left(int taken) {
     }
 }
 
-void pool_run(PoolTask task, void *context, int64_t num_items, int num_threads) {
-    if (num_threads > num_items) num_threads = (int)num_items;
+void pool_run(PoolTask task, void *context, int64_t num_items, int64_t num_threads) {
+    if (num_threads > num_items) num_threads = num_items;
     if (num_threads <= 1 || atomic_flag_test_and_set(&pool.in_use)) {
         for (int64_t item = 0; item < num_items; item++) task(context, item);
         return;

@@ -1,15 +1,15 @@
 /* One logical vector: 16 samples, on every instruction set.
  *
- * AVX-512 holds it in one register, AVX2 in two, the plain path in four compiler vectors. Sixteen
- * everywhere means that blocks, lane order and the tree over lanes are the same everywhere.
- * Every multiply-add is spelled out (v_fma) and the build forbids contraction, so that the same
- * source line is the same arithmetic wherever it is inlined.
+ * AVX-512 holds it in one register, AVX2 in two, the plain path in four of the compiler's vectors.
+ * The size is 16 everywhere, so blocks, lane order and the tree over lanes are the same everywhere.
+ * Every multiply-add is written out (v_fma) and the build forbids contraction, so a source line is
+ * the same arithmetic wherever it is inlined.
  *
- * Defines: vec, v_load, v_store, v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_fma (a*b + c), v_fnma (c - a*b),
- * v_max and v_min (second argument where either is NaN), v_abs, v_one_if_less, v_keep (zero where
- * the mask's bits are zero), v_pow2 (2^n from the bits of n + ROUND_MAGIC), v_sum (fixed tree).
- * And for loops that need many sums in registers: reg, one register's REG_LANES lanes of a vector,
- * with r_load, r_store, r_add, r_fma.
+ * Defines: vec, v_load, v_store, v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_fma (a*b + c),
+ * v_fnma (c - a*b), v_max and v_min (the second argument where either is NaN), v_abs,
+ * v_one_if_less, v_keep (zero where the mask's bits are zero), v_pow2 (2^n from the bits of
+ * n + ROUND_MAGIC), v_sum (in a fixed tree). For loops that need many sums in registers it defines
+ * reg, the REG_LANES lanes of a vector that one register holds, with r_load, r_store, r_add, r_fma.
  */
 #ifndef SINLSTM_SIMD_H
 #define SINLSTM_SIMD_H
@@ -20,6 +20,11 @@
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
+
+/* A loop over a constant count of at most MAX_UNROLLED that becomes straight code, so that arrays
+ * of vectors live in registers. */
+#define MAX_UNROLLED 5
+#define FOR_UNROLLED(n, count) _Pragma("GCC unroll 5") for (int n = 0; n < (count); n++)
 
 /* x + 1.5 * 2^23 rounds x to the nearest integer and leaves that integer in the low bits. */
 #define ROUND_MAGIC 12582912.0f
@@ -57,8 +62,7 @@ INLINE vec v_one_if_less(vec a, vec b) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), _mm512_set1_ps(1.0f));
 }
 INLINE vec v_keep(vec mask, vec a) {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(_mm512_castps_si512(mask), _mm512_castps_si512(a)));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(mask), _mm512_castps_si512(a)));
 }
 INLINE vec v_pow2(vec rounded) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(rounded), 23);
@@ -68,7 +72,9 @@ INLINE vec v_pow2(vec rounded) {
 #elif defined(ISA_AVX2)
 
 #include <immintrin.h>
-typedef struct { __m256 a, b; } vec;
+typedef struct {
+    __m256 a, b;
+} vec;
 
 typedef __m256 reg;
 #define REG_LANES 8
@@ -80,7 +86,10 @@ INLINE reg r_fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
 #define BOTH(name, x, y) ((vec){name((x).a, (y).a), name((x).b, (y).b)})
 
 INLINE vec v_load(const float *p) { return (vec){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-INLINE void v_store(float *p, vec x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+INLINE void v_store(float *p, vec x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
 INLINE vec v_set1(float x) { return (vec){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE vec v_zero(void) { return (vec){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 INLINE vec v_add(vec x, vec y) { return BOTH(_mm256_add_ps, x, y); }
@@ -111,18 +120,24 @@ INLINE __m256 half_pow2(__m256 rounded) {
 }
 INLINE vec v_pow2(vec rounded) { return (vec){half_pow2(rounded.a), half_pow2(rounded.b)}; }
 
-#else /* plain: the compiler's vectors of four, SSE2 on x86-64 and NEON on Arm */
+#else /* plain: the compiler's vectors of four floats, SSE2 on x86-64 and NEON on Arm */
 
 typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
 typedef uint32_t u4 __attribute__((vector_size(16)));
-typedef struct { f4 a, b, c, d; } vec;
+typedef struct {
+    f4 a, b, c, d;
+} vec;
 
-#define EACH(name, x, y) \
+#define EACH(name, x, y)                                                                    \
     ((vec){name((x).a, (y).a), name((x).b, (y).b), name((x).c, (y).c), name((x).d, (y).d)})
 #define EACH_OP(x, op, y) ((vec){(x).a op(y).a, (x).b op(y).b, (x).c op(y).c, (x).d op(y).d})
 
-INLINE f4 f4_load(const float *p) { f4 x; memcpy(&x, p, sizeof x); return x; }
+INLINE f4 f4_load(const float *p) {
+    f4 x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
 INLINE f4 f4_set1(float x) { return (f4){x, x, x, x}; }
 INLINE f4 f4_select(i4 mask, f4 yes, f4 no) { return (f4)((mask & (i4)yes) | (~mask & (i4)no)); }
 INLINE f4 f4_max(f4 a, f4 b) { return f4_select((i4)(a > b), a, b); }
@@ -172,14 +187,12 @@ INLINE vec v_abs(vec x) {
     return EACH(f4_keep, x, ((vec){m, m, m, m}));
 }
 INLINE vec v_one_if_less(vec x, vec y) { return EACH(f4_one_if_less, x, y); }
-INLINE vec v_pow2(vec x) {
-    return (vec){f4_pow2(x.a), f4_pow2(x.b), f4_pow2(x.c), f4_pow2(x.d)};
-}
+INLINE vec v_pow2(vec x) { return (vec){f4_pow2(x.a), f4_pow2(x.b), f4_pow2(x.c), f4_pow2(x.d)}; }
 
 #endif
 
-/* The tree over lanes: i with i+8, then i+4, then i+2, then i+1. Runs a few hundred times an item,
- * so it costs little; written on memory, it is the same on every instruction set. */
+/* The tree over lanes: i with i+8, then i+4, then i+2, then i+1. It works on memory, so it is the
+ * same on every instruction set; it runs only a few hundred times per item. */
 INLINE float v_sum(vec x) {
     float lane[LANES];
     v_store(lane, x);

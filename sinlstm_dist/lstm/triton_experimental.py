@@ -1,17 +1,20 @@
-"""The predictor's rows on a GPU: each block of samples is one program's work for all time steps.
+"""EXPERIMENTAL: `predictor_rows` on a GPU, as a Triton kernel. It has never run on a GPU.
 
-A program keeps weights, states and gradients' sums in registers, writes the states before each
-step to a tape of its own, and goes back over it, computing the gates again rather than reading
-them. Blocks' sums go to memory and are added in order by a second kernel: nothing is atomic, and
-which program computes a block changes nothing.
+It is used only if the user asks for lstm = "fused" on a CUDA device (see choice.py); the default
+there is torch.nn.LSTM. So far it has been compiled for GPUs, and its tests run it in Triton's
+interpreter on the CPU, as this command does:
 
-Hidden sizes above 32 need 144 KB of shared memory, as A100 and H100 have it.
+    TRITON_INTERPRET=1 python -c "import torch
+    from sinlstm_dist.lstm.triton_experimental import predictor
+    sizes = (8, 1), (8, 2), (8,), (8,), (1, 2), (1,)
+    print(predictor(torch.ones(3, 4, 1), torch.ones(3, 1), [2, 1],
+                    [torch.ones(s) for s in sizes], 0.1, with_gradient=False))"
 
-Never run on a GPU so far: compiled for some, and run by Triton's interpreter on the CPU, as here:
-
-    TRITON_INTERPRET=1 python -c "import torch; from sinlstm_dist.lstm import triton_kernel
-    print(triton_kernel.predictor(torch.ones(3, 4, 1), torch.ones(3, 1), [2, 1], [torch.ones(s)
-    for s in ((8, 1), (8, 2), (8,), (8,), (1, 2), (1,))], 0.1, with_gradient=False))"
+One program computes all time steps of a block of 16 samples. It keeps weights, states and sums of
+gradients in registers. The forward pass writes the state before each step to a tape; the backward
+pass reads the tape and computes the gates again. Each block's sums go to memory, and a second
+kernel adds them in order. There are no atomics, so the result does not depend on which program
+computes a block. Hidden sizes above 32 need 144 KB of shared memory (A100, H100).
 
 Source: Hsu et al.: Liger Kernel (arXiv 2410.10989), for gradients computed in the forward pass.
 
@@ -28,15 +31,15 @@ import triton.language as tl
 from torch import Tensor
 
 from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE
+from sinlstm_dist.lstm.predictor import NUM_TOTALS
 
-NUM_TOTALS = 3  # sum of squared errors, correct predictions, samples
-LEAST = 16  # rows and columns of the smallest matrices that tl.dot multiplies
-BLOCK = LEAST  # samples
+MIN_DOT_SIZE = 16  # rows and columns of the smallest matrices that tl.dot multiplies
+BLOCK_SAMPLES = MIN_DOT_SIZE
 COLUMNS = 256  # of a row, added by one program
-# By padded hidden size: so many have the registers for a program's matrices (for 64, most of them).
+# By padded hidden size: the warps whose registers hold a program's matrices (most of them for 64).
 NUM_WARPS = {16: 2, 32: 8, 64: 16}
-NUM_STAGES = 1  # reading ahead would take registers that there are not
-WARPS_PER_PROCESSOR = 8  # with all the registers that they may have
+NUM_STAGES = 1  # loading ahead would need more registers than a program has
+WARPS_PER_PROCESSOR = 8  # when each warp uses as many registers as it may
 
 
 def predictor(
@@ -49,16 +52,13 @@ def predictor(
     with_gradient: bool,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The rows of `lstm.predictor_rows`, or only their last three columns; see there.
+    """Compute the rows of `lstm.predictor_rows`, or only their last three columns.
 
     Args:
-        windows: (B, W, D) float32, any strides, W at least 1.
-        targets: (B, 1) float32.
-        piece_sizes: samples of each piece; they add up to B.
-        parameters: the six, of hidden size 64 at most.
-        tolerance: a prediction is correct if |prediction - target| is below it in float32.
-        with_gradient: whether the gradient's columns are wanted.
-        out: (at least the pieces, at least the columns) float32; None: a new tensor.
+        with_gradient: whether to compute the gradient's columns.
+
+    All other arguments are those of `lstm.predictor_rows`; `parameters` have a hidden size of at
+    most 64.
 
     Returns:
         (len(piece_sizes), G + 3 or 3) float32 on the device of `windows`.
@@ -68,29 +68,43 @@ def predictor(
             on the device of `windows`.
     """
     _check(windows, targets, parameters, out)
-    (B, W, D), H = windows.shape, parameters[1].shape[1]
-    weights = [p.contiguous() for p in parameters]
-    width = NUM_TOTALS + (sum(w.numel() for w in weights) if with_gradient else 0)
-    blocks, piece_blocks = _blocks(tuple(piece_sizes), B, windows.device)
-    features, units = _padded(D + 1), _padded(H)
-    num_programs = min(len(blocks), _most_programs(windows.device, NUM_WARPS[units]))
-    tape = windows.new_empty(num_programs * W * 2 * BLOCK * units if with_gradient else 0)
-    partials = windows.new_empty(len(blocks), width)
+    blocks, piece_blocks = _blocks(tuple(piece_sizes), windows.shape[0], windows.device)
+    width = NUM_TOTALS + (sum(p.numel() for p in parameters) if with_gradient else 0)
     num_pieces = len(piece_sizes)
     if out is None:
         out = windows.new_empty(num_pieces, width)
     with torch.cuda.device_of(windows):
-        if num_programs:
-            _block_rows[(num_programs,)](
-                windows, *windows.stride(), targets, targets.stride(0), blocks, len(blocks),
-                *weights, tape, partials, width, W, D, H, tolerance, int(with_gradient),
-                BLOCK, features, units, num_warps=NUM_WARPS[units], num_stages=NUM_STAGES,
-            )  # fmt: skip
+        partials = _partials(windows, targets, blocks, parameters, tolerance, width)
         if num_pieces:
             _piece_rows[(num_pieces, triton.cdiv(width, COLUMNS))](
                 partials, piece_blocks, out, out.stride(0), width, COLUMNS
             )
     return out[:num_pieces, :width]
+
+
+def _partials(
+    windows: Tensor,
+    targets: Tensor,
+    blocks: Tensor,
+    parameters: Sequence[Tensor],
+    tolerance: float,
+    width: int,
+) -> Tensor:
+    """The blocks' sums: (blocks, width)."""
+    (_, W, D), H = windows.shape, parameters[1].shape[1]
+    with_gradient = width > NUM_TOTALS
+    features, units = _padded(D + 1), _padded(H)
+    num_programs = min(len(blocks), _max_programs(windows.device, NUM_WARPS[units]))
+    tape = windows.new_empty(num_programs * W * 2 * BLOCK_SAMPLES * units if with_gradient else 0)
+    partials = windows.new_empty(len(blocks), width)
+    if num_programs:
+        _block_rows[(num_programs,)](
+            windows, *windows.stride(), targets, targets.stride(0), blocks, len(blocks),
+            *[p.contiguous() for p in parameters], tape, partials, width, W, D, H, tolerance,
+            int(with_gradient), BLOCK_SAMPLES, features, units, num_warps=NUM_WARPS[units],
+            num_stages=NUM_STAGES,
+        )  # fmt: skip
+    return partials
 
 
 def _check(
@@ -100,7 +114,7 @@ def _check(
         if tensor.dtype is not torch.float32 or tensor.device != windows.device:
             raise ValueError(
                 f"a tensor is {tensor.dtype} on {tensor.device}: the Triton kernel needs "
-                f"torch.float32 on {windows.device}, as the windows"
+                f"torch.float32 on {windows.device}, where the windows are"
             )
     W, D, H = windows.shape[1], windows.shape[2], parameters[1].shape[1]
     if not (W >= 1 and D >= 1 and 1 <= H <= MAX_HIDDEN_SIZE):
@@ -111,26 +125,27 @@ def _check(
 
 
 def _padded(size: int) -> int:
-    return max(LEAST, triton.next_power_of_2(size))
+    return max(MIN_DOT_SIZE, triton.next_power_of_2(size))
 
 
-@lru_cache(maxsize=16)  # an epoch's steps have two or three lists of sizes, and copies take time
+@lru_cache(maxsize=16)  # an epoch's steps have two or three lists of sizes, and copying takes time
 def _blocks(piece_sizes: tuple[int, ...], B: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First sample and size of each block, and the blocks before each piece and before the end."""
+    """First sample and size of each block; and each piece's first block, with the end."""
     if min(piece_sizes, default=0) < 0 or sum(piece_sizes) != B:
         raise ValueError(f"piece_sizes {piece_sizes} do not add up to the {B} samples there are")
     blocks: list[tuple[int, int]] = []
     piece_blocks, first = [0], 0
     for size in piece_sizes:
-        blocks += [(first + done, min(BLOCK, size - done)) for done in range(0, size, BLOCK)]
+        for done in range(0, size, BLOCK_SAMPLES):
+            blocks.append((first + done, min(BLOCK_SAMPLES, size - done)))
         piece_blocks.append(len(blocks))
         first += size
     table = torch.tensor(blocks, dtype=torch.int32, device=device).view(-1, 2)
     return table, torch.tensor(piece_blocks, dtype=torch.int32, device=device)
 
 
-def _most_programs(device: torch.device, num_warps: int) -> int:
-    """As many as run at a time."""
+def _max_programs(device: torch.device, num_warps: int) -> int:
+    """The number of programs that run at the same time."""
     if device.type == "cpu":  # the interpreter, one after the other
         return 2
     processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -138,8 +153,10 @@ def _most_programs(device: torch.device, num_warps: int) -> int:
 
 
 def _jit(function):
-    """Compiled once for all pointers and sizes: code made for an alignment, or for a size of 1,
-    might add in another order."""
+    """Compile once for all pointers and sizes.
+
+    Code specialised for an alignment, or for a size of 1, might add in another order.
+    """
     names = inspect.signature(function).parameters.keys() - function.__annotations__.keys()
     return triton.jit(function, do_not_specialize=sorted(names))
 
@@ -153,7 +170,7 @@ def _tanh(x):
 def _gates(x, h, weight_x, weight_h, used, LANES: tl.constexpr, UNITS: tl.constexpr):
     """The gates i, f, g, o after their nonlinearity, each (LANES, UNITS).
 
-    Idle lanes and units count as zeros, whatever infinite inputs and weights make of them.
+    Sums of idle lanes and units are set to zero: with infinite inputs or weights they are NaN.
     """
     sums = tl.dot(x, weight_x, input_precision="ieee")
     sums = tl.dot(h, weight_h, sums, input_precision="ieee")
@@ -171,11 +188,13 @@ def _block_rows(
     W, D, H, tolerance, with_gradient,
     LANES: tl.constexpr, FEATURES: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Each block's sums, laid out as the rows are. The gradient is an if, not a constant, so that
-    totals come from the same code with it and without."""
+    """Each block's sums, in the layout of the rows.
+
+    `with_gradient` is no constant, so that the totals come from the same code in both cases.
+    """
     lane, unit, feature = tl.arange(0, LANES), tl.arange(0, UNITS), tl.arange(0, FEATURES)
-    column = tl.arange(0, 4 * UNITS)  # unit by unit, its four gates side by side
-    gate = column % 4 * H + column // 4  # the weights' row
+    column = tl.arange(0, 4 * UNITS)  # the four gates of unit 0, then those of unit 1, ...
+    gate = column % 4 * H + column // 4  # row of the weights
     is_unit, is_gate, is_feature, is_one = unit < H, column // 4 < H, feature < D, feature == D
     at_x = gate[None, :] * D + feature[:, None]
     at_h = gate[None, :] * H + unit[:, None]
@@ -184,7 +203,7 @@ def _block_rows(
     weight_x = tl.load(weight_ih + at_x, mask=is_x, other=0.0)  # (FEATURES, 4 UNITS)
     bias = tl.load(bias_ih + gate, mask=is_gate, other=0.0)
     bias += tl.load(bias_hh + gate, mask=is_gate, other=0.0)
-    weight_x = tl.where(is_one[:, None], bias[None, :], weight_x)  # of a feature that is always 1
+    weight_x = tl.where(is_one[:, None], bias[None, :], weight_x)  # bias: a feature that is 1
     head = tl.load(head_weight + unit, mask=is_unit, other=0.0)
 
     program = tl.program_id(0).to(tl.int64)
@@ -228,7 +247,7 @@ def _block_rows(
             dc = tl.zeros((LANES, UNITS), tl.float32)
             sum_x = tl.zeros((FEATURES, 4 * UNITS), tl.float32)
             sum_h = tl.zeros((UNITS, 4 * UNITS), tl.float32)
-            tl.debug_barrier()  # the tape's writers and readers are different threads
+            tl.debug_barrier()  # different threads write and read the tape
             for back in range(W):
                 t = W - 1 - back
                 before = states + t * (2 * LANES * UNITS)
@@ -245,7 +264,7 @@ def _block_rows(
                 sum_h = tl.dot(tl.trans(h), dgates, sum_h, input_precision="ieee")
                 dh = tl.dot(dgates, tl.trans(weight_h), input_precision="ieee")
                 dc *= f
-            tl.debug_barrier()  # before the next block is written over what is being read
+            tl.debug_barrier()  # read the tape before the next block overwrites it
             tl.store(row + at_x, sum_x, mask=is_x)
             tl.store(row + 4 * H * D + at_h, sum_h, mask=is_h)
             sum_bias = tl.sum(tl.where(is_one[:, None], sum_x, 0.0), axis=0)
@@ -256,7 +275,7 @@ def _block_rows(
 
 @_jit
 def _piece_rows(partials, piece_blocks, out, stride_out, width, COLUMNS: tl.constexpr):
-    """Add each piece's blocks, the first one first."""
+    """Add each piece's blocks, in their order."""
     piece = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     is_column = column < width

@@ -1,6 +1,6 @@
-"""What a run has learned, read back for use: its configuration and its weights.
+"""A trained model, read back for use: its configuration and its weights.
 
-A run is named by its folder, which holds the final weights, or by one of its checkpoints.
+It is named by the folder of a finished run, or by one of the run's checkpoints.
 """
 
 import os
@@ -14,12 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sinlstm_dist.config import SINE, Config, override
-from sinlstm_dist.data.series import Scale
+from sinlstm_dist.data.series import NO_SCALE, Scale
+from sinlstm_dist.data.source import continuation
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.rollout import Forecast, roll_out
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
-from sinlstm_dist.run.record import CHECKPOINTS, SUMMARY, Summary, read_run
+from sinlstm_dist.run.record import CHECKPOINTS, SUMMARY, WEIGHTS, Summary, read_run
 
 MEAN, STD = "scaling.mean", "scaling.std"
 
@@ -29,7 +31,7 @@ class Trained:
     """A trained model.
 
     Args:
-        config: of the run, with what the user has set anew.
+        config: of the run, with the user's overrides.
         weights: by parameter name, on the CPU.
     """
 
@@ -38,16 +40,35 @@ class Trained:
 
     @property
     def scale(self) -> Scale | None:
-        """What the series that it has learned from was scaled by; None for the sine."""
+        """The scale of the series that it was trained on; None for the sine."""
         if MEAN not in self.weights:
             return None
         return Scale(float(self.weights[MEAN]), float(self.weights[STD]))
 
+    def forecast(self, *, steps: int | None = None) -> Forecast:
+        """Feed the model its own predictions, from the first test window on.
+
+        Args:
+            steps: values to predict, at least 1; None for ten cycles.
+
+        Returns:
+            the forecast, in the user's units.
+        """
+        settings, scale = self.config.data, self.scale or NO_SCALE
+        steps = steps or max(1, round(10 * settings.period))
+        window, truth = continuation(settings, self.scale, steps=steps)
+        weights = {name: value.float().numpy() for name, value in self.weights.items()}
+        values = roll_out(weights, window, steps=steps)
+        return Forecast(
+            scale.undo(window), scale.undo(values), scale.undo(truth), period=settings.period
+        )
+
 
 def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
-    """Read a finished run's folder, or a checkpoint's.
+    """Read the folder of a finished run, or of a checkpoint.
 
     Args:
+        path: the folder.
         overrides: dotted configuration keys to values, as for `load_config`.
 
     Raises:
@@ -63,24 +84,24 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
     source = trained.config.data.source
     if (source == SINE) != (trained.scale is None):
         raise ConfigError(
-            f"data.source={source}: {path} has learned from {config.data.source}, and a model of "
-            "the sine does not know a series' units, nor one of a series the sine"
+            f"data.source={source}: {path} was trained on {config.data.source}; a model trained "
+            "on the sine has no units for a series (and vice versa)"
         )
     return trained
 
 
 def _read_checkpoint(path: Path) -> tuple[Config, Tensors]:
     try:
-        found = checkpoint.read(path)
+        whole = checkpoint.read(path)
     except DamagedCheckpoint as damage:
         raise ConfigError(str(damage)) from damage
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
-    return Config.model_validate(found.state["config"]), found.weights
+    return Config.model_validate(whole.state["config"]), whole.weights
 
 
 def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
-    """Refuse weights that are not those of the run's model."""
+    """Refuse weights that do not fit the model of the run's configuration."""
     with torch.device("meta"):
         model = Predictor(
             hidden_size=config.model.hidden_size,
@@ -88,15 +109,15 @@ def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
             scaled=config.data.source != SINE,
         )
     if problem := checkpoint.unlike(weights, checkpoint.shapes(model.state_dict())):
-        raise ConfigError(f"{origin}: weights of another model than its configuration's: {problem}")
+        raise ConfigError(f"{origin}: the weights do not fit its configuration: {problem}")
 
 
 def _read_final_weights(path: Path, summary: Summary | None) -> Tensors:
-    file = path / checkpoint.WEIGHTS
+    file = path / WEIGHTS
     if not os.path.exists(file):
         newest = next(iter(checkpoint.find(path / CHECKPOINTS)), None)
         instead = f", or name its newest checkpoint, {newest}" if newest else ""
-        raise ConfigError(f"{path} holds a run that has not finished: train it on{instead}")
+        raise ConfigError(f"{path} holds a run that has not finished: continue it{instead}")
     try:
         content = files.read(file)
         if summary and not summary.vouches_for(content):

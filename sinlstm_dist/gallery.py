@@ -1,0 +1,146 @@
+"""Draws the pictures of a run from its folder, and those of a data set from its configuration."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sinlstm_dist.config import SINE, Config, Data
+from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
+from sinlstm_dist.data.source import datasets
+from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.model import Persistence
+from sinlstm_dist.reduction import count
+from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
+from sinlstm_dist.screen.pictures import (
+    Curve,
+    check_matplotlib,
+    curves_picture,
+    forecast_picture,
+    windows_picture,
+)
+from sinlstm_dist.trained import read_trained
+
+BASELINE_SAMPLES = 100_000  # test windows at most: more would not move a line in a picture
+EXAMPLE_NOISE = 0.05  # in the picture with noise, if the data have no noise
+
+
+class Pictures:
+    """A run's pictures, drawn into its folder; not enabled, it does nothing.
+
+    Args:
+        enabled: whether the run is to have pictures.
+        folder: the run folder.
+    """
+
+    def __init__(self, *, enabled: bool, folder: Path) -> None:
+        self._enabled, self._folder = enabled, folder
+
+    def check(self) -> None:
+        """Find out before the training whether pictures can be drawn.
+
+        Raises:
+            ConfigError: matplotlib is not installed.
+        """
+        if self._enabled:
+            check_matplotlib()
+
+    def draw(self, *, only_missing: bool = False) -> list[str]:
+        """Draw the data, the finished epochs and a forecast of the final weights.
+
+        Args:
+            only_missing: draw nothing if the pictures are newer than the end of the run.
+
+        Returns:
+            the names of the files.
+
+        Raises:
+            ConfigError: a picture cannot be written.
+        """
+        if not self._enabled or (only_missing and self._are_drawn()):
+            return []
+        folder, run, drawn = self._folder, read_run(self._folder), [WINDOWS]
+        draw_windows(run.config.data, folder / WINDOWS)
+        if run.history:
+            draw_curves([folder], folder / CURVES)
+            drawn.append(CURVES)
+        if (folder / WEIGHTS).exists():
+            forecast_picture(folder / FORECAST, read_trained(folder).forecast())
+            drawn.append(FORECAST)
+        return drawn
+
+    def _are_drawn(self) -> bool:
+        last, end = self._folder / FORECAST, self._folder / SUMMARY
+        return last.exists() and last.stat().st_mtime_ns >= end.stat().st_mtime_ns
+
+
+def draw_curves(folders: Sequence[Path], output: Path) -> None:
+    """Draw the curves of runs, finished or not, into one picture.
+
+    Raises:
+        ConfigError: a folder holds no run or no finished epoch, or the picture cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if not run.history:
+            raise ConfigError(f"{folder} has not finished an epoch yet: there is nothing to draw")
+    curves_picture(output, [_curve(name, run) for name, run in zip(names, runs, strict=True)])
+
+
+def _curve(name: str, run: RunRecord) -> Curve:
+    last = run.history[-1]
+    return Curve(
+        name=name,
+        history=run.history,
+        baseline=_baseline(run.config),
+        resumed_after=[step * last["epoch"] / last["step"] for step in run.resumed_after],
+        tolerance=run.config.train.tolerance,
+    )
+
+
+def _baseline(config: Config) -> tuple[float, float]:
+    """Loss and accuracy of "the last value again" on the test windows."""
+    _, test = datasets(config.data)
+    windows, targets = test[np.arange(min(len(test), BASELINE_SAMPLES))]
+    totals = count(Persistence()(windows), targets, tolerance=config.train.tolerance)
+    squared_error, correct, samples = totals.tolist()
+    return squared_error / samples, correct / samples
+
+
+def draw_windows(settings: Data, output: Path) -> None:
+    """Draw train windows with the next value marked; for the sine without and with noise.
+
+    Raises:
+        ConfigError: the picture cannot be written.
+    """
+    noise = settings.noise or EXAMPLE_NOISE
+    example = "" if settings.noise else " (an example: these data have none)"
+    panels = {"windows without noise": 0.0, f"with noise {noise:g}{example}": noise}
+    if settings.source != SINE:
+        panels = {"windows of the series": 0.0}
+    windows_picture(
+        output,
+        {
+            title: windows_to_draw(settings.model_copy(update={"noise": amount}))
+            for title, amount in panels.items()
+        },
+    )
+
+
+def windows_to_draw(settings: Data) -> list[tuple[int, np.ndarray, float]]:
+    """Three train windows, a third of a cycle apart, or as many as there are.
+
+    Returns:
+        first step, window (W,) and next value of each, in the user's units.
+    """
+    train, _ = datasets(settings)
+    starts = dict.fromkeys(round(settings.period * i / 3) for i in range(3))
+    samples = {first: train[first] for first in starts if first < len(train)}
+    scale = train.scale if isinstance(train, SeriesDataset) else NO_SCALE
+    return [
+        (first, scale.undo(window[:, 0].numpy()), scale.undo(target.numpy()).item())
+        for first, (window, target) in samples.items()
+    ]

@@ -1,0 +1,220 @@
+"""Everything that a run writes down: in its folder, on the screen, in trackers and pictures."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from sinlstm_dist.arithmetic import versions
+from sinlstm_dist.config import Config, flat, to_toml
+from sinlstm_dist.data.source import describe_source
+from sinlstm_dist.gallery import Pictures
+from sinlstm_dist.job import Job
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.optim import load_optimizer_tensors, optimizer_tensors
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.run.checkpoint import Checkpoint
+from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.run.progress import Outcome, Progress
+from sinlstm_dist.run.record import Summary
+from sinlstm_dist.run.trackers import Trackers
+from sinlstm_dist.screen.report import Report
+
+
+class Logbook:
+    """One start of a run as it is written down: `open`, `begin`, epochs and checkpoints, `end`.
+
+    Every process has one and calls its methods; the main process alone writes.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        report: shows the run; disabled on all processes but the main one.
+    """
+
+    job: Job
+    world: World
+
+    def __init__(self, config: Config, *, folder: RunFolder, report: Report) -> None:
+        self.config, self.folder, self.report = config, folder, report
+        self.pictures = Pictures(enabled=config.output.plots, folder=folder.path)
+        self.pictures.check()
+        self.trackers = Trackers(config.output.trackers, folder=folder.path, note=report.note)
+        self.history: list[dict[str, Any]] = []  # the finished epochs' metrics
+        self.saved_step: int | None = None  # of the last checkpoint
+        self._tracker_id = ""
+        self._started = time.perf_counter()
+
+    def open(self, job: Job, world: World) -> dict[str, Any]:
+        """Claim the run folder and find what this start continues from.
+
+        Returns:
+            "summary": that of a run in which nothing is left to do, or None; "state": the
+            checkpoint's, or None for a fresh start; "history" and "notes", as `RunFolder.find`.
+
+        Raises:
+            ConfigError: the folder holds another run, or a tracker cannot be had.
+
+        Collective: yes.
+        """
+        self.job, self.world = job, world
+        world.on_main(self.trackers.check)
+        world.on_main(self.folder.claim)
+        beginning: dict[str, Any] = world.on_main(
+            self.folder.find,
+            config=self.config.model_dump(mode="json"),
+            layout=job.layout,
+            fingerprint=job.fingerprint,
+        )
+        return beginning
+
+    def begin(self, beginning: Mapping[str, Any]) -> Progress:
+        """Begin the run, or continue it from what `open` has found.
+
+        Returns:
+            the position from which it goes on.
+
+        Collective: yes.
+        """
+        self.report.start(self._facts())
+        for note in beginning["notes"]:
+            self.report.note(note)
+        state, self.history = beginning["state"], beginning["history"]
+        self._tracker_id = state["tracker_id"] if state else ""
+        self._start_trackers()  # which may refuse: so before the folder becomes a run's
+        arithmetic = self.job.agreement.arithmetic
+        self.world.on_main(self.folder.begin, toml=to_toml(self.config), arithmetic=arithmetic)
+        progress = self._restore(state) if state else Progress()
+        if not state and self.config.output.trackers:
+            self.save(progress)  # a run that is killed before its first checkpoint keeps its id
+        self.report.begin_training(
+            finished_epochs=progress.epoch,
+            num_steps=self.job.train.plan.num_steps,
+            preview=self.job.preview,
+        )
+        return progress
+
+    def _facts(self) -> dict[str, str]:
+        """The start panel: processes, data, the algebra of a batch, the model."""
+        config, job, world, plan = self.config, self.job, self.world, self.job.train.plan
+        where = ", ".join(dict.fromkeys(world.hosts))
+        why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
+        sizes = " or ".join(map(str, sorted(set(plan.all_sizes(0)))))
+        parameters = sum(parameter.numel() for parameter in job.model.parameters())
+        return {
+            "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
+            f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
+            "data": f"{len(job.train.data):,} train and {len(job.test.data):,} test windows of "
+            f"{config.data.window} steps, {describe_source(config.data)}",
+            "batch": f"{plan.num_samples(0):,} samples per step = {plan.num_pieces} pieces of "
+            f"{sizes}; {plan.num_steps:,} steps per epoch",
+            "reduction": config.train.reduction,
+            "model": f"{parameters:,} parameters, recurrence: {job.recurrence.name} "
+            f"({job.recurrence.reason})",
+            "run folder": config.output.dir,
+        }
+
+    def _start_trackers(self) -> None:
+        if self.config.output.trackers:
+            self._tracker_id = self.world.on_main(
+                self.trackers.start,
+                identity=self._tracker_id,
+                hyperparameters=flat(self.config),
+                history=self.history,
+            )
+
+    def _restore(self, state: Mapping[str, Any]) -> Progress:
+        job, from_main = self.job, self.world.tensors_from_main
+        job.model.load_state_dict(from_main(lambda: self.folder.loaded().weights))
+        optimizer = from_main(lambda: self.folder.loaded().optimizer)
+        load_optimizer_tensors(job.model, job.optimizer, optimizer)
+        progress = Progress.from_state(state)
+        self.saved_step = progress.step
+        self.report.note(
+            f"continues in epoch {progress.epoch + 1}, after step {progress.step} of the run"
+        )
+        if change := job.agreement.what_changed(state["arithmetic"]):
+            self.report.note(change)
+        return progress
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Write down a finished epoch's metrics. Collective: yes."""
+        self.history.append(record)
+        self.world.on_main(self.folder.append_metrics, record)
+        self.report.epoch(record)
+        self.trackers.epoch(record)
+
+    def save(self, progress: Progress) -> str:
+        """Publish a checkpoint of this instant; returns its folder.
+
+        Raises:
+            RunError: it cannot be written.
+
+        Collective: yes.
+        """
+        job = self.job
+        state = {
+            **progress.to_state(),
+            "config": self.config.model_dump(mode="json"),
+            "data": job.fingerprint,
+            "tracker_id": self._tracker_id,
+            "arithmetic": job.agreement.arithmetic,
+        }
+        optimizer = optimizer_tensors(job.model, job.optimizer)
+        folder: str = self.world.on_main(
+            self.folder.save_checkpoint,
+            Checkpoint(state, job.model.state_dict(), optimizer),
+            keep=self.config.checkpoint.keep,
+        )
+        self.saved_step = progress.step
+        return folder
+
+    def end(self, progress: Progress, outcome: Outcome, *, baseline: Totals) -> Summary:
+        """Write down how the run ended, with its weights if it is whole. Collective: yes."""
+        self.report.end_training()
+        summary = self._summary(progress, outcome)
+        self.trackers.end(summary)
+        is_whole = progress.epoch >= self.config.train.epochs and self.saved_step == progress.step
+        weights = self.job.model.state_dict() if is_whole else None
+        digest = self.world.on_main(self.folder.end, summary, weights)
+        summary = replace(summary, weights_sha256=digest)
+        self._show(summary, baseline, only_missing=False)
+        return summary
+
+    def show_ended(self, summary: Summary, *, baseline: Totals) -> Summary:
+        """Show how a run ended in which nothing was left to do. Collective: yes."""
+        self._show(summary, baseline, only_missing=True)
+        self.report.note(
+            "nothing was left to do: train.epochs continues this run, another output.dir starts a "
+            "new one"
+        )
+        return summary
+
+    def _show(self, summary: Summary, baseline: Totals, *, only_missing: bool) -> None:
+        folder = str(self.folder.path)
+        self.report.end(summary, baseline=baseline, folder=folder, history=self.history)
+        if drawn := self.world.on_main(self.pictures.draw, only_missing=only_missing):
+            self.report.note(f"pictures there: {', '.join(drawn)}")
+
+    def failure(self, progress: Progress, error: Exception) -> None:
+        """Write down that the run failed, if it had begun, as far as that is possible."""
+        self.trackers.close()
+        with contextlib.suppress(OSError):
+            if self.folder.is_open:
+                failed = Outcome("failed", str(error) or type(error).__name__)
+                self.folder.record_failure(self._summary(progress, failed))
+
+    def _summary(self, progress: Progress, outcome: Outcome) -> Summary:
+        return Summary(
+            **asdict(outcome),
+            epochs=progress.epoch,
+            step=progress.step,
+            metrics=self.history[-1] if self.history else {},
+            best=min(self.history, key=lambda record: record["test_loss"], default={}),
+            world_size=self.world.size,
+            device=self.world.device.type,
+            reduction=self.config.train.reduction,
+            wall_s=time.perf_counter() - self._started,
+            versions=versions(),
+        )

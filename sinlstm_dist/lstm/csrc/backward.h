@@ -1,0 +1,187 @@
+/* The backward pass of a block: from the gradients of the last state back over the tape to the
+ * gradients of the first state, and the block's sums for the gradients of the weights. */
+#ifndef SINLSTM_BACKWARD_H
+#define SINLSTM_BACKWARD_H
+
+#include "layout.h"
+
+/* Computes the gradients of the four gates before their nonlinearity, and of the cell before the
+ * step, from the gradients of the state after it. Uses w - (w t) t for w (1 - t^2): as exact. */
+INLINE void backward_unit(const float *act, const float *c_before, const float *dh, float *dc,
+                          float *dgates, int H) {
+    const vec i = v_load(act), f = v_load(act + H * LANES), g = v_load(act + 2 * H * LANES);
+    const vec o = v_load(act + 3 * H * LANES), tanh_c = v_load(act + 4 * H * LANES);
+    const vec one = v_set1(1.0f);
+    const vec dh_o = v_mul(v_load(dh), o);
+    const vec dh_o_t = v_mul(dh_o, tanh_c);
+    const vec dc_now = v_fnma(dh_o_t, tanh_c, v_add(v_load(dc), dh_o));
+    const vec dc_i = v_mul(dc_now, i);
+    const vec dc_i_g = v_mul(dc_i, g);
+    const vec dc_f = v_mul(dc_now, f);
+    v_store(dgates, v_mul(dc_i_g, v_sub(one, i)));
+    v_store(dgates + H * LANES, v_mul(v_mul(dc_f, v_load(c_before)), v_sub(one, f)));
+    v_store(dgates + 2 * H * LANES, v_fnma(dc_i_g, g, dc_i));
+    v_store(dgates + 3 * H * LANES, v_mul(dh_o_t, v_sub(one, o)));
+    v_store(dc, dc_f);
+}
+
+/* out[n] = sum over the 4H gates of weight[gate][n] * dgates[gate], for `count` (a constant)
+ * columns of a weight matrix of `width` columns. */
+INLINE void gates_to_columns(float *out, const float *weight, const float *dgates, int width, int H,
+                             int count) {
+    vec sum[MAX_UNROLLED];
+    FOR_UNROLLED(n, count) sum[n] = v_zero();
+    for (int r = 0; r < 4 * H; r++, weight += width) {
+        const vec d = v_load(dgates + r * LANES);
+        FOR_UNROLLED(n, count) sum[n] = v_fma(v_set1(weight[n]), d, sum[n]);
+    }
+    FOR_UNROLLED(n, count) v_store(out + n * LANES, sum[n]);
+}
+
+INLINE void gates_to_all_columns(float *out, const float *weight, const float *dgates, int width,
+                                 int H) {
+    int n = 0;
+    for (; n + 5 <= width; n += 5)
+        gates_to_columns(out + n * LANES, weight + n, dgates, width, H, 5);
+    for (; n < width; n++) gates_to_columns(out + n * LANES, weight + n, dgates, width, H, 1);
+}
+
+/* sums[r][n] += sum over the chunk's steps of dgates[t][r] * columns[t][n], for 4 rows r, a
+ * constant number of columns n and one register of lanes, so that the sums fit into registers. With
+ * `bias`, also bias[r] += sum over the steps of dgates[t][r]. */
+INLINE void weight_tile(float *sums, float *bias, const float *dgates, const float *columns,
+                        int steps, int H, int width, bool first, int count) {
+    const reg zero = {0};
+    reg sum[4][3], sum_bias[4];
+    FOR_UNROLLED(r, 4) {
+        FOR_UNROLLED(n, count) sum[r][n] = first ? zero : r_load(sums + (r * width + n) * LANES);
+        if (bias) sum_bias[r] = first ? zero : r_load(bias + r * LANES);
+    }
+    dgates += (size_t)LANES * (steps - 1) * 4 * H;
+    columns += (size_t)LANES * (steps - 1) * width;
+    for (int t = 0; t < steps; t++, dgates -= LANES * 4 * H, columns -= LANES * width) {
+        reg column[3];
+        FOR_UNROLLED(n, count) column[n] = r_load(columns + n * LANES);
+        FOR_UNROLLED(r, 4) {
+            const reg d = r_load(dgates + r * LANES);
+            FOR_UNROLLED(n, count) sum[r][n] = r_fma(d, column[n], sum[r][n]);
+            if (bias) sum_bias[r] = r_add(sum_bias[r], d);
+        }
+    }
+    FOR_UNROLLED(r, 4) {
+        FOR_UNROLLED(n, count) r_store(sums + (r * width + n) * LANES, sum[r][n]);
+        if (bias) r_store(bias + r * LANES, sum_bias[r]);
+    }
+}
+
+/* All columns of 4 rows, for one register of lanes. The bias is added with the first column. */
+INLINE void weight_rows(float *sums, float *bias, const float *dgates, const float *columns,
+                        int steps, int H, int width, bool first) {
+    int n = 0;
+    if (bias) {
+        weight_tile(sums, bias, dgates, columns, steps, H, width, first, 1);
+        n = 1;
+    }
+    for (; n + 3 <= width; n += 3)
+        weight_tile(sums + n * LANES, NULL, dgates, columns + n * LANES, steps, H, width, first, 3);
+    if (width - n == 2)
+        weight_tile(sums + n * LANES, NULL, dgates, columns + n * LANES, steps, H, width, first, 2);
+    if (width - n == 1)
+        weight_tile(sums + n * LANES, NULL, dgates, columns + n * LANES, steps, H, width, first, 1);
+}
+
+/* Adds a chunk's part to the sums of all weights of one kind. `columns` are the vectors that the
+ * weights multiply: hidden states, or inputs (then `bias` is given too). */
+INLINE void weight_sums(float *sums, float *bias, const float *dgates, const float *columns,
+                        int steps, int H, int width, bool first) {
+    for (int r = 0; r < 4 * H; r += 4)
+        for (int lane = 0; lane < LANES; lane += REG_LANES)
+            weight_rows(sums + (size_t)r * width * LANES + lane,
+                        bias ? bias + r * LANES + lane : NULL, dgates + r * LANES + lane,
+                        columns + lane, steps, H, width, first);
+}
+
+/* The samples for which lstm_backward reads the gradient of the outputs and writes the gradient of
+ * the inputs at each step. */
+typedef struct {
+    const Problem *problem;
+    int64_t first;
+    int lanes;
+} Outside;
+
+INLINE void add_output_gradient(const Outside *outside, int t, float *dh, int H) {
+    const Tensor grad = outside->problem->grad_outputs;
+    if (!grad.data) return;
+    const float *from = grad.data + outside->first * grad.sample_stride + t * grad.step_stride;
+    for (int lane = 0; lane < outside->lanes; lane++, from += grad.sample_stride)
+        for (int j = 0; j < H; j++) dh[j * LANES + lane] += from[j * grad.feature_stride];
+}
+
+INLINE void write_input_gradient(const Outside *outside, int t, const float *dgates, int D, int H) {
+    const Tensor grad = outside->problem->grad_inputs;
+    if (!grad.data) return;
+    float *step = grad.data + t * grad.step_stride;
+    for (int d = 0; d < D; d++) {
+        float column[LANES];
+        gates_to_columns(column, outside->problem->weight_ih + d, dgates, D, H, 1);
+        const Tensor feature = {step + d * grad.feature_stride, grad.sample_stride, 0, 0};
+        store_samples(feature, column, outside->first, outside->lanes, 1, 1);
+    }
+}
+
+/* Turns dh and dc after the last step into dh and dc before the first, and writes the block's sums.
+ * `outside` is NULL for the predictor. */
+INLINE void backward_sized(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                           const Outside *outside, int D, int H) {
+    const int W = p->W;
+    for (int end = W; end > 0; end -= chunk_steps(H)) {
+        const int begin = end > chunk_steps(H) ? end - chunk_steps(H) : 0;
+        for (int t = end - 1; t >= begin; t--) {
+            const float *act = tape.act + (size_t)LANES * t * H * ACTS;
+            const float *c = tape.c + (size_t)LANES * t * H;
+            float *dgates = scratch.dgates + (size_t)LANES * (t - begin) * 4 * H;
+            if (outside) add_output_gradient(outside, t, scratch.dh, H);
+            for (int j = 0; j < H; j++)
+                backward_unit(act + j * LANES, c + j * LANES, scratch.dh + j * LANES,
+                              scratch.dc + j * LANES, dgates + j * LANES, H);
+            gates_to_all_columns(scratch.dh, p->weight_hh, dgates, H, H);
+            if (outside) write_input_gradient(outside, t, dgates, D, H);
+        }
+        const bool first = end == W;
+        weight_sums(sums.hh, NULL, scratch.dgates, tape.h + (size_t)LANES * begin * H, end - begin,
+                    H, H, first);
+        weight_sums(sums.ih, sums.bias, scratch.dgates, tape.x + (size_t)LANES * begin * D,
+                    end - begin, H, D, first);
+    }
+}
+
+static NOINLINE void backward_small(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
+    backward_sized(p, tape, scratch, sums, NULL, SMALL_D, SMALL_H);
+}
+
+static NOINLINE void backward_any(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
+    backward_sized(p, tape, scratch, sums, NULL, p->D, p->H);
+}
+
+static NOINLINE void backward_outside_small(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                                            const Outside *outside) {
+    backward_sized(p, tape, scratch, sums, outside, SMALL_D, SMALL_H);
+}
+
+static NOINLINE void backward_outside_any(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                                          const Outside *outside) {
+    backward_sized(p, tape, scratch, sums, outside, p->D, p->H);
+}
+
+static void backward_block(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
+    if (is_small(p)) backward_small(p, tape, scratch, sums);
+    else backward_any(p, tape, scratch, sums);
+}
+
+static void backward_block_outside(const Problem *p, Tape tape, Scratch scratch, Sums sums,
+                                   const Outside *outside) {
+    if (is_small(p)) backward_outside_small(p, tape, scratch, sums, outside);
+    else backward_outside_any(p, tape, scratch, sums, outside);
+}
+
+#endif
