@@ -7,7 +7,6 @@ Precedence: defaults < TOML file < command line. One report names the problems o
 
 import difflib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -279,11 +278,7 @@ def is_set(config: Config, name: str) -> bool:
 
 def show_value(value: Any) -> str:
     """A value on one line of a message, as TOML writes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else str(value)
-    if isinstance(value, str):
+    if isinstance(value, bool | str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
         return "[" + ", ".join(show_value(item) for item in value) + "]"
