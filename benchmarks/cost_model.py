@@ -27,7 +27,6 @@ from rich.table import Table
 
 from sinlstm_dist import metrics
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.processes.world import World, join_world
 
@@ -50,7 +49,7 @@ def median_ms(call: Callable[[], object]) -> float:
 
 def step_ms(job: Job) -> float:
     """A whole step, apart from fetching its batch. Collective: yes."""
-    step, share = next(iter(step_batches(job.train.loader, job.train.plan)))
+    step, share = next(job.train.batches())
 
     def one_step() -> None:
         job.gradient(share, step=step, stop=False)

@@ -78,8 +78,7 @@ def parts_us(batch: int) -> dict[str, float]:
                 pass
 
         def test() -> None:
-            totals_over(built.model, built.test.loader, plan=built.test.plan, peers=world,
-                        tolerance=0.1)  # fmt: skip
+            totals_over(built.model, built.test, peers=world, tolerance=0.1)
 
         rows_us = fastest_us(arithmetic, number=100)
         gradient = fastest_us(

@@ -12,7 +12,7 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
-from sinlstm_dist.data.steps import StepSampler, step_loader
+from sinlstm_dist.data.steps import deal_out
 from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
-from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.model import Persistence
 from sinlstm_dist.plan import in_order
 from sinlstm_dist.processes.world import World, join_world
 from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
@@ -111,13 +111,13 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     )
 
 
-def _load_model(trained: Trained, world: World) -> Predictor:
+def _load_model(trained: Trained, world: World) -> nn.Module:
     model, _ = new_model(trained.config, world)
     model.load_state_dict(trained.weights)
-    return world.accelerator.prepare_model(model, evaluation_mode=True)
+    return world.prepare_model(model, data_parallel=False)
 
 
-class _Questions(Dataset[tuple[torch.Tensor, ...]]):
+class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
     """A data set of inputs (B, W, 1), targets (B, 1) and the targets' sectors (B,)."""
 
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
@@ -145,10 +145,9 @@ def _assess(
 ) -> Quality:
     """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
     plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
-    sampler = StepSampler(plan, order=lambda _: in_order(plan.size))
-    loader = world.accelerator.prepare(
-        step_loader(_Questions(inputs, targets, config.data), sampler)
-    )
+    samples = _TestSamples(inputs, targets, config.data)
+    split = deal_out(samples, plan, order=lambda _: in_order(plan.size))
+    split = replace(split, loader=world.accelerator.prepare(split.loader))
     largest = torch.zeros(1, SECTORS, device=world.device)
 
     def rows(batch: tuple[torch.Tensor, ...], sizes: Sequence[int]) -> torch.Tensor:
@@ -166,7 +165,7 @@ def _assess(
         return torch.cat((totals, by_piece), dim=1)
 
     width = NUM_TOTALS + 2 * SECTORS
-    numbers = sum_over(loader, rows, width=width, plan=plan, peers=world).tolist()  # collective
+    numbers = sum_over(split, rows, width=width, peers=world).tolist()  # collective
     errors, samples = np.reshape(numbers[NUM_TOTALS:], (2, SECTORS))
     return Quality(
         totals=to_totals(numbers[:NUM_TOTALS]),

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from sinlstm_dist import lstm
@@ -21,14 +19,15 @@ from sinlstm_dist.arithmetic import arithmetic, versions
 from sinlstm_dist.config import SINE, Config, flat
 from sinlstm_dist.data.series import SeriesDataset
 from sinlstm_dist.data.source import WindowDataset, datasets
-from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, StepSampler, step_loader
+from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.run.checkpoint import Layout, Tensors, shapes, unlike
+from sinlstm_dist.run.checkpoint import Layout, shapes
+from sinlstm_dist.trained import read_weights
 
 PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
 
@@ -122,20 +121,21 @@ def check_enough_pieces(config: Config, world: World) -> None:
 
 
 def _splits(config: Config, world: World) -> tuple[Split, Split]:
-    """The train and test windows, cut into steps and pieces; their loaders are not prepared."""
+    """The train and test windows, dealt out; their loaders are not prepared."""
     settings = config.train
     train, test = datasets(config.data)
     num_pieces = settings.virtual_shards if settings.reduction == "ordered" else world.size
-    train_plan = Plan(len(train), settings.global_batch_size, num_pieces, world.size, world.rank)
-    order = functools.partial(
-        epoch_order, seed=settings.seed, size=train_plan.size, sampling=settings.sampling
-    )
-    train_sampler = StepSampler(train_plan, order=lambda epoch: order(epoch=epoch))
+    plan = Plan(len(train), settings.global_batch_size, num_pieces, world.size, world.rank)
+
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(
+            seed=settings.seed, epoch=epoch, size=plan.size, sampling=settings.sampling
+        )
+
     test_plan = new_test_plan(len(test), config, world, num_pieces=num_pieces)
-    test_sampler = StepSampler(test_plan, order=lambda _: in_order(test_plan.size))
     return (
-        Split(train, train_plan, train_sampler, step_loader(train, train_sampler)),
-        Split(test, test_plan, test_sampler, step_loader(test, test_sampler)),
+        deal_out(train, plan, order=order),
+        deal_out(test, test_plan, order=lambda _: in_order(test_plan.size)),
     )
 
 
@@ -165,7 +165,7 @@ def _first_model(config: Config, world: World, train: Split) -> tuple[Predictor,
     check_same_model(world, arithmetic(recurrence, world), model, code=recurrence.reason)
     if config.train.init_from:
         path = Path(config.train.init_from)
-        weights = world.tensors_from_main(_read_weights, path, model)
+        weights = world.tensors_from_main(read_weights, path, model)
         model.load_state_dict(model.state_dict() | weights)
     if model.scaling and isinstance(train.data, SeriesDataset):
         model.scaling.set(train.data.scale.mean, train.data.scale.std)
@@ -246,19 +246,3 @@ def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
         fused=choice.name == "fused",
     )
     return model, choice
-
-
-def _read_weights(path: Path, model: Predictor) -> Tensors:
-    """Read the weights in a .safetensors file, which must be exactly the model's."""
-    if path.is_dir():
-        raise ConfigError(f"train.init_from={path}: is a folder: name a .safetensors file in it")
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"train.init_from={path}: is not a readable .safetensors file: {error}"
-        ) from error
-    weights = {k: value.float() for k, value in weights.items() if not k.startswith("scaling.")}
-    if problem := unlike(weights, shapes(dict(model.named_parameters()))):
-        raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")
-    return weights

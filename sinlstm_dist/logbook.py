@@ -18,76 +18,77 @@ from sinlstm_dist.run.checkpoint import Checkpoint
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
+from sinlstm_dist.run.resume import Start
 from sinlstm_dist.run.trackers import Trackers
 from sinlstm_dist.screen.report import Report
 
 
 class Logbook:
-    """One start of a run as it is written down: `open`, `begin`, epochs and checkpoints, `end`.
+    """Writes one start of a run down: `open`, `begin`, then epochs and checkpoints, then `end`.
 
-    Every process has one and calls its methods; the main process alone writes.
+    Every process has one and calls its methods; only the main process writes.
 
     Args:
         config: of the run.
+        job: the prepared objects of the run.
+        world: all processes of the run.
         folder: of the run.
         report: shows the run; disabled on all processes but the main one.
+        pictures: drawn at the end.
     """
 
-    job: Job
-    world: World
-
-    def __init__(self, config: Config, *, folder: RunFolder, report: Report) -> None:
-        self.config, self.folder, self.report = config, folder, report
-        self.pictures = Pictures(enabled=config.output.plots, folder=folder.path)
-        self.pictures.check()
+    def __init__(
+        self,
+        config: Config,
+        job: Job,
+        world: World,
+        *,
+        folder: RunFolder,
+        report: Report,
+        pictures: Pictures,
+    ) -> None:
+        self.config, self.job, self.world = config, job, world
+        self.folder, self.report, self.pictures = folder, report, pictures
         self.trackers = Trackers(config.output.trackers, folder=folder.path, note=report.note)
         self.history: list[dict[str, Any]] = []  # the finished epochs' metrics
         self.saved_step: int | None = None  # of the last checkpoint
         self._tracker_id = ""
         self._started = time.perf_counter()
 
-    def open(self, job: Job, world: World) -> dict[str, Any]:
+    def open(self) -> Start:
         """Claim the run folder and find what this start continues from.
 
-        Returns:
-            "summary": that of a run in which nothing is left to do, or None; "state": the
-            checkpoint's, or None for a fresh start; "history" and "notes", as `RunFolder.find`.
-
         Raises:
-            ConfigError: the folder holds another run, or a tracker cannot be had.
+            ConfigError: the folder holds another run, or a tracker is not available.
 
         Collective: yes.
         """
-        self.job, self.world = job, world
-        world.on_main(self.trackers.check)
-        world.on_main(self.folder.claim)
-        beginning: dict[str, Any] = world.on_main(
+        self.world.on_main(self.trackers.check)
+        self.world.on_main(self.folder.claim)
+        start = self.world.on_main(
             self.folder.find,
             config=self.config.model_dump(mode="json"),
-            layout=job.layout,
-            fingerprint=job.fingerprint,
+            layout=self.job.layout,
+            fingerprint=self.job.fingerprint,
         )
-        return beginning
+        return Start(**start)
 
-    def begin(self, beginning: Mapping[str, Any]) -> Progress:
-        """Begin the run, or continue it from what `open` has found.
-
-        Returns:
-            the position from which it goes on.
+    def begin(self, start: Start) -> Progress:
+        """Begin the run, or continue it; returns the position from which it goes on.
 
         Collective: yes.
         """
         self.report.start(self._facts())
-        for note in beginning["notes"]:
+        for note in start.notes:
             self.report.note(note)
-        state, self.history = beginning["state"], beginning["history"]
-        self._tracker_id = state["tracker_id"] if state else ""
-        self._start_trackers()  # which may refuse: so before the folder becomes a run's
+        self.history = start.history
+        self._tracker_id = start.state["tracker_id"] if start.state else ""
+        self._start_trackers()  # first: a tracker may refuse, and then nothing has been written
         arithmetic = self.job.agreement.arithmetic
         self.world.on_main(self.folder.begin, toml=to_toml(self.config), arithmetic=arithmetic)
-        progress = self._restore(state) if state else Progress()
-        if not state and self.config.output.trackers:
-            self.save(progress)  # a run that is killed before its first checkpoint keeps its id
+        progress = self._restore(start.state) if start.state else Progress()
+        if not start.state and self.config.output.trackers:
+            self.save(self.checkpoint(progress))  # keeps the tracker's id if the run is killed soon
         self.report.begin_training(
             finished_epochs=progress.epoch,
             num_steps=self.job.train.plan.num_steps,
@@ -145,14 +146,8 @@ class Logbook:
         self.report.epoch(record)
         self.trackers.epoch(record)
 
-    def save(self, progress: Progress) -> str:
-        """Publish a checkpoint of this instant; returns its folder.
-
-        Raises:
-            RunError: it cannot be written.
-
-        Collective: yes.
-        """
+    def checkpoint(self, progress: Progress) -> Checkpoint:
+        """The state of the run at this instant."""
         job = self.job
         state = {
             **progress.to_state(),
@@ -162,12 +157,19 @@ class Logbook:
             "arithmetic": job.agreement.arithmetic,
         }
         optimizer = optimizer_tensors(job.model, job.optimizer)
-        folder: str = self.world.on_main(
-            self.folder.save_checkpoint,
-            Checkpoint(state, job.model.state_dict(), optimizer),
-            keep=self.config.checkpoint.keep,
-        )
-        self.saved_step = progress.step
+        return Checkpoint(state, job.model.state_dict(), optimizer)
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        """Publish a checkpoint; returns its folder.
+
+        Raises:
+            RunError: it cannot be written.
+
+        Collective: yes.
+        """
+        keep = self.config.checkpoint.keep
+        folder: str = self.world.on_main(self.folder.save_checkpoint, checkpoint, keep=keep)
+        self.saved_step = checkpoint.state["step"]
         return folder
 
     def end(self, progress: Progress, outcome: Outcome, *, baseline: Totals) -> Summary:

@@ -13,7 +13,7 @@ from torch import nn
 
 from sinlstm_dist import lstm
 from sinlstm_dist.data.sine import Batch
-from sinlstm_dist.data.steps import step_batches
+from sinlstm_dist.data.steps import Split
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
@@ -86,13 +86,8 @@ def totals_rows(
     return torch.stack(rows)
 
 
-def totals_over(
-    model: nn.Module, loader: Iterable[Batch], *, plan: Plan, peers: Peers, tolerance: float
-) -> Totals:
-    """Count a model's predictions over a data set; the same bits on any number of processes.
-
-    Args:
-        loader: this process's share of each step of `plan`.
+def totals_over(model: nn.Module, split: Split, *, peers: Peers, tolerance: float) -> Totals:
+    """Count a model's predictions over a split; the same bits on any number of processes.
 
     Collective: yes, one.
     """
@@ -102,22 +97,20 @@ def totals_over(
             model, batch, piece_sizes=sizes, tolerance=tolerance, num_threads=peers.num_threads
         )
 
-    return to_totals(sum_over(loader, rows, width=NUM_TOTALS, plan=plan, peers=peers).tolist())
+    return to_totals(sum_over(split, rows, width=NUM_TOTALS, peers=peers).tolist())
 
 
 @torch.no_grad()
 def sum_over(
-    loader: Iterable[Any],
+    split: Split,
     rows: Callable[[Any, Sequence[int]], torch.Tensor],
     *,
     width: int,
-    plan: Plan,
     peers: Peers,
 ) -> Rows:
     """Add the rows of all pieces of all steps; the same bits on any number of processes.
 
     Args:
-        loader: this process's share of each step of `plan`.
         rows: computes (pieces, width) numbers from a batch and the sizes of its pieces.
 
     Returns:
@@ -125,11 +118,12 @@ def sum_over(
 
     Collective: yes, one.
     """
+    plan = split.plan
     sums = torch.zeros(len(plan.owned(0)), width, device=peers.device).double()
-    for step, batch in step_batches(loader, plan):
+    for step, batch in split.batches():
         sizes = plan.piece_sizes(step)
         sums[: len(sizes)] += rows(batch, sizes)
-    return tree_sum(in_order(peers.gather(sums), plan))
+    return tree_sum(light(peers.gather(sums))[places(plan)])
 
 
 def to_totals(numbers: Sequence[float]) -> Totals:
@@ -138,18 +132,11 @@ def to_totals(numbers: Sequence[float]) -> Totals:
     return Totals(squared_error, int(correct), int(samples))
 
 
-def in_order(gathered: torch.Tensor, plan: Plan) -> Rows:
-    """Take the rows (pieces, ...) of all pieces, in order, out of those that were gathered.
-
-    Args:
-        gathered: (processes * most, ...): each process sends its own pieces' rows, then padding up
-            to the number of pieces that rank 0 owns, which is the most.
-    """
-    return light(gathered)[places(plan)]
-
-
 def places(plan: Plan) -> np.ndarray:
-    """The row of each piece among the gathered ones: (pieces,)"""
+    """The row of each piece among the gathered ones: (pieces,)
+
+    Each process sends as many rows as rank 0, which owns the most pieces.
+    """
     most = len(plan.owned(0))
     owned = (len(plan.owned(rank)) for rank in range(plan.world_size))
     return np.concatenate([rank * most + np.arange(number) for rank, number in enumerate(owned)])

@@ -17,11 +17,11 @@ from torch import nn
 
 from sinlstm_dist.command import as_program, command, exit_code_of, exit_code_of_run
 from sinlstm_dist.config import Config, Optim
+from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.optim import optimizer_tensors
 from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World, join_world
@@ -53,17 +53,22 @@ def train(config: Config) -> Summary:
         contextlib.closing(RunFolder(Path(config.output.dir))) as folder,
         contextlib.closing(Report(enabled=is_speaker(), epochs=config.train.epochs)) as report,
     ):
-        log = Logbook(config, folder=folder, report=report)
-        training = Training(config, log=log, request=request)
+        pictures = Pictures(enabled=config.output.plots, folder=folder.path)
+        pictures.check()
+        training = None
         try:
             with join_world(
                 timeout_s=config.train.timeout_s,
                 one_thread=config.train.reduction == "ordered",
                 stop_reason=lambda: request.reason,
             ) as world:
-                return training.run(build(config, world), world)
+                job = build(config, world)
+                log = Logbook(config, job, world, folder=folder, report=report, pictures=pictures)
+                training = Training(config, job, world, log=log, request=request)
+                return training.run()
         except Exception as error:
-            log.failure(training.progress, error)
+            if training:
+                log.failure(training.progress, error)
             raise
 
 
@@ -72,29 +77,30 @@ class Training:
 
     Args:
         config: of the run.
+        job: the prepared objects of the run.
+        world: all processes of the run.
         log: writes the run down.
         request: a request to stop.
     """
 
-    job: Job
-    world: World
-
-    def __init__(self, config: Config, *, log: Logbook, request: StopRequest) -> None:
-        self.config, self.log, self.request = config, log, request
+    def __init__(
+        self, config: Config, job: Job, world: World, *, log: Logbook, request: StopRequest
+    ) -> None:
+        self.config, self.job, self.world, self.log = config, job, world, log
+        self.request = request
         self.progress = Progress()
         self.outcome: Outcome | None = None
 
-    def run(self, job: Job, world: World) -> Summary:
+    def run(self) -> Summary:
         """Train from where the run folder's checkpoint is to the end. Collective: yes."""
-        self.job, self.world = job, world
-        job.agreement.check_start()
-        beginning = self.log.open(job, world)
-        if beginning["summary"]:  # nothing is left to do
-            ended = Summary(**beginning["summary"])
+        self.job.agreement.check_start()
+        start = self.log.open()
+        if start.ended:  # nothing is left to do
+            ended = Summary(**start.ended)
             return self.log.show_ended(ended, baseline=self._count(Persistence()))
         self.request.announce = self.log.report.stopping
         self.request.leave = self.log.report.abandon
-        self.progress = self.log.begin(beginning)
+        self.progress = self.log.begin(start)
         while self.progress.epoch < self.config.train.epochs and not self.outcome:
             if self._train_epoch():
                 self._end_epoch()
@@ -115,7 +121,7 @@ class Training:
             self.job.optimizer.step()
             self.progress = self.progress.after_step(result.totals)
             self.log.report.step(epoch=epoch + 1, step=step + 1)
-            self.stop = result.stop
+            self.stops = result.stop
             if step + 1 < train.plan.num_steps and not self._continue():
                 return False
         return True
@@ -123,7 +129,7 @@ class Training:
     def _continue(self) -> bool:
         """Stop if that was asked for, or save if that is due. Returns whether to go on."""
         due = self.config.checkpoint
-        if self.stop:
+        if self.stops:
             self._stop()
         elif _is_due(self.progress.step, every=due.every_steps) or (
             not self.progress.step_in_epoch and _is_due(self.progress.epoch, every=due.every_epochs)
@@ -160,10 +166,8 @@ class Training:
 
     def _count(self, model: nn.Module) -> Totals:
         """The totals of a model's predictions for the test windows. Collective: yes."""
-        test, tolerance = self.job.test, self.config.train.tolerance
-        return totals_over(
-            model, test.loader, plan=test.plan, peers=self.world, tolerance=tolerance
-        )
+        tolerance = self.config.train.tolerance
+        return totals_over(model, self.job.test, peers=self.world, tolerance=tolerance)
 
     def _save(self) -> str:
         """Publish a checkpoint of this instant. Returns its folder; "" if a value is not finite.
@@ -173,13 +177,13 @@ class Training:
 
         Collective: yes.
         """
-        step, job = self.progress.step, self.job
-        job.agreement.check_now(step=step, continues=self._continues())
-        tensors = {**job.model.state_dict(), **optimizer_tensors(job.model, job.optimizer)}
-        if names := not_finite(tensors):
+        step = self.progress.step
+        self.job.agreement.check_now(step=step, continues=self._continues())
+        checkpoint = self.log.checkpoint(self.progress)
+        if names := not_finite({**checkpoint.weights, **checkpoint.optimizer}):
             self._fail(f"{names[0]} became infinite or nan at step {step}")
             return ""
-        return self.log.save(self.progress)
+        return self.log.save(checkpoint)
 
     def _completed(self) -> Outcome:
         """The outcome of a run whose epochs are all done. Collective: yes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 
 from sinlstm_dist.config import SINE, Config, override
 from sinlstm_dist.data.series import NO_SCALE, Scale
@@ -129,3 +129,23 @@ def _read_final_weights(path: Path, summary: Summary | None) -> Tensors:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(f"{file}: is damaged: {error}") from error
+
+
+def read_weights(path: Path, model: Predictor) -> Tensors:
+    """Read the starting weights of `train.init_from`, which must be exactly the model's.
+
+    Raises:
+        ConfigError: they are not, or the file cannot be read.
+    """
+    if path.is_dir():
+        raise ConfigError(f"train.init_from={path}: is a folder: name a .safetensors file in it")
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"train.init_from={path}: is not a readable .safetensors file: {error}"
+        ) from error
+    weights = {k: value.float() for k, value in weights.items() if not k.startswith("scaling.")}
+    if problem := checkpoint.unlike(weights, checkpoint.shapes(dict(model.named_parameters()))):
+        raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")
+    return weights

@@ -11,7 +11,7 @@ from torch import nn
 from sinlstm_dist import job, metrics
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
-from sinlstm_dist.data.steps import FETCH_SAMPLES, step_batches
+from sinlstm_dist.data.steps import FETCH_SAMPLES
 from sinlstm_dist.gradient import gradient_rows
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import Plan, epoch_order
@@ -61,7 +61,7 @@ def test_gradient_is_that_of_the_mean_of_the_whole_batch(world, reduction, lstm,
         "train.reduction": reduction, "model.lstm": lstm, "train.virtual_shards": shards
     })  # fmt: skip
     sizes = []
-    for step, batch in step_batches(built.train.loader, built.train.plan):
+    for step, batch in built.train.batches():
         assert torch.equal(batch[0], sample_batch(step)[0])
         result = built.gradient(batch, step=step, stop=False)
         loss, expected = plain_gradient(built.model, batch)
@@ -81,7 +81,7 @@ def test_gradient_is_that_of_the_mean_of_the_whole_batch(world, reduction, lstm,
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_a_request_to_stop_is_heard(world, reduction):
     built = build(world, **{"train.reduction": reduction})
-    _, batch = next(step_batches(built.train.loader, built.train.plan))
+    _, batch = next(built.train.batches())
     assert built.gradient(batch, step=0, stop=True).stop
     assert not built.gradient(batch, step=0, stop=False).stop
 
@@ -156,9 +156,7 @@ def test_tree_sum_adds_neighbours_first(num_rows, order):
 def test_evaluation_counts_every_test_window_once(world, lstm, size):
     built = build(world, **{"model.lstm": lstm, "data.test_size": size})
     found = {
-        model: totals_over(
-            model, built.test.loader, plan=built.test.plan, peers=world, tolerance=0.3
-        )
+        model: totals_over(model, built.test, peers=world, tolerance=0.3)
         for model in (built.model, Persistence())
     }
     windows, targets = built.test.loader.dataset[np.arange(size)]

@@ -17,8 +17,7 @@ ORDER = [
     "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "run", "hub",
     "model", "optim", "rollout", "trained", "processes", "arithmetic", "reduction", "gradient",
     "agreement", "screen", "gallery", "command_line", "command", "job", "logbook", "train",
-    "evaluate",
-    "forecast", "plot", "export", "compare", "verify", "__main__",
+    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}

@@ -16,7 +16,6 @@ from torch import nn
 
 from sinlstm_dist import job, optim
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data.steps import step_batches
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD, load_optimizer_tensors, optimizer_tensors
 from sinlstm_dist.processes.world import join_world
@@ -330,7 +329,7 @@ def build(world, **changes):
 
 
 def train_epoch(built):
-    for step, batch in step_batches(built.train.loader, built.train.plan):
+    for step, batch in built.train.batches():
         built.gradient(batch, step=step, stop=False)
         built.optimizer.step()
 

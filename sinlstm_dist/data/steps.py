@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from sinlstm_dist.data.source import WindowDataset
 from sinlstm_dist.plan import Plan
 
 
@@ -84,18 +83,24 @@ class Split:
     """The train or the test part of the data, dealt out to the processes.
 
     Args:
-        data: gives a batch for an array of indices.
+        data: a map-style data set that gives a batch for an array of indices.
         plan: cuts an epoch into steps and pieces.
         sampler: yields the indices of each fetch.
         loader: fetches this process's shares.
     """
 
-    data: WindowDataset
+    data: Any
     plan: Plan
     sampler: StepSampler
     loader: Iterable[Any]
 
     def batches(self, *, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, Any]]:
-        """Start an epoch at a step, and yield as `step_batches`."""
+        """Start an epoch, from 0, at a step; yields as `step_batches`."""
         self.sampler.start(epoch=epoch, step=first_step)
         return step_batches(self.loader, self.plan, first_step=first_step)
+
+
+def deal_out(data: Any, plan: Plan, *, order: Callable[[int], np.ndarray]) -> Split:
+    """Deal a data set out; arguments as for `StepSampler`. Accelerate prepares the loader."""
+    sampler = StepSampler(plan, order=order)
+    return Split(data, plan, sampler, step_loader(data, sampler))

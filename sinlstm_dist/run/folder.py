@@ -29,7 +29,7 @@ from sinlstm_dist.run.record import (
     WEIGHTS,
     Summary,
 )
-from sinlstm_dist.run.resume import Beginning, Search, ended_summary
+from sinlstm_dist.run.resume import Beginning, Search, Start, ended_summary
 
 
 class RunFolder:
@@ -70,9 +70,7 @@ class RunFolder:
             fingerprint: of the data sets.
 
         Returns:
-            "state": of the checkpoint, or None for a fresh start; "notes": lines for the user;
-            "history": metrics of the finished epochs; "summary": of the run, if it has already
-            done all that this configuration asks for (its files are left alone), or None.
+            a `Start` as a JSON value.
 
         Raises:
             ConfigError: the folder holds another run, or a run of a newer version.
@@ -80,16 +78,11 @@ class RunFolder:
         ended = ended_summary(self.path, config)
         if ended and config["checkpoint"]["resume"] != "never":
             self._remove_stop()  # there is nothing to stop
-            return {"state": None, "notes": [], "history": [], "summary": asdict(ended)}
+            return asdict(Start(ended=asdict(ended)))
         search = Search(self.path, config=config, layout=layout, fingerprint=fingerprint)
-        self._beginning = search.beginning()
-        checkpoint = self._beginning.checkpoint
-        return {
-            "state": dict(checkpoint.state) if checkpoint else None,
-            "notes": self._beginning.notes,
-            "history": self._beginning.history,
-            "summary": None,
-        }
+        begins_at = self._beginning = search.beginning()
+        state = begins_at.checkpoint.state if begins_at.checkpoint else None
+        return asdict(Start(state, begins_at.history, begins_at.notes))
 
     def begin(self, *, toml: str, arithmetic: Mapping[str, str]) -> None:
         """Bring the files to the point that `find` has found.

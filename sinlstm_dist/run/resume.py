@@ -53,6 +53,23 @@ class Beginning:
         return self.checkpoint.state["step"] if self.checkpoint else 0
 
 
+@dataclass(frozen=True)
+class Start:
+    """The folder's answer to a start of a run; a JSON value by `asdict`.
+
+    Args:
+        state: of the checkpoint from which the run continues; None for a start from step 0.
+        history: metrics of the epochs that are finished there.
+        notes: lines for the user.
+        ended: the summary of a run in which nothing is left to do: its files are left alone.
+    """
+
+    state: Mapping[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ended: Mapping[str, Any] | None = None
+
+
 class Search:
     """Looks for the point where a start continues; it changes only names of damaged checkpoints.
 

@@ -19,11 +19,11 @@ from torch import nn
 
 from sinlstm_dist.config import Config, did_you_mean
 from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import StepResult
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import count
 from sinlstm_dist.run import checkpoint
@@ -217,18 +217,16 @@ def _slow_learning(config: Config, world: World, changed: Mapping[str, object]) 
 
 
 @torch.no_grad()
-def _average(
-    model: nn.Module, loader: Iterable[Batch], *, plan: Plan, peers: World, tolerance: float
-) -> Totals:
+def _average(model: nn.Module, split: Split, *, peers: World, tolerance: float) -> Totals:
     """Average each batch, then the batches of each process, then the processes."""
     means = [
         count(model(windows), targets, tolerance=tolerance)[:2] / len(windows)
-        for windows, targets in loader
+        for _, (windows, targets) in split.batches()
         if len(windows)
     ]
     mean = torch.stack(means).mean(dim=0) if means else torch.zeros(2, device=peers.device)
     loss, accuracy = (peers.sum(mean) / peers.size).tolist()
-    return Totals(loss * plan.size, round(accuracy * plan.size), plan.size)
+    return Totals(loss * split.plan.size, round(accuracy * split.plan.size), split.plan.size)
 
 
 class StaleFolder(RunFolder):

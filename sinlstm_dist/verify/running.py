@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
@@ -126,8 +127,9 @@ def _run(
     request = AskOnce(stop_after if is_asked else None)
     silent = Report(enabled=False, epochs=config.train.epochs)
     with contextlib.closing(bench.parts.run_folder(folder)) as run:
-        log = Logbook(config, folder=run, report=silent)
-        summary = Training(config, log=log, request=request).run(job, world)
+        pictures = Pictures(enabled=False, folder=folder)
+        log = Logbook(config, job, world, folder=run, report=silent, pictures=pictures)
+        summary = Training(config, job, world, log=log, request=request).run()
     timings = ("epoch_s", "samples_per_s")
     figures = [{k: v for k, v in record.items() if k not in timings} for record in log.history]
     return EndedRun(summary.outcome, summary.step, flat(job.model), figures)

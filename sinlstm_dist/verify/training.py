@@ -226,8 +226,7 @@ def check_metrics(bench: Bench) -> Finding:
     config, job = bench.settings(), bench.build()
     train, wrapped = _train_totals(job), _train_totals(bench.build({"train.reduction": "ddp"}))
     test = bench.parts.totals_over(
-        job.model, job.test.loader, plan=job.test.plan, peers=bench.world,
-        tolerance=config.train.tolerance,
+        job.model, job.test, peers=bench.world, tolerance=config.train.tolerance
     )  # fmt: skip
     train_data, test_data = _datasets(config)
     problems = [
