@@ -27,6 +27,7 @@ def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
     return {
         "device": world.device.type,
         "recurrence": recurrence.reason if is_fused else "nn.LSTM",
+        "optimizer": "SGD that rounds each operation",  # before it there was torch's
         "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
         **versions(),
         **launcher.arithmetic_variables(),

@@ -254,7 +254,7 @@ def _unknown_keys(name: str, unknown: Sequence[str]) -> dict[str, str]:
     """
     command = COMMANDS[name]
     takes_all = command.keys is KEYS
-    known = [flag for flag in command.arguments if flag.startswith("--")]
+    known = [flag for flag in command.arguments if flag.startswith("--")] + ["--help", "--version"]
     known += [] if takes_all else [f"--{key}" for key in command.keys]
     flags = [argument.partition("=")[0] for argument in unknown]  # a flag's value is one too
     for flag in flags:

@@ -46,7 +46,7 @@ class Data(Section):
 
     train_size: int = Field(10_000, ge=1, le=10**9, description="training windows")
     test_size: int = Field(1_000, ge=1, le=10**9, description="test windows")
-    window: int = Field(50, ge=1, le=10_000, description="time steps in")
+    window: int = Field(50, ge=1, le=10_000, description="input time steps per window")
     period: float = Field(60.0, gt=0, description="time steps in one cycle")
     noise: float = Field(
         0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
@@ -101,7 +101,7 @@ class Train(Section):
         0.0, ge=0, le=1, description="a run whose test accuracy ends below it has failed"
     )
     timeout_s: float = Field(
-        60.0, gt=0, le=86_400, description="seconds that a process waits for the others at most"
+        60.0, gt=0, le=86_400, description="longest wait for other processes, in seconds"
     )
 
 
@@ -119,7 +119,7 @@ class Output(Section):
 
     dir: Text = Field("", description='run folder; "" = runs/<name of the config file, or default>')
     plots: bool = Field(False, description="write pictures at the end of a run")
-    trackers: list[Text] = Field([], description='of Accelerate, such as "tensorboard"')
+    trackers: list[Text] = Field([], description='Accelerate trackers, such as "tensorboard"')
 
 
 class Config(Section):

@@ -88,6 +88,7 @@ class OrderedGradient:
         self._stops[:] = stop
         gathered = light(self._world.gather(self._rows))  # the step's one collective
         total = tree_sum(gathered[self._places])
+        # These are the parameters' .grad, as the constructor has laid them out.
         self._mean[:] = total[: self._width] / self._plan.num_samples(step)
         *totals, stops = total[self._width :].tolist()  # waits for a GPU
         return StepResult(to_totals(totals), stops > 0)

@@ -49,7 +49,7 @@ def _find_here(folder: Path) -> Path:
         return weights
     if (folder / CONFIG).is_file():
         raise ConfigError(
-            f"{folder} holds a run that has not ended: continue it with python -m "
+            f"{folder} holds a run that has not finished: continue it with python -m "
             f"sinlstm_dist.train --config {folder / CONFIG}, or name one of its checkpoints"
         )
     raise ConfigError(f"{folder} holds no {WEIGHTS}: name the folder of a finished run")

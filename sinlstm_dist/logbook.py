@@ -1,4 +1,4 @@
-"""Everything that a run writes down: in its folder, on the screen, in trackers and pictures."""
+"""Everything that a run writes down, and reads back: its folder, screen, trackers and pictures."""
 
 import contextlib
 import time
@@ -13,6 +13,7 @@ from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.optim import load_optimizer_tensors, optimizer_tensors
+from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Checkpoint
 from sinlstm_dist.run.folder import RunFolder
@@ -73,12 +74,16 @@ class Logbook:
         )
         return Start(**start)
 
-    def begin(self, start: Start) -> Progress:
+    def begin(self, start: Start, request: StopRequest) -> Progress:
         """Begin the run, or continue it; returns the position from which it goes on.
+
+        Args:
+            request: announced on the screen from now on.
 
         Collective: yes.
         """
         self.report.start(self._facts())
+        request.announce, request.leave = self.report.stopping, self.report.abandon
         for note in start.notes:
             self.report.note(note)
         self.history = start.history
@@ -174,7 +179,6 @@ class Logbook:
 
     def end(self, progress: Progress, outcome: Outcome, *, baseline: Totals) -> Summary:
         """Write down how the run ended, with its weights if it is whole. Collective: yes."""
-        self.report.end_training()
         summary = self._summary(progress, outcome)
         self.trackers.end(summary)
         is_whole = progress.epoch >= self.config.train.epochs and self.saved_step == progress.step
@@ -188,8 +192,8 @@ class Logbook:
         """Show how a run ended in which nothing was left to do. Collective: yes."""
         self._show(summary, baseline, only_missing=True)
         self.report.note(
-            "nothing was left to do: train.epochs continues this run, another output.dir starts a "
-            "new one"
+            "already complete: a larger train.epochs continues this run, another output.dir "
+            "starts a new one"
         )
         return summary
 
@@ -197,11 +201,10 @@ class Logbook:
         folder = str(self.folder.path)
         self.report.end(summary, baseline=baseline, folder=folder, history=self.history)
         if drawn := self.world.on_main(self.pictures.draw, only_missing=only_missing):
-            self.report.note(f"pictures there: {', '.join(drawn)}")
+            self.report.note(f"pictures: {', '.join(drawn)}")
 
     def failure(self, progress: Progress, error: Exception) -> None:
         """Write down that the run failed, if it had begun, as far as that is possible."""
-        self.trackers.close()
         with contextlib.suppress(OSError):
             if self.folder.is_open:
                 failed = Outcome("failed", str(error) or type(error).__name__)

@@ -27,7 +27,8 @@ class SGD(torch.optim.Optimizer):
         momentum: the share of its velocity that a parameter keeps in a step.
 
     Raises:
-        ValueError: there are several groups of parameters, dtypes or devices.
+        ValueError: there are several groups of parameters, dtypes or devices, or the dtype is not
+            float32 or float64.
     """
 
     # torch wraps these methods to hide them from its compiler, and the wrapper imports the
@@ -43,6 +44,8 @@ class SGD(torch.optim.Optimizer):
         kinds = {(p.device, p.dtype) for group in self.param_groups for p in group["params"]}
         if len(self.param_groups) > 1 or len(kinds) > 1:
             raise ValueError("parameters of one group, dtype and device are needed")
+        if not {dtype for _, dtype in kinds} <= {torch.float32, torch.float64}:
+            raise ValueError("parameters of float32 or float64 are needed")
         self._begin()
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -105,18 +108,17 @@ class SGD(torch.optim.Optimizer):
         self._laid_out = self._places(parameters)
 
     def _places(self, parameters: list[Tensor]) -> list[int]:
-        """The addresses of parameters, gradients and velocities."""
-        places = [p.data_ptr() for p in parameters]
+        """The addresses of parameters, gradients and velocities, and whether these are needed."""
+        places = [self.param_groups[0]["momentum"] > 0, *(p.data_ptr() for p in parameters)]
         places += [p.grad.data_ptr() for p in parameters if p.grad is not None]
         return places + [v.data_ptr() for state in self.state.values() for v in state.values()]
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         """The velocity in a parameter's state; zeros at its first step."""
-        state = self.state[parameter]
-        if BUFFER not in state:
-            state[BUFFER] = torch.zeros_like(parameter)
-        buffer: Tensor = state[BUFFER]
-        return buffer.to(parameter)
+        buffer = self.state[parameter].get(BUFFER)
+        buffer = torch.zeros_like(parameter) if buffer is None else buffer.to(parameter)
+        self.state[parameter][BUFFER] = buffer
+        return buffer
 
 
 @np.errstate(over="ignore", invalid="ignore")  # the caller looks for values that are not finite

@@ -142,6 +142,7 @@ def places(plan: Plan) -> np.ndarray:
     return np.concatenate([rank * most + np.arange(number) for rank, number in enumerate(owned)])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # the caller looks for values that are not finite
 def tree_sum(rows: Rows) -> Rows:
     """Add `rows` (N, ...) over N, always in the same order: neighbours first.
 

@@ -65,7 +65,8 @@ def train(config: Config) -> Summary:
                 job = build(config, world)
                 log = Logbook(config, job, world, folder=folder, report=report, pictures=pictures)
                 training = Training(config, job, world, log=log, request=request)
-                return training.run()
+                with contextlib.closing(log.trackers):  # Accelerate's need the world to end
+                    return training.run()
         except Exception as error:
             if training:
                 log.failure(training.progress, error)
@@ -90,6 +91,7 @@ class Training:
         self.request = request
         self.progress = Progress()
         self.outcome: Outcome | None = None
+        self.stops = False  # whether a process asked to, in the last step
 
     def run(self) -> Summary:
         """Train from where the run folder's checkpoint is to the end. Collective: yes."""
@@ -98,21 +100,20 @@ class Training:
         if start.ended:  # nothing is left to do
             ended = Summary(**start.ended)
             return self.log.show_ended(ended, baseline=self._count(Persistence()))
-        self.request.announce = self.log.report.stopping
-        self.request.leave = self.log.report.abandon
-        self.progress = self.log.begin(start)
+        self.progress = self.log.begin(start, self.request)
         while self.progress.epoch < self.config.train.epochs and not self.outcome:
             if self._train_epoch():
                 self._end_epoch()
-        return self.log.end(
-            self.progress, self.outcome or self._completed(), baseline=self._count(Persistence())
-        )
+        self.log.report.end_training()
+        outcome = self.outcome or self._final_outcome()
+        return self.log.end(self.progress, outcome, baseline=self._count(Persistence()))
 
     def _train_epoch(self) -> bool:
         """Train the rest of the running epoch. Returns whether it was finished."""
         self.epoch_began, self.samples_before = time.perf_counter(), self.progress.totals.samples
-        train, epoch = self.job.train, self.progress.epoch
-        for step, batch in train.batches(epoch=epoch, first_step=self.progress.step_in_epoch):
+        split, epoch = self.job.train, self.progress.epoch
+        for step, batch in split.batches(epoch=epoch, first_step=self.progress.step_in_epoch):
+            # Sets every parameter's .grad; its one collective carries requests to stop too.
             result = self.job.gradient(batch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
                 at = f"at step {self.progress.step + 1}"
@@ -122,11 +123,11 @@ class Training:
             self.progress = self.progress.after_step(result.totals)
             self.log.report.step(epoch=epoch + 1, step=step + 1)
             self.stops = result.stop
-            if step + 1 < train.plan.num_steps and not self._continue():
+            if step + 1 < split.plan.num_steps and not self._stop_or_save():
                 return False
         return True
 
-    def _continue(self) -> bool:
+    def _stop_or_save(self) -> bool:
         """Stop if that was asked for, or save if that is due. Returns whether to go on."""
         due = self.config.checkpoint
         if self.stops:
@@ -162,7 +163,7 @@ class Training:
         if self.progress.epoch == self.config.train.epochs:
             self._save()
         else:
-            self._continue()
+            self._stop_or_save()
 
     def _count(self, model: nn.Module) -> Totals:
         """The totals of a model's predictions for the test windows. Collective: yes."""
@@ -178,14 +179,14 @@ class Training:
         Collective: yes.
         """
         step = self.progress.step
-        self.job.agreement.check_now(step=step, continues=self._continues())
+        self.job.agreement.check_now(step=step, continues=self._how_to_continue())
         checkpoint = self.log.checkpoint(self.progress)
         if names := not_finite({**checkpoint.weights, **checkpoint.optimizer}):
             self._fail(f"{names[0]} became infinite or nan at step {step}")
             return ""
         return self.log.save(checkpoint)
 
-    def _completed(self) -> Outcome:
+    def _final_outcome(self) -> Outcome:
         """The outcome of a run whose epochs are all done. Collective: yes."""
         accuracy = self._count(self.job.model).accuracy  # metrics.jsonl may have been removed
         target = self.config.train.target_accuracy
@@ -212,7 +213,7 @@ class Training:
         reason = f"{asked}; {self._same_command()} continues from {folder}"
         self.outcome = Outcome("stopped", reason)
 
-    def _continues(self) -> str:
+    def _how_to_continue(self) -> str:
         """Where the run continues if this state is lost."""
         if self.log.saved_step is None:
             return f"{self._same_command()} starts from the beginning"

@@ -63,7 +63,7 @@ def test_a_wrong_graph_is_noticed_and_not_written(trained_run, tmp_path, capsys,
 
 def unfinished(run: Path) -> str:
     (run / "model.safetensors").unlink()
-    return "has not ended: continue it with python -m sinlstm_dist.train --config"
+    return "has not finished: continue it with python -m sinlstm_dist.train --config"
 
 
 def corrupted(run: Path) -> str:

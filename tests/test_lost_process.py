@@ -160,6 +160,17 @@ def test_dies_elsewhere(nursery: Nursery, tmp_path: Path, when: str) -> None:
     assert [code for code in launch.codes if code != 1] == [-signal.SIGKILL]
 
 
+def test_dies_while_the_run_is_tracked(nursery: Nursery, tmp_path: Path) -> None:
+    """Trackers end before the world does: Accelerate's would begin another one, and wait."""
+    arguments = flags({**SETTINGS, "output.trackers": "tensorboard"})
+    faults = [{"rank": 1, "of": "step", "at": 5, "do": "kill"}]
+    launch = nursery.start(arguments, cwd=tmp_path, faults=faults, processes=2)
+    nursery.wait(launch, timeout=TIMEOUT_S + MARGIN_S + LATE_START_S)
+    assert launch.codes == [1, -signal.SIGKILL]
+    assert launch.stderr.count("error:") == 1, launch.stderr
+    assert summary(tmp_path / "run")["outcome"] == "failed"
+
+
 @pytest.mark.parametrize("absent", [0, 2])
 def test_never_comes(nursery: Nursery, tmp_path: Path, absent: int) -> None:
     launch = train(nursery, tmp_path, [], absent=(absent,))

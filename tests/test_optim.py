@@ -89,6 +89,8 @@ def test_parameters_of_several_kinds_are_refused():
     model.weights[1].data = model.weights[1].data.double()
     with pytest.raises(ValueError, match="one group, dtype and device"):
         SGD(model.parameters(), lr=LR)
+    with pytest.raises(ValueError, match="float32 or float64"):
+        SGD(Net().bfloat16().parameters(), lr=LR)
 
 
 @settings(deadline=None, max_examples=60)
@@ -177,8 +179,16 @@ def change_group(model, optimizer):
     return model, optimizer
 
 
+def begin_with_momentum(model, optimizer):
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.state.clear()
+    train(model, optimizer, [4])
+    optimizer.param_groups[0]["momentum"] = MOMENTUM
+    return model, optimizer
+
+
 MOVES = [apply, flatten, move_one, double_velocities, forget_velocities]
-HARMLESS = [load_other_state, unpickle, change_group]
+HARMLESS = [load_other_state, unpickle, change_group, begin_with_momentum]
 
 
 def moved_and_trained(move):

@@ -147,7 +147,7 @@ def test_pictures_at_the_end_of_a_run_change_nothing_else(trained_run, tmp_path,
     assert ended.codes == [0, 0], ended.stderr
     assert ended.stderr == ""
     names = ["windows.png", "curves.png", "forecast.png"]
-    assert ended.stdout.endswith(f"\npictures there: {', '.join(names)}\n")
+    assert ended.stdout.endswith(f"\npictures: {', '.join(names)}\n")
     assert all((tmp_path / "run" / name).read_bytes()[1:4] == b"PNG" for name in names)
     launching.check_same(tmp_path / "run", trained_run)
 
@@ -162,7 +162,7 @@ def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, 
         ended = nursery.run(arguments, cwd=tmp_path)
         assert ended.codes == [0], ended.stderr
         assert picture.exists()
-        return "pictures there: " in ended.stdout
+        return "pictures: " in ended.stdout
 
     assert says_drawn()
     assert not says_drawn()

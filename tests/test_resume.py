@@ -34,7 +34,7 @@ def test_starts_then_says_complete(train, tmp_path: Path) -> None:
     again = train(processes=2)
     assert again.codes == [0, 0]
     assert "completed: 3 epochs" in again.stdout
-    assert "nothing was left to do" in again.stdout
+    assert "already complete: a larger train.epochs" in again.stdout
     assert content(run) == before
 
 
@@ -72,7 +72,7 @@ def test_an_older_summary_without_the_weights_sha256_is_read(nursery, train, tmp
     del older["weights_sha256"]
     file.write_text(json.dumps(older))
     assert nursery.run(["run"], cwd=tmp_path, module="evaluate").codes == [0]
-    assert "nothing was left to do" in train().stdout
+    assert "already complete: a larger train.epochs" in train().stdout
     assert "weights_sha256" not in summary(tmp_path / "run")
 
 

@@ -47,7 +47,7 @@ def test_a_lost_configuration_costs_nothing(train, in_mid_run, straight, tmp_pat
     check_same(tmp_path / "run", straight)
     assert train().codes == [0]
     check_same(tmp_path / "run", straight)
-    assert "nothing was left to do" in train().stdout
+    assert "already complete: a larger train.epochs" in train().stdout
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -166,7 +166,7 @@ def test_only_a_file_asks_to_stop(train, in_mid_run, straight, tmp_path: Path) -
     assert stop.is_dir()
     check_refused(train(), "run/STOP is a folder")
     stop.rmdir()
-    assert "nothing was left to do" in train().stdout
+    assert "already complete: a larger train.epochs" in train().stdout
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_job_goes_on_until_its_run_is_complete_and_never_after(cluster, tmp_pa
 
     written = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
     cluster.command("scontrol", "requeue", job)
-    wait_for_log(tmp_path, job, "nothing was left to do")
+    wait_for_log(tmp_path, job, "already complete: a larger train.epochs")
     shown = cluster.wait(job)
     assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "3"), log(tmp_path, job)
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == written

@@ -224,3 +224,19 @@ def evaluate(*_, **__):
 train.evaluate = evaluate
 sys.exit(train.main(sys.argv[1:]))
 """
+
+
+def test_an_error_in_the_first_picture_leaves_the_cursor_shown(tmp_path: Path) -> None:
+    terminal = Terminal()
+    program = (
+        "from sinlstm_dist.screen.report import Report\n"
+        "report = Report(enabled=True, epochs=3)\n"
+        "try:\n"
+        "    report.begin_training(finished_epochs=0, num_steps=1, preview=lambda: 1 / 0)\n"
+        "except ZeroDivisionError:\n"
+        "    report.close()\n"
+    )
+    process = terminal.start([sys.executable, "-c", program], cwd=tmp_path)
+    shown = terminal.read()
+    assert process.wait(timeout=30) == 0, shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0

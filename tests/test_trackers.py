@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import trackers
+from sinlstm_dist.run.record import Summary
 from sinlstm_dist.run.trackers import Trackers
 from sinlstm_dist.train import train
 
@@ -141,7 +142,22 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, fragile
     tracked = start(tmp_path, notes)
     for step in (1, 2, 3):
         tracked.epoch({**dict.fromkeys(trackers.TRACKED, 0.5), "step": step})
-    tracked.end({"best_test_loss": 0.5}, step=3)
+    last = {"test_loss": 0.5, "test_accuracy": 0.5}
+    tracked.end(
+        Summary(
+            outcome="completed",
+            reason="",
+            epochs=3,
+            step=3,
+            metrics=last,
+            best=last,
+            world_size=1,
+            device="cpu",
+            reduction="ordered",
+            wall_s=0.0,
+            versions={},
+        )
+    )
     tracked.close()
     assert Fragile.logged == [1]
     assert notes == ["fragile is disabled from here on: no network"]

@@ -159,7 +159,7 @@ def test_an_older_complete_run_is_left_byte_for_byte(train, runs, tmp_path: Path
     before = content(tmp_path)
     again = train({"train.timeout_s": 60.0})
     assert again.codes == [0], again.stderr
-    assert "nothing was left to do" in again.stdout
+    assert "already complete: a larger train.epochs" in again.stdout
     assert content(tmp_path) == before
 
 

@@ -102,7 +102,7 @@ class Trackers:
                 _log(tracker, record)
 
     def end(self, summary: Summary) -> None:
-        """Send the numbers that sum up a run that was not stopped, then `close`."""
+        """Send the numbers that sum up a run, unless it was stopped."""
         if summary.outcome != "stopped" and summary.metrics:
             figures = {key: summary.metrics[key] for key in ("test_loss", "test_accuracy")}
             figures |= {"best_test_loss": summary.best["test_loss"], "wall_s": summary.wall_s}
@@ -110,7 +110,6 @@ class Trackers:
             for name, tracker in list(self._trackers.items()):
                 with self._surviving(name):
                     tracker.log(values, step=summary.step)
-        self.close()
 
     def close(self) -> None:
         """Let the trackers write what they still hold; may be called twice."""

@@ -52,12 +52,15 @@ class LiveProgress:
         self._epochs, self._num_steps = epochs, num_steps
         self._completed = float(finished_epochs)
         self._figures = ""  # of the newest finished epoch
-        self._last_shown = time.monotonic()
+        self._last_shown, self._wait_s = time.monotonic(), REFRESH_S
         screen.fit(free=ECHO_COLUMNS)
         self._preview = preview if _has_room_for_sketch(screen) else None
         self._progress = _progress_bar(screen)
         self._progress.add_task("", total=epochs, completed=finished_epochs, figures="")
         self._live = Live(console=screen, auto_refresh=False)
+
+    def start(self) -> None:
+        """Hide the cursor and draw the first state."""
         self._live.start()
         self._draw("")
         self._wait_s = REFRESH_S  # the first update is slow, and takes no time from the training

@@ -70,10 +70,12 @@ class Report:
             return
         sizes = {"epochs": self._epochs, "num_steps": num_steps}
         if self._screen.is_interactive:
-            self._progress = LiveProgress(
+            live = LiveProgress(
                 self._screen, self._stream, finished_epochs=finished_epochs, preview=preview,
                 **sizes,
             )  # fmt: skip
+            self._progress = live  # before it hides the cursor, so that `close` shows it again
+            live.start()
         else:
             self._progress = Columns(self._screen, **sizes)
 
