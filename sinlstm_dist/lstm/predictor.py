@@ -133,10 +133,10 @@ def _check_shapes(
         )
     B, W, D = windows.shape
     H = parameters[1].shape[-1]
-    found = [p.shape for p in (targets, *parameters)]
-    if found != [(B, 1), (4 * H, D), (4 * H, H), (4 * H,), (4 * H,), (1, H), (1,)]:
+    shapes = [p.shape for p in (targets, *parameters)]
+    if shapes != [(B, 1), (4 * H, D), (4 * H, H), (4 * H,), (4 * H,), (1, H), (1,)]:
         raise ValueError(
-            f"targets and parameters have shapes {[tuple(shape) for shape in found]}: windows of "
+            f"targets and parameters have shapes {[tuple(shape) for shape in shapes]}: windows of "
             f"shape {(B, W, D)} need (B, 1), (4H, D), (4H, H), (4H,), (4H,), (1, H), (1,)"
         )
     return B, W, D, H

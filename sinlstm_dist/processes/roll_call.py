@@ -95,17 +95,17 @@ class RollCall:
             lost = f"the store of rank 0 at {self._where.host}:{self._where.port} is gone"
             raise LostProcess(lost, is_speaker=launcher.speaks_for_rank_0())
         launcher.note_that_we_met()
-        plan, is_first = signed_in
-        if plan.stop:
-            raise StoppedEarly(plan.stop, is_speaker=is_first)
-        if plan.missing:
-            missing = ", ".join(map(str, plan.missing))
+        decision, is_first = signed_in
+        if decision.stop:
+            raise StoppedEarly(decision.stop, is_speaker=is_first)
+        if decision.missing:
+            missing = ", ".join(map(str, decision.missing))
             raise LostProcess(
                 f"rank {missing} of {launch.size} has not started within train.timeout_s="
                 f"{timeout_s:g}: look at the output of its node and launcher",
                 is_speaker=is_first,
             )
-        self.hosts, self._processes = plan.hosts, plan.processes
+        self.hosts, self._processes = decision.hosts, decision.processes
 
     def new_store(self) -> Store:
         """Open another connection to the store, for the process group: each request blocks its own.
@@ -172,35 +172,35 @@ class RollCall:
         board.write(f"process/{self._rank}", where_am_i())
         board.write(f"host/{self._rank}", clean(socket.gethostname()))
         if board.count("present", 1) >= self._size:
-            self._plan(is_late=False)
-        while not board.has(["plan"]):
-            is_late = self._is_clerk("plan", deadline)
+            self._decide(is_late=False)
+        while not board.has(["decision"]):
+            is_late = self._is_clerk("decision", deadline)
             if is_late or self._stop_reason():
-                self._plan(is_late=is_late)
+                self._decide(is_late=is_late)
             else:
                 time.sleep(board.poll_s)
-        plan = board.read("plan", Decision)
-        if len(plan.hosts) == len(plan.processes) == self._size:
-            return plan, False
-        if not plan.stop and not plan.missing:
-            raise Foreign("a plan for another number of processes")
+        decision = board.read("decision", Decision)
+        if len(decision.hosts) == len(decision.processes) == self._size:
+            return decision, False
+        if not decision.stop and not decision.missing:
+            raise Foreign("a decision for another number of processes")
         is_first = self._is_first()
         self._leave_together(board.count("present"))
-        return plan, is_first
+        return decision, is_first
 
-    def _plan(self, *, is_late: bool) -> None:
+    def _decide(self, *, is_late: bool) -> None:
         """Decide for all, if this process knows enough; the first decision counts."""
         reason = self._stop_reason()
         missing = [] if reason else self._board.missing("host")
         if reason:
-            plan = Decision(stop=clean(reason))
+            decision = Decision(stop=clean(reason))
         elif not missing:
-            plan = Decision(hosts=self._read_all("host"), processes=self._read_all("process"))
+            decision = Decision(hosts=self._read_all("host"), processes=self._read_all("process"))
         elif is_late:
-            plan = Decision(missing=missing)
+            decision = Decision(missing=missing)
         else:
             return
-        self._board.write_first("plan", plan)
+        self._board.write_first("decision", decision)
 
     def _answer(self, own: str) -> None:
         """Write once what failed here; the last process to do so concludes for all."""

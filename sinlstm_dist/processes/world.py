@@ -81,7 +81,7 @@ class World:
             self._wrappers.add(prepared)
         return prepared
 
-    def let_go(self) -> None:
+    def release_wrappers(self) -> None:
         """Drop DDP's references to the process group, so that its connections close even if a
         wrapper outlives this world; otherwise other processes would wait for this one.
 
@@ -292,7 +292,7 @@ def join_world(
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
-                world.let_go()
+                world.release_wrappers()
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:

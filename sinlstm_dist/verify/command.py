@@ -9,7 +9,7 @@ from sinlstm_dist.command import command, let_another_speak, speaks
 from sinlstm_dist.errors import CommandError, ConfigError, ExitCode
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.screen.console import show_error, tell_losses
+from sinlstm_dist.screen.console import report_lost_output, show_error
 from sinlstm_dist.verify import faults, table
 from sinlstm_dist.verify.verification import BadArguments, Verification
 
@@ -49,7 +49,7 @@ def _show(verification: Verification, path: Path | None) -> bool:
     except OSError as error:  # such as a full disk
         problem = f"--json {path} cannot be written: {error.strerror}"
     table.show(verification)
-    tell_losses()  # a loss of output does not change the exit code
+    report_lost_output()  # a loss of output does not change the exit code
     if problem:
         show_error(problem)
     return not problem

@@ -134,11 +134,11 @@ def _steps(job: Job, num_steps: int) -> torch.Tensor:
 
     Collective: yes.
     """
-    rows = [flat(job.model)]
+    rows = [weights_vector(job.model)]
     for step, batch in _shares(job, num_steps):
         job.gradient(batch, step=step, stop=False)
         job.optimizer.step()
-        rows.append(flat(job.model))
+        rows.append(weights_vector(job.model))
     return torch.stack(rows)
 
 
@@ -150,15 +150,15 @@ def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> to
     gradient = OrderedGradient(
         model,
         plan=dataclasses.replace(job.train.plan, world_size=1, rank=0),
-        world=Alone(device=world.device, num_threads=world.num_threads),
+        peers=Alone(device=world.device, num_threads=world.num_threads),
         tolerance=config.train.tolerance,
     )
     optimizer = new_optimizer(model, config)
-    rows = [flat(model)]
+    rows = [weights_vector(model)]
     for step, (windows, targets) in _whole_batches(config, num_steps):
         gradient((windows.to(world.device), targets.to(world.device)), step=step, stop=False)
         optimizer.step()
-        rows.append(flat(model))
+        rows.append(weights_vector(model))
     return torch.stack(rows)
 
 
@@ -167,7 +167,7 @@ def _steps_in_plain_torch(job: Job, config: Config, *, num_steps: int) -> torch.
     model = _plain_model(job, config)
     parameters = list(model.parameters())
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    rows = [flat(model)]
+    rows = [weights_vector(model)]
     for _, (windows, targets) in _whole_batches(config, num_steps):
         loss = (model(windows.double()) - targets.double()).square().mean()
         gradients = torch.autograd.grad(loss, parameters)
@@ -175,7 +175,7 @@ def _steps_in_plain_torch(job: Job, config: Config, *, num_steps: int) -> torch.
             for parameter, velocity, slope in zip(parameters, velocities, gradients, strict=True):
                 velocity.mul_(config.optim.momentum).add_(slope)
                 parameter.sub_(config.optim.lr * velocity)
-        rows.append(flat(model))
+        rows.append(weights_vector(model))
     return torch.stack(rows).float().to(next(job.model.parameters()).device)
 
 
@@ -216,7 +216,7 @@ def _whole_batches(config: Config, num_steps: int) -> Iterator[tuple[int, Batch]
         yield step, dataset[order[step * size : (step + 1) * size]]
 
 
-def flat(model: nn.Module) -> torch.Tensor:
+def weights_vector(model: nn.Module) -> torch.Tensor:
     """A copy of all weights as one vector: (G,)"""
     return parameters_to_vector(model.parameters()).detach().clone()
 
