@@ -1,7 +1,9 @@
 """Show several runs in one table: how each ended, and in which settings they differ.
 
-sinlstm-dist compare runs/one runs/two
-sinlstm-dist compare runs/sweep-*
+    sinlstm-dist compare runs/one runs/two
+    sinlstm-dist compare runs/sweep-*
+
+A folder without a run is a row of its own.
 """
 
 import sys

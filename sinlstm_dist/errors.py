@@ -58,7 +58,7 @@ class RunError(CommandError):
 
 
 class DriftedApart(RunError):
-    """The processes computed the same bits until now, and no longer do. All of them raise it.
+    """The processes no longer compute the same bits. All of them raise it.
 
     Args:
         what: who has what, after which step.

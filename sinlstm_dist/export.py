@@ -26,10 +26,7 @@ from sinlstm_dist.screen.console import show_text
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it
-CHECKED_BATCHES, CHECKED_WINDOWS = (
-    (1, 7, 1000),
-    (10, 50, 200),
-)  # sizes of the random inputs of the check
+CHECKED_BATCHES, CHECKED_WINDOWS = (1, 7, 1000), (10, 50, 200)  # sizes of the check's inputs
 TOLERANCE = 1e-5  # float32 sums in another order differ by some 1e-7
 
 
@@ -37,7 +34,7 @@ def to_onnx(model: Predictor) -> bytes:
     """The content of an ONNX file: "windows" (batch, window, D) to "predictions" (batch, O).
 
     Both are in the user's units, float32 of the sine and float64 of a series, whose values may be
-    large beside their differences.
+    large compared with their differences.
 
     Raises:
         ConfigError: the extra "export" is not installed.

@@ -43,7 +43,7 @@ def predictor_rows(
         parameters: weight_ih (4H, D), weight_hh (4H, H), bias_ih (4H,), bias_hh (4H,), and the
             linear layer's weight (1, H) and bias (1,).
         tolerance: a prediction is correct if |prediction - target| is below it in float32.
-        num_threads: at most so many threads, including the caller's. A GPU ignores it.
+        num_threads: at most this many threads, including the caller's. A GPU ignores it.
         out: result, if given: (at least len(piece_sizes), at least G + 3) float32, contiguous
             within a row. Columns after G + 3 and rows after the pieces are not changed.
 

@@ -36,7 +36,7 @@ def lstm(
         bias_ih: (4H,).
         bias_hh: (4H,).
         hidden0: hidden and cell state before the first step, each (1, B, H); None for zeros.
-        num_threads: at most so many threads, including the caller's.
+        num_threads: at most this many threads, including the caller's.
 
     Returns:
         outputs (B, W, H) and the last hidden and cell state, each (1, B, H).

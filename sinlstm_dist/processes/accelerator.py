@@ -14,7 +14,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     parse_flag_from_env,
 )
-from torch.distributed import Store  # type: ignore[attr-defined]  # it is there all the same
+from torch.distributed import Store  # type: ignore[attr-defined]  # mypy does not see it
 
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher

@@ -29,9 +29,9 @@ from sinlstm_dist.processes.alive import is_gone, where_am_i
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, reach_store
 
-ROLL_CALL_S = 2.0  # survivors wait so long for each other before they name who is missing,
-LONGEST_STEP_S = 20.0  # and so much longer for one that still computes; torchrun gives them 30 s
-SAME_S = 0.5  # a process that failed waits so long for others that failed alike
+ROLL_CALL_S = 2.0  # survivors wait this time for each other before they name who is missing
+LONGEST_STEP_S = 20.0  # extra time for a process that still computes; torchrun gives them 30 s
+SAME_S = 0.5  # a process that failed waits this time for others that failed alike
 PATIENCE_S = 2.0  # extra time if the store does not answer (e.g. its process is stopped)
 
 TOLD = (ConfigError, Disagreement, RunError, DriftedApart)
@@ -261,12 +261,15 @@ class RollCall:
         return self._board.read_each([f"{what}/{rank}" for rank in range(self._size)])
 
     def _is_clerk(self, what: str, deadline: float) -> bool:
-        """Whether this process concludes for those that wait: the first whose time is up does."""
+        """Whether this process has to write `what` now, because time is up.
+
+        The first process that asks does; the others only if PATIENCE_S later it is still missing.
+        """
         late_s = time.monotonic() - deadline
         return late_s > 0 and (self._board.count(f"clerks/{what}", 1) == 1 or late_s > PATIENCE_S)
 
     def _is_first(self) -> bool:
-        """Whether this process asks first, so only one speaks, however late others wake up."""
+        """Whether this process prints the error: only the first one that asks does."""
         return self._board.count("spoken", 1) == 1
 
     def _leave_together(self, num_present: int) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from typing import Literal
 
 MOST_BYTES = 1_000_000  # may wait for a stream that takes nothing; more are dropped
-LEAVE_S = 5.0  # a program waits so long at its end for a stream that takes nothing
+LEAVE_S = 5.0  # at its end, a program waits at most this time for a stream that takes nothing
 
 _output_errors: list[str] = []  # why text for standard output could not be written
 
@@ -134,7 +134,7 @@ def settle() -> None:
 def _note_error(error: OSError | ValueError) -> None:
     """Keep why text for standard output was lost, for `lost_output`.
 
-    Not lost are a reader that has left, which wants no more, and a stream that somebody closed.
+    A closed reader or a closed stream is not counted as a loss.
     """
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         _output_errors.append(error.strerror or str(error))

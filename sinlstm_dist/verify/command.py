@@ -22,7 +22,7 @@ def main(options: Namespace) -> int:
         _check_writable(options.json)
     verification = Verification(fault, options.config)
     is_teller = is_speaker()
-    with StopRequest() as request:  # a launcher's signal does not cost the table
+    with StopRequest() as request:  # a launcher's signal must not prevent the table
         try:
             verification.run(request)
         except BadArguments:

@@ -1,4 +1,4 @@
-"""Check the processes: counted, alike, in time with each other, with the same arithmetic."""
+"""Check that each process is there once, is like the others, and computes the same bits."""
 
 import hashlib
 import os
@@ -112,7 +112,8 @@ def _clock_spread_s(world: World) -> float:
     spreads = []
     for _ in range(5):
         world.accelerator.wait_for_everyone()
-        seconds, parts = divmod(time.time(), 1)  # too large for a float32, all Apple GPUs have
+        # Whole numbers: float32, the only float type on Apple GPUs, is too coarse for the time.
+        seconds, parts = divmod(time.time(), 1)
         clocks = world.gather(torch.tensor([[int(seconds), int(parts * 1e6)]], device=world.device))
         microseconds = (clocks[:, 0] - clocks[0, 0]) * 1_000_000 + clocks[:, 1]
         spreads.append(int(microseconds.max() - microseconds.min()) / 1e6)
