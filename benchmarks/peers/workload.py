@@ -2,7 +2,7 @@
 
 Each script takes the same flags, trains, and prints one JSON object as its last line:
 
-python benchmarks/peers/plain_pytorch.py --batch 100 --epochs 12
+    python benchmarks/peers/plain_pytorch.py --batch 100 --epochs 12
 """
 
 import argparse

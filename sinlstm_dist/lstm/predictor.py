@@ -57,7 +57,10 @@ def predictor_rows(
         RuntimeError: there is no compiled kernel.
         ImportError: the tensors are on a GPU and Triton is not installed.
     """
-    return _call(windows, targets, piece_sizes, parameters, tolerance, num_threads, out, True)
+    return _call(
+        windows, targets, piece_sizes, parameters, tolerance, num_threads,
+        with_gradient=True, out=out,
+    )  # fmt: skip
 
 
 def predictor_totals(
@@ -76,7 +79,9 @@ def predictor_totals(
     Returns:
         (len(piece_sizes), 3) float32.
     """
-    return _call(windows, targets, piece_sizes, parameters, tolerance, num_threads, None, False)
+    return _call(
+        windows, targets, piece_sizes, parameters, tolerance, num_threads, with_gradient=False
+    )
 
 
 def _call(
@@ -86,8 +91,9 @@ def _call(
     parameters: Sequence[Tensor],
     tolerance: float,
     num_threads: int,
-    out: Tensor | None,
+    *,
     with_gradient: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Call the kernel once; runs in every training step, so it copies only unusual layouts."""
     B, W, D, H = _check_shapes(windows, targets, parameters)

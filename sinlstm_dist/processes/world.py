@@ -82,9 +82,9 @@ class World:
         return prepared
 
     def release_wrappers(self) -> None:
-        """Drop DDP's references to the process group, so that its connections close even if a
-        wrapper outlives this world; otherwise other processes would wait for this one.
+        """Drop the DDP wrappers' references to the process group, so that its connections close.
 
+        Otherwise a wrapper that outlives this world would let other processes wait for this one.
         DDP has no `close`, and a group lives as long as a reference to it:
         https://github.com/pytorch/pytorch/issues/107298
         Test: test_all_learn_of_it_at_once[ddp]

@@ -56,8 +56,9 @@ def _show(verification: Verification, path: Path | None) -> bool:
 
 
 def _check_writable(path: Path) -> None:
-    """Raise ConfigError if `path` cannot be written. Another process may be the one that writes, so
-    nothing is changed.
+    """Raise ConfigError if `path` cannot be written.
+
+    Another process may be the one that writes it, so nothing is changed.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"--json {path}: there is no folder {path.parent}")

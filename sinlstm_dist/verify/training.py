@@ -83,8 +83,10 @@ def _miscounted(counts: list[int], what: str) -> list[str]:
 
 
 def check_weights(bench: Bench) -> Finding:
-    """Steps on all processes give the weights that one process computes alone: the same bits with
-    ordered reduction, the same up to rounding with the data-parallel wrapper.
+    """Steps on all processes give the weights that one process computes alone.
+
+    They have the same bits with ordered reduction, and are the same up to rounding with the
+    data-parallel wrapper.
     """
     world, config, job = bench.world, bench.settings(), bench.build()
     num_steps = FEW_STEPS if is_large(config) else STEPS
@@ -143,8 +145,9 @@ def _steps(job: Job, num_steps: int) -> torch.Tensor:
 
 
 def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> torch.Tensor:
-    """Take the same steps from the job's weights, with the same arithmetic, on this process alone;
-    returns the weights as `_steps`.
+    """Take the same steps on this process alone; returns the weights as `_steps`.
+
+    They start from the job's weights and use the same arithmetic.
     """
     model = copy.deepcopy(job.model)
     gradient = OrderedGradient(

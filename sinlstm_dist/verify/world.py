@@ -39,8 +39,9 @@ def check_world(bench: Bench) -> Finding:
 
 
 def check_arithmetic(bench: Bench) -> Finding:
-    """All processes compute the same bits with the user's own configuration, as `train` checks
-    before its first step.
+    """All processes compute the same bits with the user's own configuration.
+
+    `train` checks it before its first step too.
     """
     job = bench.parts.build(bench.config, bench.world)  # raises if the initial weights differ
     job.agreement.check_start()
@@ -104,8 +105,9 @@ def _differing(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _clock_spread_s(world: World) -> float:
-    """Seconds between the earliest and the latest clock: the least of some measurements, because
-    a process may read its clock late.
+    """Seconds between the earliest and the latest clock.
+
+    This is the least of some measurements, because a process may read its clock late.
 
     Collective: yes.
     """
