@@ -1,10 +1,10 @@
-"""Seconds an epoch, train and test, of this package and its peers: side by side, in turn.
+"""Measure seconds per epoch, train and test, of this package and its peers, in turn.
 
 python benchmarks/against_peers.py
 python benchmarks/against_peers.py --batch 100 1000 10000 --rounds 5 --json peers.json
 
 Every peer trains the same windows from the same weights, each in a process of its own, with one
-thread and with one a core, of which the better counts. This package runs as its ordinary command,
+thread and with one per core, of which the better counts. This package runs as its ordinary command,
 with its files and metrics written; its time is that of the whole run after the imports, shared out
 over the epochs, while a peer's is that of its epochs alone.
 """
@@ -44,11 +44,11 @@ NEEDS = {
 WARM_UP = 2  # epochs of a peer that do not count: compilers and caches
 OUR_EPOCHS = 10  # for each of a peer's: they are short, and a few would be noise
 
-Times = dict[tuple[str, int], list[float]]  # seconds an epoch, a round each, by peer and threads
+Times = dict[tuple[str, int], list[float]]  # seconds per epoch in each round, by peer and threads
 
 
 def run_peer(name: str, workload: Workload, *, environment: dict[str, str]) -> float:
-    """Run a peer in a process of its own; returns its median seconds an epoch."""
+    """Run a peer in a process of its own; returns its median seconds per epoch."""
     command = [sys.executable, str(PEERS / f"{name}.py"), *workload.flags()]
     printed = _run(command, environment)
     return statistics.median(json.loads(printed.splitlines()[-1])["epoch_s"][WARM_UP:])

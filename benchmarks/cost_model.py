@@ -74,7 +74,7 @@ def measure_here(path: Path, *, share_of: int) -> None:
     """In each process of a world: what steps and bare collectives cost; rank 0 writes them.
 
     Args:
-        share_of: the step is that of one process of so many, with a share of batch and pieces.
+        share_of: number of processes; one process's share of batch and pieces is measured.
     """
     rows = []
     with join_world(timeout_s=120, one_thread=True) as world:
@@ -97,7 +97,7 @@ def measure_here(path: Path, *, share_of: int) -> None:
 
 
 def measure(processes: int, *, share_of: int = 1) -> list[dict[str, Any]]:
-    """What so many processes measure."""
+    """The rows that this number of processes measures."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "found.json")
         arguments = [__file__, "--here", str(found), "--share-of", str(share_of)]
@@ -107,7 +107,7 @@ def measure(processes: int, *, share_of: int = 1) -> list[dict[str, Any]]:
 
 
 def compare(processes: int, *, cores: int) -> list[dict[str, Any]]:
-    """What steps of so many processes cost, and what was foretold, a row each."""
+    """Measured and predicted cost of a step on this number of processes, one row per case."""
     turns = max(1.0, processes / cores)
     return [
         {
@@ -138,7 +138,7 @@ def main() -> None:
         for processes in options.processes:
             status.update(f"{processes} processes")
             rows += compare(processes, cores=len(os.sched_getaffinity(0)))
-    table = Table("reduction", title="ms a step")
+    table = Table("reduction", title="ms per step")
     for heading in ("weights", "batch", "P", "own", "exchange", "foretold", "measured"):
         table.add_column(heading, justify="right")
     rows.sort(key=lambda row: (-len(row["reduction"]), row["parameters"], row["batch"]))

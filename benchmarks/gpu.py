@@ -1,7 +1,7 @@
 """On a GPU: the gradient of a batch by nn.LSTM through cuDNN, and by the Triton kernel.
 
 Milliseconds (the median of 20), and how far the two gradients are apart, relative to the largest
-entry. Eight pieces a batch, as in training. Written where there is no GPU: never run on one.
+entry. Eight pieces per batch, as in training. Written where there is no GPU: never run on one.
 
 python benchmarks/gpu.py
 """

@@ -1,4 +1,4 @@
-"""What ordered reduction costs: milliseconds a training step beside `ddp`, in turn, in one run.
+"""Measure milliseconds per training step with ordered reduction and with `ddp`, in turn.
 
 python benchmarks/reduction.py
 python benchmarks/reduction.py --processes 1 2 --rounds 5
@@ -15,7 +15,7 @@ FASTEST = 4  # epochs that count in a round: the machine's other work only ever 
 
 
 def measure(*, processes: int, batch: int, lstm: str, reduction: str) -> float:
-    """Train a little; returns milliseconds a step, over the fastest epochs."""
+    """Train a little; returns milliseconds per step, over the fastest epochs."""
     settings = {
         "train.epochs": EPOCHS,
         "train.global_batch_size": batch,

@@ -2,9 +2,9 @@
 
 python benchmarks/scaling.py --output scaling.png --json scaling.json
 
-Every point is a run of the ordinary command, one thread a process, and its figure the samples a
-second of the median epoch. The points of an axis are measured in turn, several rounds of them; the
-table has the median round, the least and greatest, and the ratio to the axis's first point.
+Every point is a run of the ordinary command, one thread per process, and its figure the samples
+per second of the median epoch. The points of an axis are measured in turn, several rounds of them;
+the table has the median round, the least and greatest, and the ratio to the axis's first point.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def draw(found: dict[str, dict[float, list[float]]], path: Path) -> None:
         axes.grid(which="major", alpha=0.3)
     for axes in list(grid.flat)[len(found) :]:
         axes.remove()
-    figure.supylabel("samples a second")
+    figure.supylabel("samples per second")
     figure.savefig(path, dpi=100)
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     table = Table("axis", "at", "1000 samples/s (min-max)", "ratio")
-    found: dict[str, dict[float, list[float]]] = {}  # a rate each round, by axis and place
+    found: dict[str, dict[float, list[float]]] = {}  # one rate per round, by axis and place
     with console.status("") as status:
         for name, number in itertools.product(options.axes, range(options.rounds)):
             for place, processes, settings in axes()[name]:

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def run(arguments: list[str], *, processes: int) -> None:
-    """`python ARGUMENTS` in each of so many processes; what it says is shown if it fails."""
+    """`python ARGUMENTS` in each of some processes; shows its output if it fails."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), *arguments]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -21,7 +21,7 @@ def run(arguments: list[str], *, processes: int) -> None:
 
 
 def train(settings: Mapping[str, Any], *, processes: int) -> list[dict[str, Any]]:
-    """Train through the ordinary command; returns an epoch's metrics a row."""
+    """Train through the ordinary command; returns one row of metrics per epoch."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {**settings, "output.dir": f"{folder}/run"}
         flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]

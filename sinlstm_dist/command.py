@@ -12,7 +12,7 @@ from sinlstm_dist.command_line import parse
 from sinlstm_dist.errors import CommandError, ExitCode, StoppedEarly
 from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker, rank
 from sinlstm_dist.run.record import Summary
-from sinlstm_dist.screen.console import show_error, show_text, show_traceback, tell_losses
+from sinlstm_dist.screen.console import report_lost_output, show_error, show_text, show_traceback
 
 # A launcher ends all processes as soon as one has exited, even if that one has told nothing yet.
 LATE_START_S = 30.0  # at most between two processes' errors, before the processes have met
@@ -106,7 +106,7 @@ def as_program(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _code_of(main)
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # `code` is known by then
-    return ExitCode.FAILED if tell_losses() and code == 0 else code
+    return ExitCode.FAILED if report_lost_output() and code == 0 else code
 
 
 def _code_of(main: Callable[[], int]) -> int:

@@ -1,6 +1,8 @@
 """The command line: the commands, their flags, and what is wrong with the arguments given.
 
-sinlstm-dist train --config configs/noisy.toml --train.epochs 20 --print-config
+    sinlstm-dist train --config configs/noisy.toml --train.epochs 20 --print-config
+
+It imports no torch, so help and mistakes appear at once.
 """
 
 import argparse
@@ -184,7 +186,7 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Namespace:
         arguments: those after its name; None for the process's own.
 
     Returns:
-        The values of the command's own arguments; `keys`, the text of each configuration key
+        the values of the command's own arguments; `keys`, the text of each configuration key
         that is given; and `config`, the configuration of file and keys.
 
     Raises:

@@ -1,7 +1,9 @@
 """Show several runs in one table: how each ended, and in which settings they differ.
 
-sinlstm-dist compare runs/one runs/two
-sinlstm-dist compare runs/sweep-*
+    sinlstm-dist compare runs/one runs/two
+    sinlstm-dist compare runs/sweep-*
+
+A folder without a run is a row of its own.
 """
 
 import sys
@@ -56,28 +58,20 @@ def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, st
 @command("compare", by_one=True)
 def main(options: Namespace) -> int:
     """Show several runs in one table."""
-    runs = [_read(Path(path)) for path in options.runs]
-    known = [run for run in runs if isinstance(run, RunRecord)]
-    if not known:
-        raise next(run for run in runs if isinstance(run, NoRun))
-    differing = differing_keys(known)
-    blank = dict.fromkeys(_row("", known[0], differing=()), "")
-    rows = [
-        _row(path, run, differing=differing)
-        if isinstance(run, RunRecord)
-        else {**blank, "run": path, "outcome": "no run"}
-        for path, run in zip(options.runs, runs, strict=True)
-    ]
-    show_table(rows, numbers=NUMBERS)
+    runs: dict[str, RunRecord] = {}
+    problems: list[NoRun] = []
+    for path in options.runs:
+        try:
+            runs[path] = read_run(Path(path))
+        except NoRun as error:  # the other runs are shown
+            problems.append(error)
+    if not runs:
+        raise problems[0]
+    differing = differing_keys(list(runs.values()))
+    rows = {path: _row(path, run, differing=differing) for path, run in runs.items()}
+    blank = dict.fromkeys(next(iter(rows.values())), "") | {"outcome": "no run"}
+    show_table([rows.get(path, blank | {"run": path}) for path in options.runs], numbers=NUMBERS)
     return 0
-
-
-def _read(path: Path) -> RunRecord | NoRun:
-    """A run, or the error of a folder without one, which should not cost the whole table."""
-    try:
-        return read_run(path)
-    except NoRun as none:
-        return none
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Data(Section):
 
 
 class Model(Section):
-    """The predictor."""
+    """The model: its size and the implementation of the LSTM."""
 
     hidden_size: int = Field(5, ge=1, le=4096, description="features of the hidden state")
     num_layers: int = Field(1, ge=1, le=16, description="stacked LSTM layers")

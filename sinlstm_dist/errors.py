@@ -58,7 +58,7 @@ class RunError(CommandError):
 
 
 class DriftedApart(RunError):
-    """The processes computed the same bits until now, and no longer do. All of them raise it.
+    """The processes no longer compute the same bits. All of them raise it.
 
     Args:
         what: who has what, after which step.
@@ -73,13 +73,8 @@ class DriftedApart(RunError):
 class LostProcess(CommandError):
     """Another process died, hangs, failed or cannot be reached.
 
-    Args:
-        message: names ranks and hosts.
-        is_speaker: whether this process is the survivor that tells the user.
+    The message names ranks and hosts. One of the survivors tells the user.
     """
-
-    def __init__(self, message: str, *, is_speaker: bool) -> None:
-        super().__init__(message, is_speaker=is_speaker)
 
 
 class StoppedEarly(CommandError):

@@ -26,7 +26,7 @@ from sinlstm_dist.screen.console import show_text
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it
-BATCHES, WINDOWS = (1, 7, 1000), (10, 50, 200)  # sizes of the random inputs of the check
+CHECKED_BATCHES, CHECKED_WINDOWS = (1, 7, 1000), (10, 50, 200)  # sizes of the check's inputs
 TOLERANCE = 1e-5  # float32 sums in another order differ by some 1e-7
 
 
@@ -34,7 +34,7 @@ def to_onnx(model: Predictor) -> bytes:
     """The content of an ONNX file: "windows" (batch, window, D) to "predictions" (batch, O).
 
     Both are in the user's units, float32 of the sine and float64 of a series, whose values may be
-    large beside their differences.
+    large compared with their differences.
 
     Raises:
         ConfigError: the extra "export" is not installed.
@@ -120,13 +120,13 @@ def check(content: bytes, model: Predictor) -> float:
     session = _import("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     worst, unit = 0.0, float(model.scaling.std) if model.scaling else 1.0
-    for batch, window in itertools.product(BATCHES, WINDOWS):
+    for batch, window in itertools.product(CHECKED_BATCHES, CHECKED_WINDOWS):
         windows = torch.randn(batch, window, model.rnn.input_size, generator=generator)
         if model.scaling:
             windows = model.scaling.undo(windows)
         expected = model.predict(windows).numpy()
-        (found,) = session.run(None, {"windows": windows.numpy()})
-        difference = float(np.abs(found - expected).max()) / unit
+        (predictions,) = session.run(None, {"windows": windows.numpy()})
+        difference = float(np.abs(predictions - expected).max()) / unit
         if not difference <= TOLERANCE:
             raise RunError(
                 f"ONNX Runtime differs from torch by {difference:.2e} for {batch} windows of "
@@ -158,7 +158,8 @@ def main(options: Namespace) -> int:
     show_text(
         f"{options.output}: {len(content):,} bytes, batch and window free\n"
         f"ONNX Runtime and torch differ by at most {difference:.1e} for batches of "
-        f"{', '.join(map(str, BATCHES))} and windows of {', '.join(map(str, WINDOWS))}\n"
+        f"{', '.join(map(str, CHECKED_BATCHES))} and windows of "
+        f"{', '.join(map(str, CHECKED_WINDOWS))}\n"
     )
     return 0
 

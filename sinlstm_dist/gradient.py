@@ -65,16 +65,16 @@ class OrderedGradient:
     request to stop, so one collective per step carries everything.
     """
 
-    def __init__(self, model: nn.Module, *, plan: Plan, world: Peers, tolerance: float) -> None:
-        self._model, self._plan, self._world, self._tolerance = model, plan, world, tolerance
+    def __init__(self, model: nn.Module, *, plan: Plan, peers: Peers, tolerance: float) -> None:
+        self._model, self._plan, self._peers, self._tolerance = model, plan, peers, tolerance
         self._parameters = list(model.parameters())
         sizes = [parameter.numel() for parameter in self._parameters]
         self._width = sum(sizes)
-        self._gradient = torch.zeros(self._width, device=world.device)
+        self._gradient = torch.zeros(self._width, device=peers.device)
         for parameter, part in zip(self._parameters, self._gradient.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
         most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
-        self._rows = torch.zeros(most, self._width + NUM_TOTALS + 1, device=world.device)
+        self._rows = torch.zeros(most, self._width + NUM_TOTALS + 1, device=peers.device)
         self._own = self._rows[: len(plan.owned(plan.rank)), :-1]
         self._mean, self._stops = light(self._gradient), light(self._rows)[:, -1]
         self._places = places(plan)
@@ -83,10 +83,10 @@ class OrderedGradient:
         """One step; see Gradient."""
         gradient_rows(
             self._model, self._parameters, batch, piece_sizes=self._plan.piece_sizes(step),
-            tolerance=self._tolerance, num_threads=self._world.num_threads, out=self._own,
+            tolerance=self._tolerance, num_threads=self._peers.num_threads, out=self._own,
         )  # fmt: skip
         self._stops[:] = stop
-        gathered = light(self._world.gather(self._rows))  # the step's one collective
+        gathered = light(self._peers.gather(self._rows))  # the step's one collective
         total = tree_sum(gathered[self._places])
         # These are the parameters' .grad, as the constructor has laid them out.
         self._mean[:] = total[: self._width] / self._plan.num_samples(step)
@@ -97,8 +97,8 @@ class OrderedGradient:
 class DdpGradient:
     """Lets Accelerate's data-parallel wrapper take the mean of the processes' gradients."""
 
-    def __init__(self, model: nn.Module, *, plan: Plan, world: World, tolerance: float) -> None:
-        self._model, self._plan, self._world, self._tolerance = model, plan, world, tolerance
+    def __init__(self, model: nn.Module, *, plan: Plan, peers: World, tolerance: float) -> None:
+        self._model, self._plan, self._world, self._tolerance = model, plan, peers, tolerance
 
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""

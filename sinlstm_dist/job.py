@@ -186,7 +186,7 @@ def _prepare(
     return (
         # Accelerate's own step searches the disk twice for a package of other optimizers: 0.2 ms.
         optimizer.optimizer,
-        make_gradient(wrapped, plan=train.plan, world=world, tolerance=config.train.tolerance),
+        make_gradient(wrapped, plan=train.plan, peers=world, tolerance=config.train.tolerance),
         replace(train, loader=train_loader),
         replace(test, loader=test_loader),
     )

@@ -1,8 +1,10 @@
 """Draw the curves of runs, or the windows of a data set.
 
-python -m sinlstm_dist.plot runs/default
-python -m sinlstm_dist.plot runs/one runs/two --output both.png
-python -m sinlstm_dist.plot data --config configs/noisy.toml
+    python -m sinlstm_dist.plot runs/default
+    python -m sinlstm_dist.plot runs/one runs/two --output both.png
+    python -m sinlstm_dist.plot data --config configs/noisy.toml
+
+The picture of one run goes to its folder, any other to the working directory.
 """
 
 import sys

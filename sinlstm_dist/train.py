@@ -30,7 +30,7 @@ from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
-from sinlstm_dist.screen.console import tell_losses
+from sinlstm_dist.screen.console import report_lost_output
 from sinlstm_dist.screen.report import Report
 
 
@@ -232,7 +232,7 @@ def _is_due(count: int, *, every: int) -> bool:
 def main(options: Namespace) -> int:
     """Train an LSTM to predict a sine wave."""
     code = exit_code_of(lambda: exit_code_of_run(train(options.config)))
-    tell_losses()  # the exit code is the run's
+    report_lost_output()  # the exit code is the run's
     return code
 
 

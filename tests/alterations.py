@@ -219,7 +219,7 @@ def _file(folder: Path, draw: random.Random, outside: Path) -> tuple[str, bool]:
     do = draw.choice(
         [
             "missing", "folder", "link", "dangling", "fifo", "more", "more folder", "older",
-            "older folder", "is a file", "is empty", "another step", "link beside", "device",
+            "older folder", "is a file", "is empty", "another step", "new link", "device",
             "manifest", "unreadable name",
         ]
     )  # fmt: skip
@@ -249,7 +249,7 @@ def _file(folder: Path, draw: random.Random, outside: Path) -> tuple[str, bool]:
         folder.write_bytes(b"x") if do == "is a file" else folder.mkdir()
     elif do == "another step":
         folder.rename(folder.with_name(f"step-{draw.choice([8, 99, 10**9]):08d}"))
-    elif do == "link beside":
+    elif do == "new link":
         name = draw.choice(["step-00000099", ".removed-step-00000001", ".unfinished-step-00000008"])
         (folder.parent / name).symlink_to(outside)
     else:

@@ -65,7 +65,7 @@ def flags(settings: dict[str, object]) -> list[str]:
 
 
 def command(*arguments: str, processes: int = 1, module: str = "sinlstm_dist.train") -> list[str]:
-    """The command line that starts `module` on so many processes."""
+    """The command line that starts `module` on this many processes."""
     if processes == 1:
         return [sys.executable, "-m", module, *arguments]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]

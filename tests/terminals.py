@@ -16,7 +16,7 @@ from nursery import Nursery
 
 
 class Terminal:
-    """A terminal of so many columns and lines; the test is the other end of it."""
+    """A terminal with these columns and lines; the test is the other end of it."""
 
     def __init__(self, *, columns: int = 100, lines: int = 40) -> None:
         self.end, device = pty.openpty()

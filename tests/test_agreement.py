@@ -201,7 +201,7 @@ def build(world: World, **settings: object) -> job.Job:
 
 @pytest.mark.parametrize("lstm", [FUSED, "torch"])
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
-def test_a_rehearsal_leaves_nothing_behind(world: World, lstm: str, reduction: str) -> None:
+def test_a_rehearsal_leaves_no_trace(world: World, lstm: str, reduction: str) -> None:
     built = build(world, **{"model.lstm": lstm, "train.reduction": reduction})
     gradients = [parameter.grad for parameter in built.model.parameters()]
     before, random = digest(built.model.state_dict()), torch.get_rng_state()

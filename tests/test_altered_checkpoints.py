@@ -24,7 +24,7 @@ NEWEST, OLDER = "step-00000007", "step-00000006"  # in the middle of an epoch, a
 
 @pytest.fixture(scope="module")
 def killed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run was killed after its seventh step of nine, beside what it would have become."""
+    """A folder with a run killed after its seventh step of nine, and the same run unbroken."""
     root = tmp_path_factory.mktemp("killed")
     straight = nursery.run(flags({**SETTINGS, "output.dir": "straight"}), cwd=root)
     assert straight.codes == [0], straight.stderr

@@ -15,7 +15,7 @@ def run(name: str, *flags: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
-def test_a_peer_beside_this_package(tmp_path: Path) -> None:
+def test_a_peer_and_this_package(tmp_path: Path) -> None:
     found = tmp_path / "peers.json"
     printed = run(
         "against_peers.py", "--batch", 5000, "--rounds", 1, "--epochs", 3,
@@ -35,7 +35,7 @@ def test_a_picture_of_how_cost_grows(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_a_step_should_cost_beside_what_it_costs(tmp_path: Path) -> None:
+def test_predicted_and_measured_cost_of_a_step(tmp_path: Path) -> None:
     found = tmp_path / "model.json"
     printed = run("cost_model.py", "--processes", 2, "--json", found)
     assert "foretold" in printed

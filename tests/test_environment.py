@@ -49,7 +49,7 @@ def test_any_environment_is_a_launch_or_an_error_that_names_a_variable(variables
         launcher.is_node_speaker()
         try:
             launch = launcher.check_launch()
-            with accelerator.as_checked(launch):
+            with accelerator.checked_environment(launch):
                 told = dict(os.environ)
                 assert launcher.num_threads() > 0
         except ConfigError as error:

@@ -147,7 +147,7 @@ def test_tree_sum_adds_neighbours_first(num_rows, order):
 
     assert torch.equal(tree_sum(rows), add(order))
     assert tree_sum(rows.numpy()).tolist() == add(order).tolist()
-    if num_rows > 3:  # so many float32 numbers tell one order of adding from another
+    if num_rows > 3:  # this many float32 numbers tell one order of adding from another
         assert not torch.equal(add(order), sum(rows))
 
 

@@ -148,7 +148,7 @@ def test_tasks_of_srun_that_nothing_joins_are_refused(bare, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_srun_with_one_launcher_a_node_is_fine(bare):
+def test_srun_with_one_launcher_per_node_is_fine(bare):
     bare.setenv("SLURM_STEP_NUM_TASKS", "2")
     bare.setenv("WORLD_SIZE", "8")
     bare.setenv("RANK", "5")

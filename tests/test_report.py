@@ -144,7 +144,7 @@ def test_a_long_epoch_gives_a_sign_of_life(capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("\nepoch 1: step 4 of 10\n")
 
 
-def test_an_error_is_a_line_a_problem_as_it_is_written(capsys):
+def test_an_error_is_one_line_per_problem_as_it_is_written(capsys):
     long = "[data]: did you mean [bold]this[/bold]? " * 10
     show_error(f"one\n{long}")
     assert capsys.readouterr() == ("", f"error: one\nerror: {long}\n")

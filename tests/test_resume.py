@@ -251,7 +251,7 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
     "tail", [b'{"epoch": 3, "tra', b'{"epoch": 3, "step": 9}\n', b"\0\0\0\0", b"\0\0\n"]
 )
 def test_a_torn_last_line(train, straight: Path, tmp_path: Path, tail: bytes) -> None:
-    """Lines of epochs behind the checkpoint, torn or whole, are written anew."""
+    """Lines of epochs after the checkpoint, torn or whole, are written again."""
     assert train({"train.epochs": 2}).codes == [0]
     with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
         file.write(tail)

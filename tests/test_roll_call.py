@@ -21,13 +21,13 @@ from sinlstm_dist.processes.roll_call import RollCall
 SETTINGS = {**launching.SMALL, "train.timeout_s": 4, "output.dir": "run"}
 PREFIX = "sinlstm_dist/0/0/"
 FOREIGN = {
-    "bytes": {"plan": b"\xff\x00\xfe"},
-    "not-a-plan": {"plan": b"[1, 2]"},
-    "deep": {"plan": b"[" * 100_000},
-    "long": {"plan": b"x" * 1_000_000},
-    "another-size": {"plan": b'{"hosts": ["a"], "processes": ["b"]}'},
-    "other-type": {"plan": b'{"hosts": 3}'},
-    "number": {"plan": b'{"missing": [1e999]}'},
+    "bytes": {"decision": b"\xff\x00\xfe"},
+    "not-a-decision": {"decision": b"[1, 2]"},
+    "deep": {"decision": b"[" * 100_000},
+    "long": {"decision": b"x" * 1_000_000},
+    "another-size": {"decision": b'{"hosts": ["a"], "processes": ["b"]}'},
+    "other-type": {"decision": b'{"hosts": 3}'},
+    "number": {"decision": b'{"missing": [1e999]}'},
     "host": {"host/1": b"x" * 1_000_000, "process/1": b"", "present": b"2"},
     "counter": {"present": b"many"},
 }

@@ -150,7 +150,7 @@ def losses(run: Path, name: str) -> torch.Tensor:
 
 
 def test_ddp_has_the_same_curve(nursery: Nursery, tmp_path: Path) -> None:
-    """Uneven shares, and an empty one in the last batch; an epoch a step, 20 steps and more.
+    """Uneven shares, an empty one in the last batch, one step per epoch, and 20 steps or more.
 
     1e-5: float32 sums of a hundred terms in another order, through twenty updates.
     """

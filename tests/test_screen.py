@@ -19,13 +19,13 @@ from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import (
     Screen,
+    report_lost_output,
     show_error,
     show_facts,
     show_table,
     show_text,
     show_toml,
     stream,
-    tell_losses,
     visible,
 )
 from sinlstm_dist.screen.report import Report
@@ -132,7 +132,7 @@ def test_redirected_and_missing_streams(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
     for call in all_that_prints("nowhere\n"):
         call()
-    assert not tell_losses()
+    assert not report_lost_output()
     assert kept.getvalue() == "there\n"
     assert capsys.readouterr() == ("here\n", "")
 
@@ -142,7 +142,7 @@ def test_a_closed_stream_is_no_error(monkeypatch):
     file.close()
     monkeypatch.setattr(sys, "stdout", file)
     show_text("nowhere\n")
-    assert not tell_losses()
+    assert not report_lost_output()
 
 
 # A stream with a descriptor
@@ -229,7 +229,7 @@ def test_one_that_others_made_not_wait_is_written_whole():
         sys.stdout.close()
         thread.join(30)
         assert b"".join(read).endswith(b"z" * 300_000)
-        assert not tell_losses()
+        assert not report_lost_output()
 
 
 def test_all_is_on_the_screen_when_a_command_ends():

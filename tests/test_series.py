@@ -33,7 +33,7 @@ SETTINGS = {
     "train.epochs": 3,
     "checkpoint.every_epochs": 1,
     "output.dir": "run",
-}  # five steps an epoch, the last of them partial
+}  # five steps per epoch, the last of them partial
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ SETTINGS = {
     "checkpoint.every_epochs": 2,
     "output.trackers": "tensorboard",
     "output.dir": "run",
-}  # three steps an epoch
+}  # three steps per epoch
 
 
 def events(folder: Path) -> list[Event]:

@@ -484,7 +484,7 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys):
     assert run_main(tmp_path / "run") == 0
 
 
-def test_a_kernel_that_cannot_be_had_is_refused(tmp_path, capsys):
+def test_a_kernel_that_is_not_available_is_refused(tmp_path, capsys):
     settings = {"model.lstm": "fused", "model.num_layers": 2}
     message = refused(tmp_path / "run", capsys, **settings)
     assert 'model.lstm="fused"' in message

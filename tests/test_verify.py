@@ -19,7 +19,7 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist import __main__, verify
 from sinlstm_dist.config import flat, load_config
-from sinlstm_dist.verify import bench, collectives, running, table, verification, world
+from sinlstm_dist.verify import bench, collectives, command, running, verification, world
 from sinlstm_dist.verify.bench import Bench, Parts
 from sinlstm_dist.verify.claims import CLAIMS, Claim
 from sinlstm_dist.verify.faults import FAULTS
@@ -407,7 +407,7 @@ def test_a_json_file_without_permission_is_refused_first(tmp_path, capsys, monke
     )  # fmt: skip
 
 
-def test_a_full_disk_does_not_cost_the_table(monkeypatch, capsys):
+def test_a_full_disk_does_not_prevent_the_table(monkeypatch, capsys):
     monkeypatch.setattr(verification, "CLAIMS", CLAIMS[:1])
     assert verify.main(["--json", "/dev/full"]) == 2
     printed, errors = capsys.readouterr()
@@ -416,19 +416,19 @@ def test_a_full_disk_does_not_cost_the_table(monkeypatch, capsys):
     assert errors == "error: --json /dev/full cannot be written: No space left on device\n"
 
 
-def test_a_signal_does_not_cost_the_table(monkeypatch, capsys):
+def test_a_signal_does_not_prevent_the_table(monkeypatch, capsys):
     """torchrun sends SIGTERM to the process that prints, after another one has died."""
 
     def stopped(number: int, frame: object) -> None:
         raise AssertionError("the signal ended the process")
 
-    def interrupted(verification: verification.Verification) -> None:
+    def interrupted(*rows: object, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        show(verification)
+        show_table(*rows, **options)
 
-    previous, show = signal.signal(signal.SIGTERM, stopped), table.show
+    previous, show_table = signal.signal(signal.SIGTERM, stopped), command.show_table
     monkeypatch.setattr(verification, "CLAIMS", CLAIMS[:1])
-    monkeypatch.setattr(table, "show", interrupted)
+    monkeypatch.setattr(command, "show_table", interrupted)
     try:
         assert verify.main([]) == 0
     finally:

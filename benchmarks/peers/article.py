@@ -1,6 +1,6 @@
 """The article's program: lists of windows, turned into a tensor batch by batch.
 
-Written anew after its text, for current torch (`loss.item()` where it has `loss.data[0]`); tests
+Written again after its text, for current torch (`loss.item()` where it has `loss.data[0]`); tests
 without a gradient, which is in its favour, and with a loss, which the other peers have too.
 
     python benchmarks/peers/article.py --batch 100 --epochs 12

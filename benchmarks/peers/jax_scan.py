@@ -15,7 +15,7 @@ Data = tuple[jax.Array, jax.Array]
 
 
 def predict(weights: Weights, windows: jax.Array) -> jax.Array:
-    """The value behind each window; torch's LSTM in torch's order of gates."""
+    """The value after each window; torch's LSTM in torch's order of gates."""
     bias = weights["rnn.bias_ih_l0"] + weights["rnn.bias_hh_l0"]
     zeros = jnp.zeros((len(windows), HIDDEN_SIZE))
 

@@ -14,7 +14,7 @@ class Network(nn.Module):
         self.output_layer = nn.Linear(HIDDEN_SIZE, 1)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Predict the value behind each window."""
+        """Predict the value after each window."""
         hidden, _ = self.rnn(windows)
         return self.output_layer(hidden[:, -1])
 

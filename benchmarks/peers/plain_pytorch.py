@@ -1,4 +1,4 @@
-"""A careful loop in plain PyTorch: tensors, one permutation an epoch, no wait for a value.
+"""A careful loop in plain PyTorch: tensors, one permutation per epoch, no wait for a value.
 
 python benchmarks/peers/plain_pytorch.py --batch 100 --epochs 12
 """

@@ -1,4 +1,4 @@
-"""What every peer trains, and how it says what that took: shared by the scripts beside this file.
+"""The task that every peer trains, and the output of its timings, for the scripts in this folder.
 
 Each script takes the same flags, trains, and prints one JSON object as its last line:
 
@@ -46,7 +46,7 @@ def parse(description: str | None) -> Workload:
 
 
 def windows(size: int, *, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (size, 50, 1) of the sine and the value behind each (size, 1), float32."""
+    """Windows (size, 50, 1) of the sine and the value after each (size, 1), float32."""
     steps = np.arange(size + WINDOW) + phase
     series = np.sin(2 * np.pi * steps / PERIOD).astype(np.float32)
     inputs = np.lib.stride_tricks.sliding_window_view(series, WINDOW)[:size, :, None]

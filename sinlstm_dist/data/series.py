@@ -169,7 +169,7 @@ def read_values(path: str | Path, column: str = "") -> np.ndarray:
     """The values of one column of a file.
 
     Args:
-        path: .csv, .tsv or .txt with a line a time step, or .npy of one or two dimensions.
+        path: .csv, .tsv or .txt with one line per time step, or .npy of one or two dimensions.
         column: its name, or its number from 1 where columns have no names; "" for the only one.
             A first line in which all cells are words, or one is `column`, holds names.
 

@@ -3,8 +3,8 @@
 On a CPU the default is the compiled kernel, where it can be used. On a GPU the default is
 torch.nn.LSTM; the experimental Triton kernel is used only if the user asks for "fused".
 
-python -c "from sinlstm_dist.lstm import choose
-print(choose('auto', device_type='cpu', input_size=1, hidden_size=5, num_layers=1))"
+    python -c "from sinlstm_dist.lstm import choose; print(choose(
+    'auto', device_type='cpu', input_size=1, hidden_size=5, num_layers=1))"
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ def choose(
         num_layers: number of stacked layers.
 
     Returns:
-        The choice and its reason.
+        the choice and its reason.
 
     Raises:
         ValueError: "fused" is asked for and cannot be used, `lstm` is not one of the three, or

@@ -43,7 +43,7 @@ def predictor_rows(
         parameters: weight_ih (4H, D), weight_hh (4H, H), bias_ih (4H,), bias_hh (4H,), and the
             linear layer's weight (1, H) and bias (1,).
         tolerance: a prediction is correct if |prediction - target| is below it in float32.
-        num_threads: at most so many threads, including the caller's. A GPU ignores it.
+        num_threads: at most this many threads, including the caller's. A GPU ignores it.
         out: result, if given: (at least len(piece_sizes), at least G + 3) float32, contiguous
             within a row. Columns after G + 3 and rows after the pieces are not changed.
 
@@ -57,7 +57,10 @@ def predictor_rows(
         RuntimeError: there is no compiled kernel.
         ImportError: the tensors are on a GPU and Triton is not installed.
     """
-    return _call(windows, targets, piece_sizes, parameters, tolerance, num_threads, out, True)
+    return _call(
+        windows, targets, piece_sizes, parameters, tolerance, num_threads,
+        with_gradient=True, out=out,
+    )  # fmt: skip
 
 
 def predictor_totals(
@@ -76,7 +79,9 @@ def predictor_totals(
     Returns:
         (len(piece_sizes), 3) float32.
     """
-    return _call(windows, targets, piece_sizes, parameters, tolerance, num_threads, None, False)
+    return _call(
+        windows, targets, piece_sizes, parameters, tolerance, num_threads, with_gradient=False
+    )
 
 
 def _call(
@@ -86,8 +91,9 @@ def _call(
     parameters: Sequence[Tensor],
     tolerance: float,
     num_threads: int,
-    out: Tensor | None,
+    *,
     with_gradient: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Call the kernel once; runs in every training step, so it copies only unusual layouts."""
     B, W, D, H = _check_shapes(windows, targets, parameters)
@@ -133,10 +139,10 @@ def _check_shapes(
         )
     B, W, D = windows.shape
     H = parameters[1].shape[-1]
-    found = [p.shape for p in (targets, *parameters)]
-    if found != [(B, 1), (4 * H, D), (4 * H, H), (4 * H,), (4 * H,), (1, H), (1,)]:
+    shapes = [p.shape for p in (targets, *parameters)]
+    if shapes != [(B, 1), (4 * H, D), (4 * H, H), (4 * H,), (4 * H,), (1, H), (1,)]:
         raise ValueError(
-            f"targets and parameters have shapes {[tuple(shape) for shape in found]}: windows of "
+            f"targets and parameters have shapes {[tuple(shape) for shape in shapes]}: windows of "
             f"shape {(B, W, D)} need (B, 1), (4H, D), (4H, H), (4H,), (4H,), (1, H), (1,)"
         )
     return B, W, D, H

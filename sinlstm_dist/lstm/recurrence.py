@@ -36,7 +36,7 @@ def lstm(
         bias_ih: (4H,).
         bias_hh: (4H,).
         hidden0: hidden and cell state before the first step, each (1, B, H); None for zeros.
-        num_threads: at most so many threads, including the caller's.
+        num_threads: at most this many threads, including the caller's.
 
     Returns:
         outputs (B, W, H) and the last hidden and cell state, each (1, B, H).
@@ -63,10 +63,10 @@ def _check(inputs: Tensor, weights: tuple[Tensor, ...], hidden0: State | None) -
         inputs=inputs, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh
     )
     B, D, H = inputs.shape[0], inputs.shape[2], weight_hh.shape[-1]
-    found = tuple(tuple(weight.shape) for weight in weights)
-    if found != ((4 * H, D), (4 * H, H), (4 * H,), (4 * H,)):
+    shapes = tuple(tuple(weight.shape) for weight in weights)
+    if shapes != ((4 * H, D), (4 * H, H), (4 * H,), (4 * H,)):
         raise ValueError(
-            f"weights have shapes {found}: inputs with D={D} need (4H, D), (4H, H), (4H,), (4H,)"
+            f"weights have shapes {shapes}: inputs with D={D} need (4H, D), (4H, H), (4H,), (4H,)"
         )
     if hidden0 is not None:
         compiled.check_float32(hidden0=hidden0[0], cell0=hidden0[1])

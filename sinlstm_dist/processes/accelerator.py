@@ -14,7 +14,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     parse_flag_from_env,
 )
-from torch.distributed import Store  # type: ignore[attr-defined]  # it is there all the same
+from torch.distributed import Store  # type: ignore[attr-defined]  # mypy does not see it
 
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
@@ -69,7 +69,7 @@ def joined_accelerator(
     Collective: yes.
     """
     threads = torch.get_num_threads()
-    with as_checked(launch):
+    with checked_environment(launch):
         try:
             accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)
             check_world(accelerator, meant=launch.size)
@@ -119,7 +119,7 @@ def _new_accelerator(launch: Launch, *, timeout_s: float, store: Store | None) -
 
 
 @contextlib.contextmanager
-def as_checked(launch: Launch) -> Iterator[None]:
+def checked_environment(launch: Launch) -> Iterator[None]:
     """Give the variables that torch and Accelerate read themselves the values that were checked."""
     checked: dict[str, str | None] = {
         name: None

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from torch.distributed import (  # type: ignore[attr-defined]  # they are there all the same
+from torch.distributed import (  # type: ignore[attr-defined]  # mypy does not see them
     DistError,
     PrefixStore,
     Store,
@@ -24,7 +24,7 @@ from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.launcher import Meeting
 
 MOST_TEXT = 2000  # characters of one process's text, such as why it failed
-ESCAPED = 7  # JSON writes one character as at most so many
+ESCAPED = 7  # JSON writes one character as at most seven
 POLL_S = 0.02
 REQUESTS_PER_S = 2000  # of all waiting processes together: in a larger world each asks less often
 CONNECT_S = 1.0  # per attempt to reach rank 0; between attempts a request to stop is noticed
@@ -55,7 +55,7 @@ class Board:
         self.poll_s = max(POLL_S, size / REQUESTS_PER_S)
 
     def ask(self, question: Callable[[], Answer], *, within_s: float) -> Answer | None:
-        """Call `question`, which uses this board, and wait for it at most so long.
+        """Call `question`, which uses this board, and wait for it at most `within_s`.
 
         Returns:
             what `question` returns; None if the store is gone or does not answer.

@@ -29,9 +29,9 @@ from sinlstm_dist.processes.alive import is_gone, where_am_i
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, reach_store
 
-ROLL_CALL_S = 2.0  # survivors wait so long for each other before they name who is missing,
-LONGEST_STEP_S = 20.0  # and so much longer for one that still computes; torchrun gives them 30 s
-SAME_S = 0.5  # a process that failed waits so long for others that failed alike
+ROLL_CALL_S = 2.0  # survivors wait this time for each other before they name who is missing
+LONGEST_STEP_S = 20.0  # extra time for a process that still computes; torchrun gives them 30 s
+SAME_S = 0.5  # a process that failed waits this time for others that failed alike
 PATIENCE_S = 2.0  # extra time if the store does not answer (e.g. its process is stopped)
 
 TOLD = (ConfigError, Disagreement, RunError, DriftedApart)
@@ -95,17 +95,17 @@ class RollCall:
             lost = f"the store of rank 0 at {self._where.host}:{self._where.port} is gone"
             raise LostProcess(lost, is_speaker=launcher.speaks_for_rank_0())
         launcher.note_that_we_met()
-        plan, is_first = signed_in
-        if plan.stop:
-            raise StoppedEarly(plan.stop, is_speaker=is_first)
-        if plan.missing:
-            missing = ", ".join(map(str, plan.missing))
+        decision, is_first = signed_in
+        if decision.stop:
+            raise StoppedEarly(decision.stop, is_speaker=is_first)
+        if decision.missing:
+            missing = ", ".join(map(str, decision.missing))
             raise LostProcess(
                 f"rank {missing} of {launch.size} has not started within train.timeout_s="
                 f"{timeout_s:g}: look at the output of its node and launcher",
                 is_speaker=is_first,
             )
-        self.hosts, self._processes = plan.hosts, plan.processes
+        self.hosts, self._processes = decision.hosts, decision.processes
 
     def new_store(self) -> Store:
         """Open another connection to the store, for the process group: each request blocks its own.
@@ -172,35 +172,35 @@ class RollCall:
         board.write(f"process/{self._rank}", where_am_i())
         board.write(f"host/{self._rank}", clean(socket.gethostname()))
         if board.count("present", 1) >= self._size:
-            self._plan(is_late=False)
-        while not board.has(["plan"]):
-            is_late = self._is_clerk("plan", deadline)
+            self._decide(is_late=False)
+        while not board.has(["decision"]):
+            is_late = self._is_clerk("decision", deadline)
             if is_late or self._stop_reason():
-                self._plan(is_late=is_late)
+                self._decide(is_late=is_late)
             else:
                 time.sleep(board.poll_s)
-        plan = board.read("plan", Decision)
-        if len(plan.hosts) == len(plan.processes) == self._size:
-            return plan, False
-        if not plan.stop and not plan.missing:
-            raise Foreign("a plan for another number of processes")
+        decision = board.read("decision", Decision)
+        if len(decision.hosts) == len(decision.processes) == self._size:
+            return decision, False
+        if not decision.stop and not decision.missing:
+            raise Foreign("a decision for another number of processes")
         is_first = self._is_first()
         self._leave_together(board.count("present"))
-        return plan, is_first
+        return decision, is_first
 
-    def _plan(self, *, is_late: bool) -> None:
+    def _decide(self, *, is_late: bool) -> None:
         """Decide for all, if this process knows enough; the first decision counts."""
         reason = self._stop_reason()
         missing = [] if reason else self._board.missing("host")
         if reason:
-            plan = Decision(stop=clean(reason))
+            decision = Decision(stop=clean(reason))
         elif not missing:
-            plan = Decision(hosts=self._read_all("host"), processes=self._read_all("process"))
+            decision = Decision(hosts=self._read_all("host"), processes=self._read_all("process"))
         elif is_late:
-            plan = Decision(missing=missing)
+            decision = Decision(missing=missing)
         else:
             return
-        self._board.write_first("plan", plan)
+        self._board.write_first("decision", decision)
 
     def _answer(self, own: str) -> None:
         """Write once what failed here; the last process to do so concludes for all."""
@@ -261,12 +261,15 @@ class RollCall:
         return self._board.read_each([f"{what}/{rank}" for rank in range(self._size)])
 
     def _is_clerk(self, what: str, deadline: float) -> bool:
-        """Whether this process concludes for those that wait: the first whose time is up does."""
+        """Whether this process has to write `what` now, because time is up.
+
+        The first process that asks does; the others only if PATIENCE_S later it is still missing.
+        """
         late_s = time.monotonic() - deadline
         return late_s > 0 and (self._board.count(f"clerks/{what}", 1) == 1 or late_s > PATIENCE_S)
 
     def _is_first(self) -> bool:
-        """Whether this process asks first, so only one speaks, however late others wake up."""
+        """Whether this process prints the error: only the first one that asks does."""
         return self._board.count("spoken", 1) == 1
 
     def _leave_together(self, num_present: int) -> None:

@@ -81,10 +81,10 @@ class World:
             self._wrappers.add(prepared)
         return prepared
 
-    def let_go(self) -> None:
-        """Drop DDP's references to the process group, so that its connections close even if a
-        wrapper outlives this world; otherwise other processes would wait for this one.
+    def release_wrappers(self) -> None:
+        """Drop the DDP wrappers' references to the process group, so that its connections close.
 
+        Otherwise a wrapper that outlives this world would let other processes wait for this one.
         DDP has no `close`, and a group lives as long as a reference to it:
         https://github.com/pytorch/pytorch/issues/107298
         Test: test_all_learn_of_it_at_once[ddp]
@@ -292,7 +292,7 @@ def join_world(
                 traceback.clear_frames(error.__traceback__)
                 raise
             finally:
-                world.let_go()
+                world.release_wrappers()
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:

@@ -148,7 +148,7 @@ def show_table(
     Screen(Stream("stdout"), width=None if wrap else WIDEST).print(table)
 
 
-def tell_losses() -> bool:
+def report_lost_output() -> bool:
     """Say on standard error if text for standard output was lost.
 
     A program calls it when it has nothing more to print.

@@ -21,7 +21,7 @@ SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
 SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
 FRONT, BACK = "bold cyan", "dim"  # predictions and targets in it
 ECHO_COLUMNS = 2  # free at the line's end: a terminal shows ^C there, and must not wrap
-CURSOR_S = 1.0  # a process that leaves at once waits so long for its terminal
+CURSOR_S = 1.0  # a process that leaves at once waits at most this time for its terminal
 
 Preview = Callable[[], tuple[Sequence[float], Sequence[float]]]
 

@@ -15,9 +15,9 @@ from collections import deque
 from typing import Literal
 
 MOST_BYTES = 1_000_000  # may wait for a stream that takes nothing; more are dropped
-LEAVE_S = 5.0  # a program waits so long at its end for a stream that takes nothing
+LEAVE_S = 5.0  # at its end, a program waits at most this time for a stream that takes nothing
 
-_losses: list[str] = []  # why text for standard output could not be written
+_output_errors: list[str] = []  # why text for standard output could not be written
 
 
 class Stream:
@@ -105,7 +105,7 @@ class Stream:
             # Nobody looks at a terminal that is gone.
             is_gone = error.errno == errno.EIO and self._is_terminal
             if self._is_output and not is_gone:
-                _note_loss(error)
+                _note_error(error)
 
     def _write_to_object(self, text: str) -> None:
         try:
@@ -113,7 +113,7 @@ class Stream:
             self._file.flush()
         except (OSError, ValueError) as error:
             if self._is_output:
-                _note_loss(error)
+                _note_error(error)
 
 
 def settle() -> None:
@@ -124,26 +124,26 @@ def settle() -> None:
                 file.flush()
         except (OSError, ValueError) as error:
             if file is sys.stdout:
-                _note_loss(error)
+                _note_error(error)
             if (descriptor := _descriptor(file)) is not None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
 
 
-def _note_loss(error: OSError | ValueError) -> None:
+def _note_error(error: OSError | ValueError) -> None:
     """Keep why text for standard output was lost, for `lost_output`.
 
-    Not lost are a reader that has left, which wants no more, and a stream that somebody closed.
+    A closed reader or a closed stream is not counted as a loss.
     """
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
-        _losses.append(error.strerror or str(error))
+        _output_errors.append(error.strerror or str(error))
 
 
 def lost_output() -> str:
     """Why text for standard output was lost since the last call; "" if no text was."""
-    why = _losses[0] if _losses else ""
-    _losses.clear()
+    why = _output_errors[0] if _output_errors else ""
+    _output_errors.clear()
     return why
 
 

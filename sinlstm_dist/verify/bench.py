@@ -1,4 +1,4 @@
-"""The workplace of a check: a `Bench` to work at, and a `Finding` to return."""
+"""What every check gets, a `Bench`, and what it returns, a `Finding`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -28,7 +28,7 @@ class Claim:
     needs: Sequence[str] = ("World",)
 
 
-ARITHMETIC, WEIGHTS = "Arithmetic", "Gradients and weights"
+ARITHMETIC, GRADIENTS = "Arithmetic", "Gradients and weights"
 CLAIMS = (
     Claim(
         "World", check_world, needs=(),
@@ -47,7 +47,7 @@ CLAIMS = (
         look_at="data/steps.py and plan.py; a sampler or loader that you have put there",
     ),
     Claim(
-        WEIGHTS, check_weights, needs=("World", "Collectives", ARITHMETIC, "Data"),
+        GRADIENTS, check_weights, needs=("World", "Collectives", ARITHMETIC, "Data"),
         look_at="gradient.py; nodes with other CPUs (SINLSTM_DIST_INSTRUCTION_SET) or GPUs; "
         "failing memory",
     ),
@@ -61,7 +61,7 @@ CLAIMS = (
         "failing memory",
     ),
     Claim(
-        "Learning", check_learning, needs=(ARITHMETIC, WEIGHTS),
+        "Learning", check_learning, needs=(ARITHMETIC, GRADIENTS),
         look_at="model.py and optim.py; the versions of torch and numpy",
     ),
     Claim(

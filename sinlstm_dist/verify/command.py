@@ -9,9 +9,13 @@ from sinlstm_dist.command import command, let_another_speak, speaks
 from sinlstm_dist.errors import CommandError, ConfigError, ExitCode
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.screen.console import show_error, tell_losses
-from sinlstm_dist.verify import faults, table
-from sinlstm_dist.verify.verification import BadArguments, Verification
+from sinlstm_dist.screen.console import report_lost_output, show_error, show_table, show_text
+from sinlstm_dist.verify import faults
+from sinlstm_dist.verify.collectives import as_text
+from sinlstm_dist.verify.verification import BadArguments, Verdict, Verification
+
+SHOWN = 5  # problems per claim; the JSON file has all
+COLOURS = {"PASS": "green", "FAIL": "bold red", "SKIP": "dim"}
 
 
 @command("verify")
@@ -22,7 +26,7 @@ def main(options: Namespace) -> int:
         _check_writable(options.json)
     verification = Verification(fault, options.config)
     is_teller = is_speaker()
-    with StopRequest() as request:  # a launcher's signal does not cost the table
+    with StopRequest() as request:  # a launcher's signal must not prevent the table
         try:
             verification.run(request)
         except BadArguments:
@@ -48,16 +52,44 @@ def _show(verification: Verification, path: Path | None) -> bool:
             path.write_text(json.dumps(verification.content(), indent=1) + "\n")
     except OSError as error:  # such as a full disk
         problem = f"--json {path} cannot be written: {error.strerror}"
-    table.show(verification)
-    tell_losses()  # a loss of output does not change the exit code
+    _print(verification)
+    report_lost_output()  # a loss of output does not change the exit code
     if problem:
         show_error(problem)
     return not problem
 
 
+def _print(verification: Verification) -> None:
+    """Print the tables and the conclusion."""
+    verdicts = verification.verdicts
+    figures = [as_text(row) for verdict in verdicts for row in verdict.figures]
+    if figures:
+        show_table(figures, numbers=figures[0])
+        show_text("\n")
+    show_table([_row(verdict) for verdict in verdicts], colours=COLOURS, wrap=True)
+    seconds = verification.seconds
+    failed = [verdict.claim for verdict in verdicts if verdict.result == "FAIL"]
+    what = f"{', '.join(failed)} failed" if failed else "it was stopped"
+    if verification.passed:
+        show_text(f"\nverified in {seconds:.0f} s: these processes train correctly\n")
+    else:
+        show_text(f"\nNOT verified, in {seconds:.0f} s: {what}\n")
+
+
+def _row(verdict: Verdict) -> dict[str, str]:
+    lines = list(verdict.problems[:SHOWN]) or [verdict.measured]
+    if len(verdict.problems) > SHOWN:
+        lines.append(f"and {len(verdict.problems) - SHOWN} more")
+    if verdict.look_at:
+        lines.append(f"look at: {verdict.look_at}")
+    name = verdict.claim.replace(" and ", "\nand ")  # a narrow column leaves room for the others
+    return {"claim": name, "": verdict.result, "measured": "\n".join(lines)}
+
+
 def _check_writable(path: Path) -> None:
-    """Raise ConfigError if `path` cannot be written. Another process may be the one that writes, so
-    nothing is changed.
+    """Raise ConfigError if `path` cannot be written.
+
+    Another process may be the one that writes it, so nothing is changed.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"--json {path}: there is no folder {path.parent}")

@@ -30,7 +30,7 @@ from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import Checkpoint
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.verify.bench import Parts, settings
-from sinlstm_dist.verify.claims import ARITHMETIC, WEIGHTS
+from sinlstm_dist.verify.claims import ARITHMETIC, GRADIENTS
 
 SLEEP_S = 0.03  # per step, several times what its arithmetic takes, also through nn.LSTM
 FLIPS_AT, DIES_AT = 10, 5  # calls of a job's gradient
@@ -254,13 +254,15 @@ FAULTS = {
         "a sample is drawn twice, and another never", "Data", _rebuilt(_draw_twice)
     ),
     "dropped-gradient": Fault(
-        "a process's gradient is lost on its way", WEIGHTS, _after_step(_drop_gradient)
+        "a process's gradient is lost on its way", GRADIENTS, _after_step(_drop_gradient)
     ),
     "scaled-gradient": Fault(
-        "the gradient is multiplied by the number of processes", WEIGHTS,
+        "the gradient is multiplied by the number of processes", GRADIENTS,
         _after_step(_scale_gradient), least_processes=2,
     ),
-    "flipped-bit": Fault("a bit of one process's weights flips", WEIGHTS, _before_step(_flip_bit)),
+    "flipped-bit": Fault(
+        "a bit of one process's weights flips", GRADIENTS, _before_step(_flip_bit)
+    ),
     "averaged-metrics": Fault(
         "metrics are means of means, not totals divided once", "Metrics",
         Parts(totals_over=_average),
@@ -282,7 +284,7 @@ FAULTS = {
         least_processes=2,
     ),
     "dies": Fault(
-        "a process is killed in the middle of training", WEIGHTS, _before_step(_die),
+        "a process is killed in the middle of training", GRADIENTS, _before_step(_die),
         least_processes=2,
     ),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from sinlstm_dist.run.checkpoint import DamagedCheckpoint
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.train import Training
 from sinlstm_dist.verify.bench import Bench, Finding
-from sinlstm_dist.verify.training import distance, flat, steps_alone
+from sinlstm_dist.verify.training import distance, steps_alone, weights_vector
 
 ROOT = Path("runs")  # the default place of run folders, which must be writable
 STOP_AFTER = 4  # steps: in the middle of the second epoch
@@ -132,7 +132,7 @@ def _run(
         summary = Training(config, job, world, log=log, request=request).run()
     timings = ("epoch_s", "samples_per_s")
     figures = [{k: v for k, v in record.items() if k not in timings} for record in log.history]
-    return EndedRun(summary.outcome, summary.step, flat(job.model), figures)
+    return EndedRun(summary.outcome, summary.step, weights_vector(job.model), figures)
 
 
 @contextlib.contextmanager

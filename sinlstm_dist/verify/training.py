@@ -83,8 +83,10 @@ def _miscounted(counts: list[int], what: str) -> list[str]:
 
 
 def check_weights(bench: Bench) -> Finding:
-    """Steps on all processes give the weights that one process computes alone: the same bits with
-    ordered reduction, the same up to rounding with the data-parallel wrapper.
+    """Steps on all processes give the weights that one process computes alone.
+
+    They have the same bits with ordered reduction, and are the same up to rounding with the
+    data-parallel wrapper.
     """
     world, config, job = bench.world, bench.settings(), bench.build()
     num_steps = FEW_STEPS if is_large(config) else STEPS
@@ -134,31 +136,32 @@ def _steps(job: Job, num_steps: int) -> torch.Tensor:
 
     Collective: yes.
     """
-    rows = [flat(job.model)]
+    rows = [weights_vector(job.model)]
     for step, batch in _shares(job, num_steps):
         job.gradient(batch, step=step, stop=False)
         job.optimizer.step()
-        rows.append(flat(job.model))
+        rows.append(weights_vector(job.model))
     return torch.stack(rows)
 
 
 def steps_alone(job: Job, config: Config, world: World, *, num_steps: int) -> torch.Tensor:
-    """Take the same steps from the job's weights, with the same arithmetic, on this process alone;
-    returns the weights as `_steps`.
+    """Take the same steps on this process alone; returns the weights as `_steps`.
+
+    They start from the job's weights and use the same arithmetic.
     """
     model = copy.deepcopy(job.model)
     gradient = OrderedGradient(
         model,
         plan=dataclasses.replace(job.train.plan, world_size=1, rank=0),
-        world=Alone(device=world.device, num_threads=world.num_threads),
+        peers=Alone(device=world.device, num_threads=world.num_threads),
         tolerance=config.train.tolerance,
     )
     optimizer = new_optimizer(model, config)
-    rows = [flat(model)]
+    rows = [weights_vector(model)]
     for step, (windows, targets) in _whole_batches(config, num_steps):
         gradient((windows.to(world.device), targets.to(world.device)), step=step, stop=False)
         optimizer.step()
-        rows.append(flat(model))
+        rows.append(weights_vector(model))
     return torch.stack(rows)
 
 
@@ -167,7 +170,7 @@ def _steps_in_plain_torch(job: Job, config: Config, *, num_steps: int) -> torch.
     model = _plain_model(job, config)
     parameters = list(model.parameters())
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    rows = [flat(model)]
+    rows = [weights_vector(model)]
     for _, (windows, targets) in _whole_batches(config, num_steps):
         loss = (model(windows.double()) - targets.double()).square().mean()
         gradients = torch.autograd.grad(loss, parameters)
@@ -175,7 +178,7 @@ def _steps_in_plain_torch(job: Job, config: Config, *, num_steps: int) -> torch.
             for parameter, velocity, slope in zip(parameters, velocities, gradients, strict=True):
                 velocity.mul_(config.optim.momentum).add_(slope)
                 parameter.sub_(config.optim.lr * velocity)
-        rows.append(flat(model))
+        rows.append(weights_vector(model))
     return torch.stack(rows).float().to(next(job.model.parameters()).device)
 
 
@@ -216,7 +219,7 @@ def _whole_batches(config: Config, num_steps: int) -> Iterator[tuple[int, Batch]
         yield step, dataset[order[step * size : (step + 1) * size]]
 
 
-def flat(model: nn.Module) -> torch.Tensor:
+def weights_vector(model: nn.Module) -> torch.Tensor:
     """A copy of all weights as one vector: (G,)"""
     return parameters_to_vector(model.parameters()).detach().clone()
 

@@ -145,8 +145,9 @@ class Verification:
                 break
 
     def _verdict(self, claim: Claim, bench: Bench, world: World) -> Verdict:
-        """Check a claim on every process, and collect the problems over the sound world, even when
-        a fault is injected.
+        """Check a claim on every process, and collect the problems.
+
+        They are collected over the sound world, even when a fault is injected.
 
         Collective: yes.
         """

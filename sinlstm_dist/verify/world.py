@@ -1,4 +1,4 @@
-"""Check the processes: counted, alike, in time with each other, with the same arithmetic."""
+"""Check that each process is there once, is like the others, and computes the same bits."""
 
 import hashlib
 import os
@@ -39,8 +39,9 @@ def check_world(bench: Bench) -> Finding:
 
 
 def check_arithmetic(bench: Bench) -> Finding:
-    """All processes compute the same bits with the user's own configuration, as `train` checks
-    before its first step.
+    """All processes compute the same bits with the user's own configuration.
+
+    `train` checks it before its first step too.
     """
     job = bench.parts.build(bench.config, bench.world)  # raises if the initial weights differ
     job.agreement.check_start()
@@ -104,15 +105,17 @@ def _differing(bench: Bench, everyone: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _clock_spread_s(world: World) -> float:
-    """Seconds between the earliest and the latest clock: the least of some measurements, because
-    a process may read its clock late.
+    """Seconds between the earliest and the latest clock.
+
+    This is the least of some measurements, because a process may read its clock late.
 
     Collective: yes.
     """
     spreads = []
     for _ in range(5):
         world.accelerator.wait_for_everyone()
-        seconds, parts = divmod(time.time(), 1)  # too large for a float32, all Apple GPUs have
+        # Whole numbers: float32, the only float type on Apple GPUs, is too coarse for the time.
+        seconds, parts = divmod(time.time(), 1)
         clocks = world.gather(torch.tensor([[int(seconds), int(parts * 1e6)]], device=world.device))
         microseconds = (clocks[:, 0] - clocks[0, 0]) * 1_000_000 + clocks[:, 1]
         spreads.append(int(microseconds.max() - microseconds.min()) / 1e6)

@@ -14,7 +14,7 @@ typedef struct {
     ptrdiff_t row_stride;
 } Pieces;
 
-/* Number of items that a piece of so many samples is cut into. */
+/* Number of items that a piece of this many samples is cut into. */
 static inline int64_t items_in(int64_t num_samples) {
     return num_samples / ITEM_SAMPLES + (num_samples % ITEM_SAMPLES != 0);
 }
