@@ -13,6 +13,7 @@ import pytest
 
 from sinlstm_dist import command
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.processes import launcher
 
 LATE = str(Path(__file__).with_name("late"))
 RUN = ("train", "--output.dir", "run", "--train.timeout_s", "20")
@@ -93,6 +94,7 @@ def test_a_silent_process_that_nobody_ends_tells_its_own_error(monkeypatch, caps
     """The mistake may be on its rank alone."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(launcher, "_have_met", False)  # an earlier test here may have met others
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
     command.tell(ConfigError("what is wrong"))
     assert capsys.readouterr().err == "error: rank 1: what is wrong\n"
