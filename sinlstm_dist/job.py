@@ -98,7 +98,9 @@ def build(config: Config, world: World) -> Job:
 
 
 def _check_configuration(config: Config, world: World) -> None:
-    """Check first: processes with different configurations would issue different collectives and
+    """Check that all processes have the same configuration, and that it fits their number.
+
+    This comes first: with different configurations they would issue different collectives, and
     deadlock.
     """
     world.check_same(**{key: str(value) for key, value in flat(config).items()}, **versions())

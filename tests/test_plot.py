@@ -24,7 +24,7 @@ def figures(monkeypatch) -> Iterator[list[Figure]]:
     """Every figure that is saved."""
     saved, savefig = [], Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, path: (saved.append(self), savefig(self, path))[1]
+        Figure, "savefig", lambda self, *a, **k: (saved.append(self), savefig(self, *a, **k))[1]
     )
     return saved
 
@@ -217,3 +217,11 @@ def test_the_noise_of_the_picture_is_that_of_the_configuration():
     (first, window, _), *_ = windows_to_draw(settings)
     expected, _ = SineDataset(size=100, noise=0.3)[first]
     np.testing.assert_array_equal(window, expected[:, 0].numpy())
+
+
+def test_a_picture_has_the_name_that_was_given(tmp_path):
+    """matplotlib adds .png to a name without an ending."""
+    picture = tmp_path / "windows"
+    assert plot.main(["data", "--output", str(picture)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["windows"]
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -222,9 +222,11 @@ def _drawing(
         axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
         yield list(axes[:, 0])
         try:
-            figure.savefig(path, format="png")  # whatever its name, which stays as it is
+            figure.savefig(path, format=None if path.suffix else "png")  # or it would add one
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        except ValueError as error:  # the file's ending stands for no format
+            raise ConfigError(f"{path}: {error}") from error
 
 
 def _legend(axes: "Axes", *, title: str = "") -> None:
