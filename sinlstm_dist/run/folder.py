@@ -29,7 +29,7 @@ from sinlstm_dist.run.record import (
     WEIGHTS,
     Summary,
 )
-from sinlstm_dist.run.resume import Beginning, Search, Start, ended_summary
+from sinlstm_dist.run.resume import Search, Start, ended_summary
 
 
 class RunFolder:
@@ -46,7 +46,8 @@ class RunFolder:
         self._hold = Hold(path)
         self._has_begun = False
         self.is_open = False  # between `begin` and `end`
-        self._beginning = Beginning()
+        self._start = Start()
+        self._checkpoint: Checkpoint | None = None  # from which the run continues
         self._toml = b""
 
     def claim(self) -> None:
@@ -80,9 +81,8 @@ class RunFolder:
             self._remove_stop()  # there is nothing to stop
             return asdict(Start(ended=asdict(ended)))
         search = Search(self.path, config=config, layout=layout, fingerprint=fingerprint)
-        begins_at = self._beginning = search.beginning()
-        state = begins_at.checkpoint.state if begins_at.checkpoint else None
-        return asdict(Start(state, begins_at.history, begins_at.notes))
+        self._start, self._checkpoint = search.start()
+        return asdict(self._start)
 
     def begin(self, *, toml: str, arithmetic: Mapping[str, str]) -> None:
         """Bring the files to the point that `find` has found.
@@ -91,11 +91,11 @@ class RunFolder:
             toml: the configuration, as the folder keeps it.
             arithmetic: what decides the last bits of this start's results; recorded.
         """
-        folder, begins_at = self._held(), self._beginning
+        folder = self._held()
         self._has_begun = self.is_open = True
         self._abandon_newer()
         checkpoints.remove_leftovers(self.checkpoints)
-        if not begins_at.checkpoint:
+        if not self._checkpoint:
             self._abandon_weights()
         # Remove the old summary first: next to the new config it would claim the new run is
         # complete.
@@ -104,14 +104,14 @@ class RunFolder:
         files.sync(folder)
         self._toml = toml.encode()
         files.replace_synced(folder / CONFIG, self._toml)
-        files.replace_synced(folder / METRICS, b"".join(map(_line, begins_at.history)))
-        start = {"step": begins_at.step, "arithmetic": dict(arithmetic)}
+        files.replace_synced(folder / METRICS, b"".join(map(_line, self._start.history)))
+        start = {"step": self._start.step, "arithmetic": dict(arithmetic)}
         files.append(folder / STARTS, _line(start))
 
     def loaded(self) -> Checkpoint:
         """The checkpoint that `find` has found."""
-        assert self._beginning.checkpoint is not None
-        return self._beginning.checkpoint
+        assert self._checkpoint is not None
+        return self._checkpoint
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a finished epoch to metrics.jsonl."""
@@ -178,9 +178,9 @@ class RunFolder:
 
     def _abandon_newer(self) -> None:
         """Set aside later checkpoints of the run, so that it does not continue from them."""
-        if self._beginning.checkpoint:
+        if self._checkpoint:
             for other in checkpoints.find(self.checkpoints):
-                if checkpoints.step_of(other) > self._beginning.step:
+                if checkpoints.step_of(other) > self._start.step:
                     checkpoints.set_aside(other, "abandoned")
 
 

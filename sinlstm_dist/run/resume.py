@@ -34,26 +34,6 @@ MAY_CHANGE = {
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The point at which a start of a run begins.
-
-    Args:
-        checkpoint: None for a start from step 0.
-        history: metrics of the epochs that are finished there.
-        notes: lines for the user.
-    """
-
-    checkpoint: Checkpoint | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that are done there."""
-        return self.checkpoint.state["step"] if self.checkpoint else 0
-
-
-@dataclass(frozen=True)
 class Start:
     """The folder's answer to a start of a run; a JSON value by `asdict`.
 
@@ -68,6 +48,11 @@ class Start:
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     ended: Mapping[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that are done there."""
+        return self.state["step"] if self.state else 0
 
 
 class Search:
@@ -88,8 +73,8 @@ class Search:
         self._resume: str = config["checkpoint"]["resume"]
         self._notes: list[str] = []
 
-    def beginning(self) -> Beginning:
-        """Find where this start begins.
+    def start(self) -> tuple[Start, Checkpoint | None]:
+        """Find where this start begins, and the checkpoint there.
 
         Raises:
             ConfigError: the folder holds another run, or a run of a newer version.
@@ -98,18 +83,18 @@ class Search:
         published = checkpoint.find(self._checkpoints)
         if self._resume == "never":
             self._refuse_a_run(published)
-            return Beginning()
+            return Start(), None
         if self._resume != "auto" and not self._has_continued(published):
             whole = self._named(Path(self._resume), published)
         else:
             whole = self._newest(published)
         if whole is None:
             self._note_restart(published)
-            return Beginning(notes=self._notes)
+            return Start(notes=self._notes), None
         folder, content = whole
         metrics = folder.resolve().parent.parent / METRICS
         history = self._history(metrics, epochs=content.state["epoch"])
-        return Beginning(content, history, self._notes)
+        return Start(content.state, history, self._notes), content
 
     def _refuse_a_run(self, published: list[Path]) -> None:
         kept = (METRICS, SUMMARY, WEIGHTS)
