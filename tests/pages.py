@@ -1,0 +1,190 @@
+"""The project's Markdown pages, cut into code blocks, and run as a reader would run them.
+
+An HTML comment above a `bash` block says how it is tested:
+
+    <!-- test: run -->         each line is a training command; the test adds a small size
+    <!-- test: on a run -->    each line works on runs/default, article, noisy, faster
+    <!-- test: session -->     bash runs the block as it stands, after the page's other sessions
+    <!-- ci: NAME -->          .ci/run takes the command from here
+    <!-- tested in: FILE -->   another test runs it
+    <!-- not run: REASON -->
+
+All `python` blocks of a page run in one process. What a session or a `python` block prints is
+compared with the `text` block that follows it: numbers may differ, equal SHA-256 sums must be equal
+and different ones different, and a line `...` stands for any number of lines.
+"""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from launching import HANGS_S, environment
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$",
+    re.M | re.S,
+)
+_DIGEST = r"\b[0-9a-f]{64}\b|\b[0-9a-f]{16}\b"
+_NUMBER = r"[-+]?\d[\d,.]*(?:e[-+]?\d+)?"
+_BAR = r"[▁▂▃▄▅▆▇█]+"
+_TOKEN = re.compile(rf"(?P<digest>{_DIGEST})|(?P<number>{_NUMBER})|(?P<bar>{_BAR})|(?P<space>\s+)")
+_EACH_LINE_A_BLOCK = (
+    "import json, sys\n"
+    "for line in sys.stdin:\n"
+    "    exec(compile(json.loads(line), '<page>', 'exec'), globals())\n"
+    "    print(chr(0), flush=True)\n"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page.
+
+    Args:
+        language: after the fence: bash, python, text, ...
+        mark: the comment above it, or "".
+        text: what stands between the fences.
+        output: the `text` block that follows directly, or None.
+    """
+
+    language: str
+    mark: str
+    text: str
+    output: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    """A page's code blocks, from top to bottom."""
+    source = page.read_text()
+    found = list(_BLOCK.finditer(source))
+    following = [*found[1:], None] if found else []
+    return [
+        Block(match["language"], match["mark"] or "", match["text"], _output(source, match, after))
+        for match, after in zip(found, following, strict=True)
+    ]
+
+
+def lines(mark: str) -> list[tuple[str, str]]:
+    """Page name and command of every line of the blocks with this mark."""
+    return [
+        (page.name, line)
+        for page in PAGES
+        for block in blocks(page)
+        if block.mark == mark
+        for line in block.text.splitlines()
+    ]
+
+
+def _output(source: str, block: re.Match[str], after: re.Match[str] | None) -> str | None:
+    if after is None or after["language"] != "text" or after["mark"]:
+        return None
+    return None if source[block.end() : after.start()].strip() else after["text"]
+
+
+class Reader:
+    """Runs the sessions and the python blocks of one page, in order, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for name in ("configs", "examples"):
+            (folder / name).symlink_to(ROOT / name)
+        self._python: subprocess.Popen[str] | None = None
+
+    def read(self, block: Block) -> None:
+        """Run a block, and compare what it prints with what the page says."""
+        if block.mark == "test: session":
+            printed = self._bash(block.text, is_quiet=block.output is None)
+        elif block.language == "python":
+            printed = self._run_python(block.text)
+        else:
+            return
+        if block.output is not None:
+            compare(block.output, printed)
+
+    def _bash(self, text: str, *, is_quiet: bool) -> str:
+        ended = subprocess.run(
+            ["bash", "-eu" if is_quiet else "-u", "-c", text], cwd=self._folder,
+            env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=HANGS_S,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    def _run_python(self, text: str) -> str:
+        if self._python is None:
+            self._python = subprocess.Popen(
+                [sys.executable, "-c", _EACH_LINE_A_BLOCK], cwd=self._folder, env=environment(),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        self._python.stdin.write(json.dumps(text) + "\n")
+        self._python.stdin.flush()
+        printed = []
+        for line in self._python.stdout:
+            printed.append(line.removesuffix("\0\n"))
+            if line.endswith("\0\n"):
+                return "".join(printed)
+        raise AssertionError(f"failed:\n{text}")  # its traceback is on standard error
+
+    def close(self) -> None:
+        """End the page's python process."""
+        if self._python is not None:
+            self._python.communicate(timeout=HANGS_S)
+
+
+def compare(expected: str, printed: str) -> None:
+    """Check that `printed` has the lines of `expected`, but for numbers.
+
+    Raises:
+        AssertionError: names the first line that is missing.
+    """
+    lines = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "vm", printed).splitlines()
+    digests: dict[str, str] = {}
+    may_skip = False
+    for wanted in expected.splitlines():
+        if wanted.strip() == "...":
+            may_skip = True
+            continue
+        while lines:
+            line = lines.pop(0)
+            if match := re.fullmatch(_pattern(wanted, digests), line.rstrip()):
+                digests |= match.groupdict()
+                break
+            assert may_skip, f"the page says\n  {wanted}\nand not\n  {line}"
+        else:
+            raise AssertionError(f"the page says\n  {wanted}\nnot printed is that in\n{printed}")
+        may_skip = False
+    assert may_skip or not lines, f"the page does not have\n  {lines[0]}"
+    found = list(digests.values())
+    assert len(set(found)) == len(found), f"sums that differ on the page do not: {found}"
+
+
+def _pattern(wanted: str, digests: dict[str, str]) -> str:
+    """A regular expression for a line; names a group for each sum that is seen first in it."""
+    seen: set[str] = set()
+
+    def token(match: re.Match[str]) -> str:
+        if match["digest"] is None:
+            return {"number": _NUMBER, "bar": _BAR, "space": r"\s+"}[str(match.lastgroup)]
+        name = f"sum_{match['digest']}"
+        if name in digests:
+            return digests[name]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[0-9a-f]{{{len(match['digest'])}}})"
+
+    parts, end = [], 0
+    wanted = wanted.rstrip()
+    for match in _TOKEN.finditer(wanted):
+        parts += [re.escape(wanted[end : match.start()]), token(match)]
+        end = match.end()
+    return "".join([*parts, re.escape(wanted[end:])])

@@ -1,0 +1,173 @@
+"""What README.md, docs/, configs/ and .ci/run say is so."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import launching
+import pages
+import pytest
+from pages import PAGES, ROOT
+
+from sinlstm_dist.config import load_config
+
+README = ROOT / "README.md"
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+SHORT = "--train.epochs 1 --data.train_size 200 --data.test_size 50"
+MARK = re.compile(
+    r"test: (run|on a run|session)|ci: \w+|tested in: (?P<file>tests/\w+\.py)|not run: .{10,}"
+)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@pytest.fixture
+def run_line(nursery, tmp_path):
+    """Run a command line; `python -m` and `sinlstm-dist` in a forked process, as they would."""
+
+    def run_it(line: str) -> str:
+        program, *arguments = shlex.split(line)
+        if program in ("python", "sinlstm-dist"):
+            module = arguments.pop(1).partition(".")[2] if program == "python" else "__main__"
+            arguments = arguments[arguments[0] == "-m" :]
+            ended = nursery.run(arguments, cwd=tmp_path, module=module, is_whole=True)
+            assert (ended.codes, ended.stderr) == ([0], "")
+        else:
+            ended = launching.run([program, *arguments], cwd=tmp_path)
+            assert ended.code == 0, ended.stderr
+        return ended.stdout
+
+    return run_it
+
+
+# Commands and outputs
+
+
+@each_page
+def test_each_command_says_how_it_is_tested(page):
+    for block in pages.blocks(page):
+        if block.language in ("bash", "console", "sh"):
+            mark = MARK.fullmatch(block.mark)
+            assert mark, f"{block.mark!r} above\n{block.text}"
+            assert mark["file"] is None or (ROOT / mark["file"]).exists()
+
+
+@pytest.mark.parametrize(("page", "line"), pages.lines("test: run"))
+def test_commands_run_as_printed(page, line, run_line, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    printed = run_line(f"{line} {SHORT}")
+    assert "completed: 1 epochs" in printed or "--print-config" in line
+
+
+@pytest.mark.parametrize(("page", "line"), pages.lines("test: on a run"))
+def test_commands_on_a_run_work_as_printed(page, line, run_line, trained_run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in ("default", "article", "noisy", "faster"):
+        shutil.copytree(trained_run, tmp_path / "runs" / name)
+    run_line(line)
+
+
+@each_page
+def test_a_page_reads_as_it_runs(page, tmp_path):
+    reader = pages.Reader(tmp_path)
+    try:
+        for block in pages.blocks(page):
+            reader.read(block)
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed"),
+    [
+        ("loss 0.25\n", "loss 0.25\nand more\n"),
+        ("loss 0.25\nend\n", "loss 0.25\n"),
+        ("loss 0.25\n", "gain 0.25\n"),
+        (f"{'a' * 64} x\n{'a' * 64} y\n", f"{'b' * 64} x\n{'c' * 64} y\n"),
+        (f"{'a' * 64} x\n{'b' * 64} y\n", f"{'c' * 64} x\n{'c' * 64} y\n"),
+    ],
+)
+def test_another_output_is_found(expected, printed):
+    with pytest.raises(AssertionError):
+        pages.compare(expected, printed)
+
+
+def test_other_numbers_and_lines_left_out_are_no_other_output():
+    digest, other = "a1" * 32, "b2" * 32
+    pages.compare(
+        f"epoch 1  loss 2.5e-01 █▅▁\n...\nend: 1,000 samples\n{digest} x\n{digest} y\n",
+        f"epoch 10 loss 0.1 █▁\nmore\nand\nend: 12 samples\n{other} x\n{other} y\n",
+    )
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    for name in ("train", "test"):
+        assert f"<!-- ci: {name} -->" in README.read_text()
+        assert f"readme_command {name}" in (ROOT / ".ci" / "run").read_text()
+
+
+# The site
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT, env=launching.environment(NO_MKDOCS_2_WARNING="1"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "WARNING" not in ended.stderr
+    for page in PAGES[1:]:
+        name = page.stem
+        assert (tmp_path / ("index.html" if name == "index" else f"{name}/index.html")).exists()
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to this page may name after the #, as GitHub makes it from headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *PAGES[1:]], ids=lambda page: page.name
+)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target and not target.startswith("mailto:"):
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
+
+
+# What pages say about the repository
+
+
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@each_page
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(
+        r"`((?:tests|examples|configs|launch|benchmarks|docs)/[\w./-]+\.\w+)", page.read_text()
+    )
+    assert all((ROOT / path).exists() for path in named), named
+
+
+def test_architecture_names_every_file():
+    modules = {path.name for path in (ROOT / "sinlstm_dist").glob("*.py")}
+    named = re.findall(r"`(\w+\.py)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert modules - set(named) == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_are_valid_and_listed(path):
+    load_config(path)
+    assert f"`{path.name}`" in (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_smoke_configuration_reaches_its_target(run_line):
+    run_line(f"python -m sinlstm_dist.train --config {ROOT / 'configs/smoke.toml'}")
