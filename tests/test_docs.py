@@ -1,6 +1,7 @@
 """What README.md, docs/, configs/ and .ci/run say is so."""
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -171,3 +172,10 @@ def test_configurations_are_valid_and_listed(path):
 
 def test_smoke_configuration_reaches_its_target(run_line):
     run_line(f"python -m sinlstm_dist.train --config {ROOT / 'configs/smoke.toml'}")
+
+
+def test_the_configuration_page_has_todays_keys():
+    """`python docs/configuration.py` writes them."""
+    page = ROOT / "docs" / "configuration.md"
+    with_tables = runpy.run_path(str(page.with_suffix(".py")))["with_tables"]
+    assert with_tables(page.read_text()) == page.read_text(), "run python docs/configuration.py"
