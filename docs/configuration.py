@@ -1,6 +1,6 @@
 """Write the tables of docs/configuration.md from the code.
 
-    python docs/configuration.py
+python docs/configuration.py
 """
 
 from pathlib import Path

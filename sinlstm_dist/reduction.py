@@ -48,6 +48,11 @@ def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float)
         predictions: (B, 1).
         targets: (B, 1).
         tolerance: a smaller absolute error counts as correct.
+
+    Examples:
+        >>> predictions, targets = torch.tensor([[0.5], [0.75]]), torch.tensor([[0.5], [0.25]])
+        >>> count(predictions, targets, tolerance=0.1).tolist()
+        [0.25, 1.0, 2.0]
     """
     error = predictions - targets  # (B, 1)
     correct = (error.detach().abs() < tolerance).sum()
@@ -147,6 +152,21 @@ def tree_sum(rows: Rows) -> Rows:
     """Add `rows` (N, ...) over N, always in the same order: neighbours first.
 
     Each pass adds rows 0 and 1, 2 and 3, ...; a last one without a neighbour waits for the next.
+
+    Args:
+        rows: an array or a tensor.
+
+    Returns:
+        the sum, of shape (...).
+
+    Examples:
+        The sum of the same numbers depends on their order, so the order must be fixed:
+
+        >>> rows = np.array([1e8, 1, -1e8, 1], dtype=np.float32)
+        >>> float(tree_sum(rows))  # (1e8 + 1) + (-1e8 + 1)
+        0.0
+        >>> float(tree_sum(rows[[0, 2, 1, 3]]))  # (1e8 - 1e8) + (1 + 1)
+        2.0
     """
     concatenate = np.concatenate if isinstance(rows, np.ndarray) else torch.cat
     while (number := len(rows)) > 1:

@@ -35,10 +35,13 @@ from sinlstm_dist.screen.report import Report
 
 
 def train(config: Config) -> Summary:
-    """Run the training that `config` describes, or the rest of it.
+    """Run the training that `config` describes, or continue it from its newest checkpoint.
+
+    Args:
+        config: the run's configuration; `config.output.dir` is the run folder.
 
     Returns:
-        how it ended, as in the run folder's summary.json.
+        how the run ended, as in the run folder's summary.json.
 
     Raises:
         ConfigError: the configuration, the run folder or the world must be changed.
