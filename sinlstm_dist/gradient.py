@@ -63,6 +63,12 @@ class OrderedGradient:
 
     A piece's row is its gradient, then squared error, correct predictions, samples and the
     request to stop, so one collective per step carries everything.
+
+    Args:
+        model: any module; its parameters' `.grad` become views of one vector.
+        plan: cuts the batches into pieces; `plan.rank` is this process.
+        peers: the processes that share the batch, such as a `World`.
+        tolerance: a smaller absolute error counts as correct.
     """
 
     def __init__(self, model: nn.Module, *, plan: Plan, peers: Peers, tolerance: float) -> None:

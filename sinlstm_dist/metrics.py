@@ -21,7 +21,8 @@ class Totals:
     Examples:
         Two parts of different sizes, as of two processes:
 
-        >>> whole = Totals(squared_error=2.0, correct=3, samples=6) + Totals(0.0, 2, 2)
+        >>> first = Totals(squared_error=2.0, correct=3, samples=6)
+        >>> whole = first + Totals(squared_error=0.0, correct=2, samples=2)
         >>> whole.loss, whole.accuracy
         (0.25, 0.625)
     """

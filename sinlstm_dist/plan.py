@@ -116,8 +116,9 @@ class Plan:
         """Samples in each piece of `step` that `self.rank` computes.
 
         Examples:
-            >>> Plan(size=100, global_batch_size=100, num_pieces=8, world_size=3).piece_sizes(0)
-            [13, 13, 13]
+            >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3, rank=2)
+            >>> plan.piece_sizes(step=0)
+            [12, 12]
         """
         owned = self.owned(self.rank)
         return self.all_sizes(step)[owned.start : owned.stop]
@@ -126,7 +127,8 @@ class Plan:
         """The start and the end, in an epoch's order, of the share of process `rank` in `step`.
 
         Examples:
-            >>> Plan(size=200, global_batch_size=100, num_pieces=8, world_size=3).share(1, rank=0)
+            >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3)
+            >>> plan.share(step=1, rank=0)
             (100, 139)
         """
         edges = bounds(self.num_samples(step), self.num_pieces)

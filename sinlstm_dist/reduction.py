@@ -50,7 +50,8 @@ def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float)
         tolerance: a smaller absolute error counts as correct.
 
     Examples:
-        >>> predictions, targets = torch.tensor([[0.5], [0.75]]), torch.tensor([[0.5], [0.25]])
+        >>> predictions = torch.tensor([[0.5], [0.75]])
+        >>> targets = torch.tensor([[0.5], [0.25]])
         >>> count(predictions, targets, tolerance=0.1).tolist()
         [0.25, 1.0, 2.0]
     """
