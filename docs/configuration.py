@@ -31,14 +31,14 @@ def table(section: str) -> str:
     model = SECTIONS[section]
     lines = [
         f"### {section}\n\n{model.__doc__}\n",
-        "| key | default | allowed | meaning | on resume |",
-        "|---|---|---|---|---|",
+        "| key | default | allowed | meaning |",
+        "|---|---|---|---|",
     ]
     for name, field in model.model_fields.items():
         key, default = f"{section}.{name}", show_value(field.default)
         meaning = str(field.description).replace("|", "\\|").replace("<", "&lt;")
-        resume = "may change" if key in MAY_CHANGE else ""
-        lines.append(f"| `{key}` | `{default}` | {allowed(field)} | {meaning} | {resume} |")
+        may_change = " (may change)" if key in MAY_CHANGE else ""
+        lines.append(f"| `{key}` | `{default}` | {allowed(field)} | {meaning}{may_change} |")
     return "\n".join(lines)
 
 
