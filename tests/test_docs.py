@@ -24,6 +24,7 @@ SHORT = "--train.epochs 1 --data.train_size 200 --data.test_size 50"
 MARK = re.compile(
     r"test: (run|on a run|session)|ci: \w+|tested in: (?P<file>tests/\w+\.py)|not run: .{10,}"
 )
+PLACES = (ROOT, ROOT / "sinlstm_dist")
 WITH_EXAMPLES = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / "sinlstm_dist").rglob("*.py")
@@ -203,3 +204,5 @@ def test_architecture_has_the_order_of_imports():
     table = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
     named = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(table))
     assert named == [name for name in ORDER if not name.startswith("__")]
+    files = re.findall(r"`((?:\w+/)?\w+\.py)`", page)
+    assert [file for file in files if not any((at / file).exists() for at in PLACES)] == []
