@@ -102,10 +102,12 @@ def _legend(axes: "Axes", *, title: str = "") -> None:
     """A legend above the axes, where it hides nothing, and the title on its left."""
     if title:
         axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(
+    legend = axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2, handlelength=1.8,
         columnspacing=1.2,
     )  # fmt: skip
+    for line in legend.get_lines():
+        line.set_linewidth(max(1.6, line.get_linewidth()))
 
 
 def windows_picture(
@@ -171,7 +173,7 @@ def draw_waves(axes: "Axes", forecast: Forecast, *, title: str, quantity: str) -
 def _errors(axes: "Axes", cycles: Sequence[Cycle]) -> None:
     edges = [cycles[0].first - 0.5, *(cycle.last + 0.5 for cycle in cycles)]
     axes.stairs([cycle.largest for cycle in cycles], edges, baseline=None, color=RED,
-                linewidth=1.6, linestyle="--", label="largest in each cycle")  # fmt: skip
+                linewidth=1.6, linestyle="--", zorder=2, label="largest in each cycle")  # fmt: skip
     axes.stairs([cycle.mean_error for cycle in cycles], edges, facecolor=tint(BLUE), edgecolor=BLUE,
                 linewidth=1.6, fill=True, label="mean of each cycle")  # fmt: skip
     axes.margins(x=0.01, y=0.1)
