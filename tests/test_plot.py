@@ -188,6 +188,14 @@ def test_train_and_test_differ_without_colours():
     assert all(lightness(tint(color)) - lightness(color) > 0.15 for color in COLORS)
 
 
+def test_very_long_names_are_wrapped(tmp_path, figures):
+    names = [f"{'a/path/' * 20}{number}" for number in range(2)]
+    curves_picture(tmp_path / "two.png", [curve(name) for name in names])
+    curves_picture(tmp_path / "one.png", [curve(names[0])])
+    for figure in figures:
+        check_readable(figure)
+
+
 def test_six_runs_with_long_names(tmp_path, figures):
     """Their legend leaves half of the picture to the curves."""
     names = [f"a run with quite a long name {number}" for number in range(6)]
@@ -202,7 +210,8 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(trained_run, tmp_path, f
     same = shutil.copytree(trained_run, tmp_path / "x" / "run")
     output = tmp_path / "two.svg"
     assert plot.main([str(trained_run), str(same), "--output", str(output)]) == 0
-    assert legend(figures[0])[:2] == [str(trained_run), str(same)]
+    named = ["".join(label.split()) for label in legend(figures[0])[:2]]  # long paths are wrapped
+    assert named == [str(trained_run), str(same)]
 
 
 @pytest.mark.parametrize(("noise", "titles"), [

@@ -17,7 +17,7 @@ BASELINE = "the last value again"
 BASELINE_STYLE: Any = "-."
 RESUMED_STYLE: Any = (0, (1, 2))
 LEGEND_LETTERS = 110  # fit into one line of the picture
-ENTRY_LETTERS = 60  # of an entry in the legend; a longer one is wrapped
+ENTRY_LETTERS, TITLE_LETTERS = 60, 40  # of a line in a legend's entry, and in the title
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,13 @@ def _run_legend(
         lines.append(Line2D([], [], color=color, linestyle=RESUMED_STYLE, linewidth=1,
                             label="resumed"))  # fmt: skip
     lines += [
-        Line2D([], [], color=color, linestyle=BASELINE_STYLE, linewidth=1.2,
-               label=textwrap.fill(label, ENTRY_LETTERS))
+        Line2D([], [], color=color, linestyle=BASELINE_STYLE, linewidth=1.2, label=label)
         for color, label in baselines.values()
-    ]  # fmt: skip
+    ]
     if one:
-        axes.set_title(colored[0][0].name, loc="left", fontsize=10)
-    columns = _columns([str(line.get_label()) for line in lines])
-    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 1), ncols=columns,
+        axes.set_title(textwrap.fill(colored[0][0].name, TITLE_LETTERS), loc="left", fontsize=10)
+    labels = [textwrap.fill(str(line.get_label()), ENTRY_LETTERS) for line in lines]
+    axes.legend(lines, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=_columns(labels),
                 borderaxespad=0.2, handlelength=2.4, columnspacing=1.2)  # fmt: skip
 
 
