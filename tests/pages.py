@@ -32,9 +32,15 @@ _BLOCK = re.compile(
     re.M | re.S,
 )
 _DIGEST = r"\b[0-9a-f]{64}\b|\b[0-9a-f]{16}\b"
-_NUMBER = r"[-+]?\d[\d,.]*(?:e[-+]?\d+)?"
-_BAR = r"[▁▂▃▄▅▆▇█]+"
-_TOKEN = re.compile(rf"(?P<digest>{_DIGEST})|(?P<number>{_NUMBER})|(?P<bar>{_BAR})|(?P<space>\s+)")
+_ANY = {
+    "cpu": r"AVX-512|AVX2|plain",
+    "number": r"[-+]?\d[\d,.]*(?:e[-+]?\d+)?",
+    "bar": r"[▁▂▃▄▅▆▇█]+",
+    "space": r"\s+",
+}
+_TOKEN = re.compile(
+    rf"(?P<digest>{_DIGEST})|" + "|".join(rf"(?P<{name}>{any})" for name, any in _ANY.items())
+)
 _EACH_LINE_A_BLOCK = (
     "import json, sys\n"
     "for line in sys.stdin:\n"
@@ -109,9 +115,11 @@ class Reader:
             compare(block.output, printed)
 
     def _bash(self, text: str, *, is_quiet: bool) -> str:
+        script = self._folder / "session.sh"  # not on the command line, which pkill -f looks at
+        script.write_text(text)
         ended = subprocess.run(
-            ["bash", "-eu" if is_quiet else "-u", "-c", text], cwd=self._folder,
-            env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            ["bash", "-eu" if is_quiet else "-u", script.name], cwd=self._folder,
+            env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=HANGS_S,
         )  # fmt: skip
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -120,7 +128,7 @@ class Reader:
     def _run_python(self, text: str) -> str:
         if self._python is None:
             self._python = subprocess.Popen(
-                [sys.executable, "-c", _EACH_LINE_A_BLOCK], cwd=self._folder, env=environment(),
+                [sys.executable, "-c", _EACH_LINE_A_BLOCK], cwd=self._folder, env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
         assert self._python.stdin is not None
@@ -138,6 +146,12 @@ class Reader:
         """End the page's python process."""
         if self._python is not None:
             self._python.communicate(timeout=HANGS_S)
+
+
+def _environment() -> dict[str, str]:
+    variables = environment()
+    del variables["OMP_NUM_THREADS"]  # a reader has not set it
+    return variables
 
 
 def compare(expected: str, printed: str) -> None:
@@ -173,7 +187,7 @@ def _pattern(wanted: str, digests: dict[str, str]) -> str:
 
     def token(match: re.Match[str]) -> str:
         if match["digest"] is None:
-            return {"number": _NUMBER, "bar": _BAR, "space": r"\s+"}[str(match.lastgroup)]
+            return f"(?:{_ANY[str(match.lastgroup)]})"
         name = f"sum_{match['digest']}"
         if name in digests:
             return digests[name]

@@ -113,7 +113,7 @@ def test_other_numbers_and_lines_left_out_are_no_other_output():
 
 
 def test_ci_runs_the_commands_of_the_readme():
-    for name in ("train", "test"):
+    for name in ("install", "test"):
         assert f"<!-- ci: {name} -->" in README.read_text()
         assert f"readme_command {name}" in (ROOT / ".ci" / "run").read_text()
 
