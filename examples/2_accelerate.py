@@ -4,9 +4,10 @@
     torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/2_accelerate.py --epochs 3
     accelerate launch --multi_gpu --num_processes 2 examples/2_accelerate.py --epochs 3
 
-What Accelerate adds: it gives each process its own batches, adds up their gradients, and gathers
-their predictions. What it leaves open is marked with "Open" below: two processes train another
-model than one. The last line of the output is a hash of the weights.
+Accelerate gives each process its own batches, averages their gradients, and gathers their
+predictions. A DataLoader takes the place of mkRandomBatch: each window comes once per epoch. What
+stays open is marked with "Open": two processes train another model than one. The last line of the
+output is a hash of the weights.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import hashlib
 
 import numpy as np
 import torch
+import torch.distributed.nn  # before the processes join: see the end of main
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -62,14 +64,14 @@ def main() -> None:
     training_size, test_size, hidden_size, batch_size = 10000, 1000, 5, 100
     np.random.seed(0)
     torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True)  # cpu=True: without it and without GPUs, no process joins.
+    accelerator = Accelerator(cpu=True)  # Also where torchrun finds no GPU.
 
     train_set = TensorDataset(*mkDataSet(training_size))
     test_set = TensorDataset(*mkDataSet(test_size))
     model = Predictor(1, hidden_size, 1)
     criterion = nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    # Open: this is the batch of one process. Two processes make half as many steps, of 200 windows.
+    # Open: this is the batch of each process. Two processes make half as many steps of 200 windows.
     train_loader = DataLoader(train_set, batch_size, shuffle=True)
     test_loader = DataLoader(test_set, batch_size)
     model, optimizer, train_loader, test_loader = accelerator.prepare(
@@ -78,15 +80,15 @@ def main() -> None:
 
     for epoch in range(1, epochs_num + 1):
         running_loss, training_accuracy, test_accuracy = 0.0, 0, 0
-        # Open: 3 processes cannot share 100 batches evenly, so two batches are trained twice.
+        # Open: three processes train 2 of the 100 batches twice, to have 34 each.
         for data, label in train_loader:
             optimizer.zero_grad()
             output = model(data)
             loss = criterion(output, label)
-            accelerator.backward(loss)  # Open: in which order the gradients are added.
+            accelerator.backward(loss)  # Open: the order of the sum.
             optimizer.step()
             output, label = accelerator.gather_for_metrics((output.detach(), label))
-            # Open: half as many steps make this sum of means half as large.
+            # Open: the sum of means is half as large for half as many steps.
             running_loss += criterion(output, label).item()
             training_accuracy += correct(output, label)
         for data, label in test_loader:
@@ -99,6 +101,8 @@ def main() -> None:
             f"test_accuracy: {test_accuracy / test_size:.5f}"
         )
     accelerator.print(f"weights {digest(model)}")
+    # Without a reference to it, the process group ends here. At exit its threads may abort.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

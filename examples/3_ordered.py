@@ -1,12 +1,13 @@
 """The same in plain torch, with the same bits on any number of processes.
 
-    torchrun --nproc-per-node 1 --local-addr 127.0.0.1 examples/3_ordered.py --epochs 3
-    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/3_ordered.py --epochs 3
-    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/3_ordered.py --epochs 3 --all-reduce
+    torchrun --nproc-per-node 1 --local-addr 127.0.0.1 examples/3_ordered.py --epochs 1
+    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/3_ordered.py --epochs 1
+    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/3_ordered.py --epochs 1 --all-reduce
 
-Each batch is cut into 8 pieces. A process computes the gradients of its own pieces, all processes
-gather the gradients of all pieces, and each adds them in the same order. With --all-reduce, the
-pieces are the same and the backend adds them: the hash depends on the number of processes.
+Each batch of 100 windows is cut into 8 pieces. A process computes the gradients of its own pieces,
+gathers those of all pieces, and adds them in an order that is always the same. With --all-reduce
+the pieces are the same, but the backend adds them: the hash depends on the number of processes.
+The loss is now a mean over all windows.
 """
 
 import argparse
@@ -96,7 +97,7 @@ def main() -> None:
     training_size, test_size, hidden_size, batch_size = 10000, 1000, 5, 100
     add_up = add_by_all_reduce if arguments.all_reduce else add_ordered
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # Threads share a sum out too, and their number differs.
+    torch.set_num_threads(1)  # Threads split sums too, and torchrun sets their number.
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
 
@@ -108,12 +109,12 @@ def main() -> None:
 
     for epoch in range(1, arguments.epochs + 1):
         running_loss, training_accuracy, test_accuracy = 0.0, 0, 0
-        # The order is a function of the epoch's number: every process has the same one.
+        # A function of the seed 0 and the epoch alone, so all processes have the same order.
         order = np.random.default_rng([1, 0, epoch - 1]).permutation(training_size)
         for batch in order.reshape(-1, batch_size):
             rows = torch.zeros(-(-PIECES // world_size), sum(sizes) + 2)
             pieces = np.array_split(batch, PIECES)[rank::world_size]
-            for row, piece in zip(rows, pieces, strict=False):
+            for row, piece in zip(rows, pieces, strict=False):  # a last row may stay zero
                 row[:] = piece_row(model, train_x[piece], train_t[piece])
             *gradients, totals = add_up(rows).split([*sizes, 2])
             with torch.no_grad():

@@ -1,4 +1,12 @@
-"""x"""
+"""The same through this package: the hash of 3_ordered.py, on any number of processes.
+
+    python examples/4_package.py --epochs 1
+    torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/4_package.py --epochs 1
+
+What the package adds: a run folder with checkpoints, from which a killed run goes on with the same
+bits; a check that all processes compute the same bits; a compiled LSTM, with other bits, which is
+about ten times as fast. Without the two lines that ask for the article's ways, it is used.
+"""
 
 import argparse
 import hashlib
@@ -22,17 +30,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=100)
     arguments = parser.parse_args()
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     config = load_config(
         overrides={
             "data.test_phase": 0.0,  # the article's test windows, which are train windows
-            "model.lstm": "torch",  # without this line: the compiled kernel, ten times faster
+            "model.lstm": "torch",  # torch's LSTM, as in the other examples
             "train.epochs": arguments.epochs,
-            "output.dir": "runs/4_package",
-            "checkpoint.resume": "never",
+            "output.dir": f"runs/package-{world_size}",
         }
     )
     train(config)
-    if os.environ.get("RANK", "0") == "0":
+    if rank == "0":
         print(f"weights {digest(Predictor.from_pretrained(config.output.dir))}")
 
 
