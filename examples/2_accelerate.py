@@ -64,7 +64,7 @@ def main() -> None:
     training_size, test_size, hidden_size, batch_size = 10000, 1000, 5, 100
     np.random.seed(0)
     torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True)  # Also where torchrun finds no GPU.
+    accelerator = Accelerator(cpu=True)  # Without GPUs, processes join only if told so.
 
     train_set = TensorDataset(*mkDataSet(training_size))
     test_set = TensorDataset(*mkDataSet(test_size))

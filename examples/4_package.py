@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 --local-addr 127.0.0.1 examples/4_package.py --epochs 1
 
 What the package adds: a run folder with checkpoints, from which a killed run goes on with the same
-bits; a check that all processes compute the same bits; a compiled LSTM, with other bits, which is
-about ten times as fast. Without the two lines that ask for the article's ways, it is used.
+bits; a check that all processes compute the same bits; a compiled LSTM, which is some ten times as
+fast and rounds in another way (leave out model.lstm to use it).
 """
 
 import argparse
