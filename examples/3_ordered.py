@@ -96,6 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     training_size, test_size, hidden_size, batch_size = 10000, 1000, 5, 100
     add_up = add_by_all_reduce if arguments.all_reduce else add_ordered
+    np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)  # Threads split sums too, and torchrun sets their number.
     dist.init_process_group("gloo")
