@@ -131,13 +131,11 @@ def outputs(cell):
 
 
 def masked(text):
-    return re.sub(r"[0-9a-f]{16}|[\d.]+", "#", text)
-
-
-def hashes(texts):
-    return re.findall(r"[0-9a-f]{16}", "".join(texts))
+    """Text without what another CPU may compute otherwise."""
+    return re.sub(r"(?<=weights )[0-9a-f]{16}|[\d.]+", "#", text)
 
 
 def equal_hashes(texts):
-    found = hashes(texts)
+    """For each hash, the number of the first one that is equal."""
+    found = re.findall(r"weights ([0-9a-f]{16})", "".join(texts))
     return [found.index(text) for text in found]
