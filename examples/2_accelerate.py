@@ -15,7 +15,7 @@ import hashlib
 
 import numpy as np
 import torch
-import torch.distributed.nn  # before the processes join: see the end of main
+import torch.distributed.nn  # before the processes join, or it keeps their group alive
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -101,7 +101,7 @@ def main() -> None:
             f"test_accuracy: {test_accuracy / test_size:.5f}"
         )
     accelerator.print(f"weights {digest(model)}")
-    # Without a reference to it, the process group ends here. At exit its threads may abort.
+    # Drop DDP's references, so that the group's threads end here. Later they may abort the process.
     model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
