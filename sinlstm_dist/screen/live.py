@@ -27,6 +27,17 @@ FRONT, BACK = "bold cyan", "dim"  # predictions and targets in it
 ECHO_COLUMNS = 2  # free at the line's end: a terminal shows ^C there, and must not wrap
 LEAVE_S = 1.0  # a process that leaves at once waits at most this time for its terminal
 
+
+def _code(text: str) -> Control:
+    control = Control()
+    control.segment = Segment(text, None, [])
+    return control
+
+
+# A frame is cropped where the terminal has become narrower meanwhile: wrapped, it would have more
+# lines than the next frame erases.
+CROP, WRAP = _code("\x1b[?7l"), _code("\x1b[?7h")
+
 Preview = Callable[[], tuple[Sequence[float], Sequence[float]]]
 
 
@@ -135,18 +146,19 @@ class LiveProgress:
 
     def _draw(self) -> None:
         self._screen.fit(free=ECHO_COLUMNS)
-        self._erase_wrapped()
         above = [self._sketch] if self._sketch and _has_room_for_sketch(self._screen) else []
         lines = self._screen.render_lines(Group(*above, self._line()), pad=False)
+        with self._screen:  # all in one write
+            self._screen.control(self._erase_added(), CROP)
+            self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
+            self._screen.control(WRAP)
         self._widths = [Segment.get_line_length(line) for line in lines]
-        self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
 
-    def _erase_wrapped(self) -> None:
-        """Erase the lines that a terminal made of the last frame when it became narrower."""
+    def _erase_added(self) -> Control:
+        """Erase the lines that the terminal added to the last frame when it became narrower."""
         columns = self._screen.width + ECHO_COLUMNS
         added = sum(max(0, width - 1) // columns for width in self._widths)
-        erase = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)]
-        self._screen.control(Control(*erase * added))
+        return Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * added)
 
     def _line(self) -> Table:
         """`epoch  25/100 ━━━╸━━━━━━━━ test loss 1.53e-02  acc 0.395  785k samples/s  left 00:02`"""
