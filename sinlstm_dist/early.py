@@ -73,7 +73,8 @@ def say(text: str) -> None:
     global _says
     ranks = (os.environ.get(name, "").strip() for name in RANK_VARIABLES)
     is_speaker = not next(filter(str.isdigit, ranks), "").strip("0")
-    if is_speaker and os.environ.get("TERM", "dumb") != "dumb" and os.isatty(2):
+    is_dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")
+    if is_speaker and not is_dumb and os.isatty(2):
         _says = _write(f"\r\x1b[K\x1b[2m   {text}\x1b[m\r") or _says
 
 

@@ -195,6 +195,39 @@ def test_odd_terminals(nursery: Nursery, tmp_path: Path, variables) -> None:
         assert "epoch 3/3" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
+def window_of(socket: str) -> str:
+    """All that the window shows and has shown."""
+    return "\n".join(shown_by(socket)).rstrip()
+
+
+@pytest.mark.parametrize("sizes", [["80x24", "120x40", "62x30"], ["60x15", "120x12", "80x24"]])
+def test_a_window_that_changes_its_size(tmux, tmp_path: Path, sizes) -> None:
+    """What is live is drawn again for it, once; a picture if there is room, and no torn lines."""
+    socket = str(tmp_path / "tmux")
+    words = command(*flags({**SIZE, "train.epochs": 100_000, "checkpoint.every_epochs": 0}))
+    subprocess.run(
+        ["tmux", "-S", socket, "new-session", "-d", "-x", "100", "-y", "30", *words],
+        cwd=tmp_path, env=environment(TERM="xterm"), check=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: "test loss" in window_of(socket))
+        for size in sizes:
+            columns, lines = size.split("x")
+            resize = ["tmux", "-S", socket, "resize-window", "-x", columns, "-y", lines]
+            subprocess.run(resize, check=True)
+            fits = re.compile(rf"^epoch .{{{int(columns) - 8 - 20},{int(columns) - 8}}}$")
+            pictures = int(columns) >= 62 and int(lines) >= 20
+            wait_for(lambda: fits.match(window_of(socket).split("\n")[-1]))  # noqa: B023
+            wait_for(lambda: window_of(socket).count("one cycle") == pictures)  # noqa: B023
+            shown = window_of(socket)
+            assert len(re.findall("^epoch", shown, re.MULTILINE)) == 1, shown
+            assert len(re.findall("[\u2800-\u28ff]+", shown)) >= 7 * pictures
+            assert len(re.findall("^╭─ sinlstm-dist", shown, re.MULTILINE)) == 1, shown
+            assert len(re.findall("╯$", shown, re.MULTILINE)) == 1, shown
+    finally:
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=True)
+
+
 def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
     """Also from a process that waits for ever, here in its test: one that is stopped by nothing."""
     terminal = Terminal()
@@ -202,6 +235,8 @@ def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
     process = terminal.start(words, cwd=tmp_path)
     terminal.read(until="\x1b[?25l")
     terminal.read(until="hangs")
+    for _ in range(4):
+        terminal.read(until="left 00:0")  # a frame: what is live is drawn all the same
     terminal.press("\x03")
     terminal.read(until="unsaved")
     for _ in range(3):
