@@ -35,7 +35,12 @@ KNOW_ACCELERATE = {
 }  # fmt: skip
 # The only ones that print; screen/report.py draws by rich, through the console.
 PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py", "screen/live.py"}
-READ_ENVIRONMENT = {"processes/launcher.py", "processes/accelerator.py", "lstm/compiled.py"}
+READ_ENVIRONMENT = {
+    "early.py",
+    "processes/launcher.py",
+    "processes/accelerator.py",
+    "lstm/compiled.py",
+}
 
 
 def imported(source: str) -> set[str]:
