@@ -61,26 +61,12 @@ def test_first_epochs_agree(printed):
     assert accelerate / 100 == pytest.approx(ordered, rel=0.03)
 
 
-def test_accelerate_alone_trains_another_model_on_two_processes(printed):
-    one, two = (printed("2_accelerate.py", processes=n) for n in (1, 2))
-    assert weights(one) != weights(two)
-    assert loss(two) < 0.75 * loss(one)  # a sum of half as many means
+def test_ordered_gives_the_same_weights_on_as_many_processes_as_pieces(printed):
+    """On 1, 2 and 3, and other weights by --all-reduce: in the notebook's test."""
+    assert printed("3_ordered.py", processes=8) == printed("3_ordered.py")
 
 
-@pytest.mark.parametrize("processes", [2, 3, 8])
-def test_ordered_gives_the_same_weights_on_any_number_of_processes(printed, processes):
-    assert printed("3_ordered.py", processes=processes) == printed("3_ordered.py")
-
-
-def test_all_reduce_gives_other_weights_and_the_same_loss(printed):
-    """Some hundred thousand additions: that all are rounded alike in another order is no risk."""
-    outputs = [printed("3_ordered.py", "--all-reduce", processes=n) for n in (1, 2, 3)]
-    outputs.append(printed("3_ordered.py"))
-    assert len({weights(output) for output in outputs}) == 4
-    assert [loss(output) for output in outputs] == pytest.approx([loss(outputs[0])] * 4, rel=1e-4)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_package_gives_the_weights_of_the_ordered_example(printed, processes):
     package = printed("4_package.py", processes=processes)
     assert weights(package) == weights(printed("3_ordered.py"))
