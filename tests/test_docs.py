@@ -1,5 +1,6 @@
 """What README.md, docs/, configs/ and .ci/run say is so."""
 
+import codeop
 import doctest
 import importlib
 import re
@@ -87,6 +88,28 @@ def test_a_page_reads_as_it_runs(page, tmp_path):
             reader.read(block)
     finally:
         reader.close()
+
+
+@each_page
+def test_python_can_be_typed_line_by_line(page):
+    """An unindented line directly after a loop's body is an error at Python's prompt."""
+    for block in pages.blocks(page):
+        if block.language == "python":
+            typed: list[str] = []
+            for line in [*block.text.splitlines(), ""]:
+                typed.append(line)
+                if codeop.compile_command("\n".join(typed), symbol="single"):
+                    typed = []
+            assert "".join(typed) == "", typed
+
+
+def test_pages_use_folders_of_their_own():
+    """A reader who follows one page after the other is not refused another run's folder."""
+    users: dict[str, str] = {}
+    for page in PAGES:
+        sessions = [b.text for b in pages.blocks(page) if b.mark == "test: session"]
+        for folder in set(re.findall(r"--output.dir (\S+)", "\n".join(sessions))):
+            assert users.setdefault(folder, page.name) == page.name, folder
 
 
 @pytest.mark.parametrize(
