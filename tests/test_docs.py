@@ -68,7 +68,7 @@ def test_each_command_says_how_it_is_tested(page):
 def test_commands_run_as_printed(page, line, run_line, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     printed = run_line(f"{line} {SHORT}")
-    assert "completed: 1 epochs" in printed or "--print-config" in line
+    assert "completed: 1 epoch\n" in printed or "--print-config" in line
 
 
 @pytest.mark.parametrize(("page", "line"), pages.lines("test: on a run"))

@@ -103,7 +103,7 @@ def test_cycles_are_drawn_over_their_steps(tmp_path, monkeypatch):
         np.testing.assert_allclose(drawn[label].values, [how(part) for part in off])
         np.testing.assert_array_equal(drawn[label].edges, [0.5, 60.5, 120.5, 130.5])
     assert waves.get_ylabel() == "sunspots"
-    assert errors.get_ylabel() == "absolute error\n(sunspots)"
+    assert errors.get_ylabel() == "absolute error"
 
 
 def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeypatch):

@@ -14,19 +14,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
-    "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "run", "hub",
-    "model", "optim", "rollout", "trained", "processes", "arithmetic", "reduction", "gradient",
-    "agreement", "screen", "gallery", "command_line", "command", "job", "logbook", "train",
-    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "status", "early", "__init__", "words", "errors", "config", "plan", "data", "lstm",
+    "metrics", "run", "hub", "model", "optim", "rollout", "trained", "processes", "arithmetic", "reduction",
+    "gradient", "agreement", "screen", "gallery", "command_line", "command", "job", "logbook",
+    "train", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
 
 # What a fresh process loads, directly or not.
 NO_TORCH = [
-    "early", "errors", "config", "plan", "metrics", "hub", "rollout", "command_line", "command",
-    "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive", "run.record",
-    "run.files", "run.state",
+    "status", "early", "words", "errors", "config", "plan", "metrics", "hub", "rollout", "command_line",
+    "command", "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive",
+    "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]
@@ -36,7 +36,7 @@ KNOW_ACCELERATE = {
 # The only ones that print; screen/report.py draws by rich, through the console.
 PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py", "screen/live.py"}
 READ_ENVIRONMENT = {
-    "early.py",
+    "status.py",
     "processes/launcher.py",
     "processes/accelerator.py",
     "lstm/compiled.py",

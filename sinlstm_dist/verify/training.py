@@ -18,6 +18,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding, is_large
+from sinlstm_dist.words import counted
 
 EPOCHS = 2  # for which samples are counted
 STEPS, FEW_STEPS = 20, 4  # the second for a large model
@@ -40,9 +41,9 @@ def check_data(bench: Bench) -> Finding:
     problems += _miscounted(_times_drawn(bench.world, job.test.loader, test_data), "test sample")
     plan = job.train.plan
     measured = (
-        f"each of {plan.size} train samples drawn once in each of {EPOCHS} epochs, "
+        f"each of {counted(plan.size, 'train sample')} drawn once in each of {EPOCHS} epochs, "
         f"{plan.num_samples(plan.num_steps - 1)} in the last batch of {plan.global_batch_size}; "
-        f"each of {len(test_data)} test samples once"
+        f"each of {counted(len(test_data), 'test sample')} once"
     )
     return Finding(measured, problems)
 
@@ -114,7 +115,7 @@ def check_weights(bench: Bench) -> Finding:
     ]
     within = ", ".join(f"{what} within {far:.0e}" for what, far in apart.items())
     alike = f"the same bits on all processes{' and on one alone' * is_exact}"
-    return Finding(f"{num_steps} steps: {alike}; {within}", problems)
+    return Finding(f"{counted(num_steps, 'step')}: {alike}; {within}", problems)
 
 
 def _difference(weights: torch.Tensor, others: torch.Tensor) -> str:
