@@ -20,7 +20,7 @@ from sinlstm_dist.screen.console import show_table, width_of_output
 FIGURES = (
     "epochs", "train loss", "test loss", "test acc", "best epoch", "processes", "seconds"
 )  # fmt: skip
-WIDE = 120  # columns that a table with all figures needs
+WIDE = 130  # columns that a table with all figures needs
 IF_WIDE = {"train loss", "best epoch", "processes", "seconds"}
 
 

@@ -131,7 +131,8 @@ def check(content: bytes, model: Predictor) -> float:
         if not difference <= TOLERANCE:
             raise RunError(
                 f"ONNX Runtime differs from torch by {difference:.2e} for "
-                f"{counted(batch, 'window')} of {counted(window, 'step')}, more than {TOLERANCE:g}: nothing was written"
+                f"{counted(batch, 'window')} of {counted(window, 'step')}, "
+                f"more than {TOLERANCE:g}: nothing was written"
             )
         worst = max(worst, difference)
     return worst

@@ -41,7 +41,7 @@ _ANY = {
 _TOKEN = re.compile(
     rf"(?P<digest>{_DIGEST})|" + "|".join(rf"(?P<{name}>{any})" for name, any in _ANY.items())
 )
-_EACH_LINE_A_BLOCK = (
+_RUN_BLOCKS = (
     "import json, sys\n"
     "for line in sys.stdin:\n"
     "    exec(compile(json.loads(line), '<page>', 'exec'), globals())\n"
@@ -128,7 +128,7 @@ class Reader:
     def _run_python(self, text: str) -> str:
         if self._python is None:
             self._python = subprocess.Popen(
-                [sys.executable, "-c", _EACH_LINE_A_BLOCK], cwd=self._folder, env=_environment(),
+                [sys.executable, "-c", _RUN_BLOCKS], cwd=self._folder, env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
         assert self._python.stdin is not None
@@ -172,13 +172,17 @@ def compare(expected: str, printed: str) -> None:
             if match := re.fullmatch(_pattern(wanted, digests), line.rstrip()):
                 digests |= match.groupdict()
                 break
-            assert may_skip, f"the page says\n  {wanted}\nand not\n  {line}"
+            assert may_skip, f"the page has\n  {wanted}\nbut the command printed\n  {line}"
         else:
-            raise AssertionError(f"the page says\n  {wanted}\nnot printed is that in\n{printed}")
+            raise AssertionError(
+                f"the page has a line that was not printed:\n  {wanted}\n{printed}"
+            )
         may_skip = False
-    assert may_skip or not lines, f"the page does not have\n  {lines[0]}"
+    assert may_skip or not lines, f"the page lacks a printed line:\n  {lines[0]}"
     found = list(digests.values())
-    assert len(set(found)) == len(found), f"sums that differ on the page do not: {found}"
+    assert len(set(found)) == len(found), (
+        f"the page has different sums, but equal ones were printed: {found}"
+    )
 
 
 def _pattern(wanted: str, digests: dict[str, str]) -> str:

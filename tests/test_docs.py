@@ -1,4 +1,4 @@
-"""What README.md, docs/, configs/ and .ci/run say is so."""
+"""The pages are right: their commands, outputs, links and names."""
 
 import doctest
 import importlib
@@ -14,7 +14,6 @@ import launching
 import pages
 import pytest
 from pages import PAGES, ROOT
-from test_house import ORDER
 
 from sinlstm_dist.config import load_config
 
@@ -24,7 +23,6 @@ SHORT = "--train.epochs 1 --data.train_size 200 --data.test_size 50"
 MARK = re.compile(
     r"test: (run|on a run|session)|ci: \w+|tested in: (?P<file>tests/\w+\.py)|not run: .{10,}"
 )
-PLACES = (ROOT, ROOT / "sinlstm_dist")
 WITH_EXAMPLES = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / "sinlstm_dist").rglob("*.py")
@@ -167,12 +165,6 @@ def test_files_that_a_page_names_exist(page):
     assert all((ROOT / path).exists() for path in named), named
 
 
-def test_architecture_names_every_file():
-    modules = {path.name for path in (ROOT / "sinlstm_dist").glob("*.py")}
-    named = re.findall(r"`(\w+\.py)`", (ROOT / "docs" / "architecture.md").read_text())
-    assert modules - set(named) == {"__init__.py", "__main__.py"}
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configurations_are_valid_and_listed(path):
     load_config(path)
@@ -196,13 +188,3 @@ def test_examples_in_docstrings_run(path, monkeypatch):
     module = importlib.import_module(".".join(path.with_suffix("").parts))
     failed, tried = doctest.testmod(module)
     assert (failed, tried > 0) == (0, True)
-
-
-def test_architecture_has_the_order_of_imports():
-    """The page promises that a file imports only from rows above it."""
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    table = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
-    named = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(table))
-    assert named == [name for name in ORDER if not name.startswith("__")]
-    files = re.findall(r"`((?:\w+/)?\w+\.py)`", page)
-    assert [file for file in files if not any((at / file).exists() for at in PLACES)] == []

@@ -153,7 +153,8 @@ def check_launch() -> Launch:
     if expected != launch.size:
         raise ConfigError(
             f"the launcher started {counted(launch.size, 'process')}, but "
-            f"{WORLD_SIZE_CHECK}={expected}: check the launcher's number of nodes and of processes per node"
+            f"{WORLD_SIZE_CHECK}={expected}: check the launcher's number of nodes and of "
+            "processes per node"
         )
     return launch
 
