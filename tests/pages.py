@@ -172,13 +172,11 @@ def compare(expected: str, printed: str) -> None:
             if match := re.fullmatch(_pattern(wanted, digests), line.rstrip()):
                 digests |= match.groupdict()
                 break
-            assert may_skip, f"the page has\n  {wanted}\nbut the command printed\n  {line}"
+            assert may_skip, f"the page has\n  {wanted}\nbut this was printed:\n  {line}"
         else:
-            raise AssertionError(
-                f"the page has a line that was not printed:\n  {wanted}\n{printed}"
-            )
+            raise AssertionError(f"the page has a line that was not printed: {wanted}\n{printed}")
         may_skip = False
-    assert may_skip or not lines, f"the page lacks a printed line:\n  {lines[0]}"
+    assert may_skip or not lines, f"the page lacks a line that was printed: {lines[0]}"
     found = list(digests.values())
     assert len(set(found)) == len(found), (
         f"the page has different sums, but equal ones were printed: {found}"
