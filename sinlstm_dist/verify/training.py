@@ -239,8 +239,9 @@ def check_metrics(bench: Bench) -> Finding:
         *_miscount(test, test_data, job, config, "test"),
     ]
     measured = (
-        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over {train.samples} "
-        f"samples, test {test.loss:.6f} and {test.accuracy:.6f} over {test.samples}: as recounted"
+        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over "
+        f"{counted(train.samples, 'sample')}, test {test.loss:.6f} and {test.accuracy:.6f} over "
+        f"{test.samples:,}: as recounted"
     )
     return Finding(measured, problems)
 
@@ -265,7 +266,9 @@ def _miscount(
     fewest, most = (int((errors < tolerance + border).sum()) for border in (-BORDER, BORDER))
     problems = []
     if totals.samples != len(dataset):
-        problems.append(f"{what}: {totals.samples} samples counted, recount {len(dataset)}")
+        problems.append(
+            f"{what}: {counted(totals.samples, 'sample')} counted, recount {len(dataset):,}"
+        )
     if not abs(totals.loss - loss) <= ROUNDING * loss:
         problems.append(f"{what}: loss {totals.loss:.6f}, recount {loss:.6f}")
     if not fewest <= totals.correct <= most:
