@@ -42,7 +42,8 @@ def prepare() -> None:
     """Let Ctrl-C end the imports without a traceback, and open closed standard streams.
 
     If a standard stream stayed closed, the first file that a run opens would get its number, and
-    what libraries print would be written into that file.
+    what libraries print would be written into that file. At last, say on the terminal that torch
+    is being loaded, if it is.
     """
     global _parent
     if sys.platform == "win32":

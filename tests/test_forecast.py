@@ -73,6 +73,11 @@ def test_one_of_two_processes_does_it(trained_run, nursery, tmp_path):
     assert both.stdout == alone.stdout
 
 
+def test_one_step_is_one_step(trained_run, capsys):
+    assert forecast.main([str(trained_run), "--steps", "1"]) == 0
+    assert "forecast  1 step from the first test window, " in capsys.readouterr().out
+
+
 def test_a_picture_is_drawn(trained_run, tmp_path):
     for steps in ("1", "30", "2000"):
         file = tmp_path / f"{steps}.png"

@@ -116,8 +116,7 @@ def _legend_of_styles(axes: "Axes", *, with_resumed: bool) -> None:
     lines = [
         Line2D([], [], **{"color": GREY, **style}, label=label) for label, style in styles.items()
     ]
-    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(lines),
-                borderaxespad=0.2, handlelength=2.4, columnspacing=1.2)  # fmt: skip
+    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(lines))
 
 
 def _legend_of_runs(axes: "Axes", colored: Sequence[tuple[Curve, str]]) -> None:
@@ -128,5 +127,4 @@ def _legend_of_runs(axes: "Axes", colored: Sequence[tuple[Curve, str]]) -> None:
         Line2D([], [], color=color, label=textwrap.fill(curve.name, NAME_LETTERS))
         for curve, color in colored
     ]
-    axes.figure.legend(handles=lines, loc="outside upper right", ncols=3,
-                       borderaxespad=0.2, handlelength=2.4, columnspacing=1.2)  # fmt: skip
+    axes.figure.legend(handles=lines, loc="outside upper right", ncols=3)

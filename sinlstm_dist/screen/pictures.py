@@ -38,6 +38,9 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "legend.frameon": False,
+    "legend.borderaxespad": 0.2,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.2,
     "lines.linewidth": 1.6,
 }
 
@@ -104,10 +107,7 @@ def whole_numbers(axes: "Axes", label: str) -> None:
 
 def _legend(axes: "Axes") -> None:
     """A legend above the axes, right of the title, where it hides nothing."""
-    legend = axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2, handlelength=1.8,
-        columnspacing=1.2,
-    )  # fmt: skip
+    legend = axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
     for line in legend.get_lines():
         line.set_linewidth(max(1.6, line.get_linewidth()))
 
