@@ -32,6 +32,7 @@ from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
 from sinlstm_dist.screen.report import Report
+from sinlstm_dist.words import counted
 
 
 def train(config: Config) -> Summary:
@@ -196,7 +197,7 @@ class Training:
         if accuracy < target:
             reason = f"test accuracy {accuracy:.4f} is below train.target_accuracy={target:g}"
             return Outcome("failed", reason, below_target=True)
-        return Outcome("completed", f"{self.progress.epoch} epochs")
+        return Outcome("completed", counted(self.progress.epoch, "epoch"))
 
     def _fail(self, what: str) -> None:
         lr = self.config.optim.lr
