@@ -9,19 +9,22 @@ An HTML comment above a `bash` block says how it is tested:
     <!-- tested in: FILE -->   another test runs it
     <!-- not run: REASON -->
 
+and above a `text` block that follows it:
+
+    <!-- not compared: REASON -->
+
 All `python` blocks of a page run in one process. What a session or a `python` block prints is
-compared with the `text` block that follows it: numbers may differ, equal SHA-256 sums must be equal
-and different ones different, and a line `...` stands for any number of lines.
+compared with the `text` block that follows it; tests/shown.py says how.
 """
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import shown
 from launching import HANGS_S, environment
 
 ROOT = Path(__file__).parents[1]
@@ -31,17 +34,7 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
-_DIGEST = r"\b[0-9a-f]{64}\b|\b[0-9a-f]{16}\b"
-_ANY = {
-    "cpu": r"AVX-512|AVX2|plain",
-    "number": r"[-+]?\d[\d,.]*(?:e[-+]?\d+)?",
-    "bar": r"[▁▂▃▄▅▆▇█]+",
-    "space": r"\s+",
-}
-_TOKEN = re.compile(
-    rf"(?P<digest>{_DIGEST})|" + "|".join(rf"(?P<{name}>{any})" for name, any in _ANY.items())
-)
-_EACH_LINE_A_BLOCK = (
+_RUN_BLOCKS = (
     "import json, sys\n"
     "for line in sys.stdin:\n"
     "    exec(compile(json.loads(line), '<page>', 'exec'), globals())\n"
@@ -106,19 +99,19 @@ class Reader:
     def read(self, block: Block) -> None:
         """Run a block, and compare what it prints with what the page says."""
         if block.mark == "test: session":
-            printed = self._bash(block.text, is_quiet=block.output is None)
+            printed = self._bash(block.text)
         elif block.language == "python":
             printed = self._run_python(block.text)
         else:
             return
         if block.output is not None:
-            compare(block.output, printed)
+            shown.compare(block.output, printed)
 
-    def _bash(self, text: str, *, is_quiet: bool) -> str:
+    def _bash(self, text: str) -> str:
         script = self._folder / "session.sh"  # not on the command line, which pkill -f looks at
         script.write_text(text)
         ended = subprocess.run(
-            ["bash", "-eu" if is_quiet else "-u", script.name], cwd=self._folder,
+            ["bash", "-eu", script.name], cwd=self._folder,
             env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=HANGS_S,
         )  # fmt: skip
@@ -128,7 +121,7 @@ class Reader:
     def _run_python(self, text: str) -> str:
         if self._python is None:
             self._python = subprocess.Popen(
-                [sys.executable, "-c", _EACH_LINE_A_BLOCK], cwd=self._folder, env=_environment(),
+                [sys.executable, "-c", _RUN_BLOCKS], cwd=self._folder, env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
         assert self._python.stdin is not None
@@ -149,56 +142,6 @@ class Reader:
 
 
 def _environment() -> dict[str, str]:
-    variables = environment()
+    variables = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     del variables["OMP_NUM_THREADS"]  # a reader has not set it
     return variables
-
-
-def compare(expected: str, printed: str) -> None:
-    """Check that `printed` has the lines of `expected`, but for numbers.
-
-    Raises:
-        AssertionError: names the first line that is missing.
-    """
-    lines = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "vm", printed).splitlines()
-    digests: dict[str, str] = {}
-    may_skip = False
-    for wanted in expected.splitlines():
-        if wanted.strip() == "...":
-            may_skip = True
-            continue
-        while lines:
-            line = lines.pop(0)
-            if match := re.fullmatch(_pattern(wanted, digests), line.rstrip()):
-                digests |= match.groupdict()
-                break
-            assert may_skip, f"the page says\n  {wanted}\nand not\n  {line}"
-        else:
-            raise AssertionError(f"the page says\n  {wanted}\nnot printed is that in\n{printed}")
-        may_skip = False
-    assert may_skip or not lines, f"the page does not have\n  {lines[0]}"
-    found = list(digests.values())
-    assert len(set(found)) == len(found), f"sums that differ on the page do not: {found}"
-
-
-def _pattern(wanted: str, digests: dict[str, str]) -> str:
-    """A regular expression for a line; names a group for each sum that is seen first in it."""
-    seen: set[str] = set()
-
-    def token(match: re.Match[str]) -> str:
-        if match["digest"] is None:
-            return f"(?:{_ANY[str(match.lastgroup)]})"
-        name = f"sum_{match['digest']}"
-        if name in digests:
-            return digests[name]
-        if name in seen:
-            return f"(?P={name})"
-        seen.add(name)
-        return f"(?P<{name}>[0-9a-f]{{{len(match['digest'])}}})"
-
-    parts, end = [], 0
-    wanted = wanted.rstrip()
-    for match in _TOKEN.finditer(wanted):
-        parts += [re.escape(wanted[end : match.start()]), token(match)]
-        end = match.end()
-    return "".join([*parts, re.escape(wanted[end:])])

@@ -1,5 +1,6 @@
 """What README.md, docs/, configs/ and .ci/run say is so."""
 
+import codeop
 import doctest
 import importlib
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import launching
 import pages
 import pytest
+import shown
 from pages import PAGES, ROOT
 from test_house import ORDER
 
@@ -89,27 +91,89 @@ def test_a_page_reads_as_it_runs(page, tmp_path):
         reader.close()
 
 
+@each_page
+def test_python_can_be_typed_line_by_line(page):
+    """An unindented line directly after a loop's body is an error at Python's prompt."""
+    for block in pages.blocks(page):
+        if block.language == "python":
+            typed: list[str] = []
+            for line in [*block.text.splitlines(), ""]:
+                typed.append(line)
+                if codeop.compile_command("\n".join(typed), symbol="single"):
+                    typed = []
+            assert "".join(typed) == "", typed
+
+
+def test_pages_use_folders_of_their_own():
+    """A reader who follows one page after the other is not refused another run's folder."""
+    users: dict[str, str] = {}
+    for page in PAGES:
+        sessions = [b.text for b in pages.blocks(page) if b.mark == "test: session"]
+        for folder in set(re.findall(r"--output.dir (\S+)", "\n".join(sessions))):
+            assert users.setdefault(folder, page.name) == page.name, folder
+
+
+@each_page
+def test_each_output_is_compared(page):
+    for block in pages.blocks(page):
+        file = (MARK.fullmatch(block.mark) or {"file": None})["file"]
+        is_run = block.mark == "test: session" or block.language == "python"
+        if block.output is not None and not is_run:
+            assert file, f"not compared below\n{block.text}"
+            assert f"docs/{page.name}" in (ROOT / file).read_text()
+        if block.language == "text" and block.mark:
+            assert re.fullmatch("not compared: .{10,}", block.mark)
+
+
+@each_page
+def test_a_test_that_is_named_has_the_flags_of_the_command(page):
+    helpers = "".join((ROOT / "tests" / name).read_text() for name in ("launching.py", "slurm.py"))
+    for block in pages.blocks(page):
+        mark = MARK.fullmatch(block.mark)
+        if mark and mark["file"]:
+            source = (ROOT / mark["file"]).read_text() + helpers
+            for flag in set(re.findall(r"(?<= --)[\w.-]+", block.text)) - {"local-addr"}:
+                assert flag in source, f"{flag} in {mark['file']}"
+
+
+DIGEST, OTHER = "a1" * 32, "b2" * 32
+
+
 @pytest.mark.parametrize(
-    ("expected", "printed"),
+    ("text", "printed"),
     [
-        ("loss 0.25\n", "loss 0.25\nand more\n"),
-        ("loss 0.25\nend\n", "loss 0.25\n"),
-        ("loss 0.25\n", "gain 0.25\n"),
-        (f"{'a' * 64} x\n{'a' * 64} y\n", f"{'b' * 64} x\n{'c' * 64} y\n"),
-        (f"{'a' * 64} x\n{'b' * 64} y\n", f"{'c' * 64} x\n{'c' * 64} y\n"),
+        ("loss 0.25", "loss 0.25\nand more"),
+        ("loss 0.25\nend", "loss 0.25"),
+        ("loss 0.25", "gain 0.25"),
+        ("loss 0.25", "loss 0.52"),
+        ("166 parameters", "999 parameters"),
+        ("completed: 100 epochs", "completed: 3 epochs"),
+        ("a\n...\nb\n...\nc", "a x c"),
+        ("...\nb", "b\nc"),
+        (f"{DIGEST} x\n{DIGEST} y", f"{OTHER} x\n{DIGEST} y"),
+        (f"{DIGEST} x\n{OTHER} y", f"{DIGEST} x\n{DIGEST} y"),
     ],
 )
-def test_another_output_is_found(expected, printed):
+def test_another_output_is_found(text, printed):
     with pytest.raises(AssertionError):
-        pages.compare(expected, printed)
+        shown.compare(text, printed)
 
 
-def test_other_numbers_and_lines_left_out_are_no_other_output():
-    digest, other = "a1" * 32, "b2" * 32
-    pages.compare(
-        f"epoch 1  loss 2.5e-01 █▅▁\n...\nend: 1,000 samples\n{digest} x\n{digest} y\n",
-        f"epoch 10 loss 0.1 █▁\nmore\nand\nend: 12 samples\n{other} x\n{other} y\n",
-    )
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("epoch 1  loss 2.5e-01 █▅▁\n...\nend", "epoch 1 loss 0.26 █▁\nmore\nand\nend"),
+        (f"{DIGEST} x\n{DIGEST} y", f"{OTHER} x\n{OTHER} y"),
+        (
+            "...\ncontinues in epoch 11, after step 1000 of",
+            "a\ncontinues in epoch 3, after step 9 of",
+        ),
+        ("verified in 7 s: 2 threads each, AVX-512\n...", "verified in 70 s: 1 thread each, AVX2"),
+        ("it wraps\nhere", "it\nwraps here"),
+    ],
+)
+def test_what_may_differ_is_no_other_output(text, printed):
+    shown.compare(text, printed)
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import launching
 import pages
 import pytest
+import shown
 import torch
 from nursery import Launch, Nursery
 
@@ -58,8 +59,8 @@ def check_page_shows(printed: str, *flags: str) -> None:
     """That docs/verify.md has this output below the command with these flags."""
     ending = " ".join(["sinlstm_dist.verify", *flags]) + "\n"
     blocks = pages.blocks(pages.ROOT / "docs/verify.md")
-    [shown] = [each.output for each in blocks if each.output and each.text.endswith(ending)]
-    pages.compare(one_line(shown), one_line(printed))
+    [output] = [each.output for each in blocks if each.output and each.text.endswith(ending)]
+    shown.compare(one_line(output), one_line(printed))
 
 
 @pytest.fixture(scope="module", autouse=True)
