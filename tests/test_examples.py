@@ -1,4 +1,4 @@
-"""The ladder of examples/: each file runs as it says, and stays close to the one before."""
+"""The ladder of examples/: each file runs as it says, and is a small change of the one before."""
 
 import difflib
 import itertools
