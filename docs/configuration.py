@@ -3,6 +3,7 @@
 python docs/configuration.py
 """
 
+import textwrap
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -15,7 +16,7 @@ from sinlstm_dist.verify.bench import PATH
 PAGE = Path(__file__).with_name("configuration.md")
 BEGIN = "<!-- `python docs/configuration.py` writes the tables from here -->"
 END = "<!-- to here -->"
-KINDS = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}
+KINDS = {int: "integer", float: "number", bool: "`true` or `false`", str: "string"}
 
 
 def with_tables(page: str) -> str:
@@ -48,7 +49,7 @@ def allowed(field: FieldInfo) -> str:
         *others, last = [f"`{show_value(value)}`" for value in get_args(field.annotation)]
         return f"{', '.join(others)} or {last}"
     if get_origin(field.annotation) is list:
-        return "list of texts"
+        return "list of strings"
     limits = {
         name: f"{getattr(limit, name):,}"
         for limit in field.metadata
@@ -60,13 +61,14 @@ def allowed(field: FieldInfo) -> str:
     else:
         phrases = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
         words = [f"{phrases[name]} {value}" for name, value in limits.items()]
-    return ", ".join([KINDS.get(field.annotation, "text"), *words])
+    return ", ".join([KINDS.get(field.annotation, "string"), *words])
 
 
 def used_by_verify() -> str:
     """The keys that `verify` takes from a configuration, in a sentence."""
     *others, last = [f"`{key}`" for key in KEYS if key in PATH]
-    return f"`verify` uses what you set of {', '.join(others)} and {last}."
+    sentence = f"`verify` uses your values of {', '.join(others)} and {last}."
+    return textwrap.fill(sentence, 105, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def draw(command: str, picture: Path, runs: Path) -> None:
 
 
 def draw_out_of_step(picture: Path, runs: Path) -> None:
-    """Two models whose accuracy is 1.0, each fed with its own predictions."""
+    """Two models whose accuracy is 1.0, each fed its own predictions."""
     from sinlstm_dist.run.record import read_run
     from sinlstm_dist.screen.pictures import draw_waves, drawing, whole_numbers
     from sinlstm_dist.trained import read_trained

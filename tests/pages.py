@@ -77,7 +77,7 @@ def lines(mark: str) -> list[tuple[str, str]]:
         for page in PAGES
         for block in blocks(page)
         if block.mark == mark
-        for line in block.text.splitlines()
+        for line in block.text.replace("\\\n", "").splitlines()
     ]
 
 

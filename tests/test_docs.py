@@ -221,6 +221,14 @@ def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
 
 
+def test_readme_has_the_figures_of_the_performance_page():
+    ours, theirs = (
+        re.search(r"^\| \| batch 100 .*\n(\|.*\n)+", page.read_text(), flags=re.MULTILINE)[0]
+        for page in (README, ROOT / "docs" / "performance.md")
+    )
+    assert ours == theirs
+
+
 @each_page
 def test_files_that_a_page_names_exist(page):
     named = re.findall(
