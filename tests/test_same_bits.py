@@ -55,6 +55,25 @@ def test_with_any_number_of_threads(nursery: Nursery, tmp_path: Path, lstm: str)
     assert result(tmp_path / "two") == result(tmp_path / "one")
 
 
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
+@pytest.mark.parametrize("shards", [5, 8])
+def test_a_wide_models_gradients_are_shared_out(
+    nursery: Nursery, tmp_path: Path, lstm: str, shards: int
+) -> None:
+    """Its rows are too large to be gathered: every process finishes a part of their sum."""
+    settings = {**HARD, **WIDE, "data.train_size": 500, "train.global_batch_size": 200}
+    settings |= {"model.lstm": lstm, "train.epochs": 1, "train.virtual_shards": shards}
+    results = []
+    for processes in (1, 2, 3, 5):
+        run = f"{processes}"
+        launch = nursery.run(
+            flags({**settings, "output.dir": run}), cwd=tmp_path, processes=processes
+        )
+        assert launch.codes == [0] * processes, launch.stderr
+        results.append(result(tmp_path / run))
+    assert all(found == results[0] for found in results)
+
+
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_variables_of_accelerate_change_nothing(
     nursery: Nursery, tmp_path: Path, reduction: str

@@ -106,6 +106,27 @@ class World:
         """
         return self.accelerator.gather(rows) if self.size > 1 else rows
 
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Give every process its part of all processes' rows.
+
+        Args:
+            rows: (counts[rank], world_size, W); `rows[:, r]` is for process r.
+            counts: the number of rows of each process.
+
+        Returns:
+            (sum(counts), W): this process's part of all rows, in order of rank.
+
+        Collective: yes, except in a world of one.
+        """
+        if self.size == 1:
+            return rows[:, 0]
+        to_each = rows.transpose(0, 1).flatten(0, 1)  # (world_size * counts[rank], W)
+        parts = rows.new_empty(sum(counts), rows.shape[-1])
+        torch.distributed.all_to_all_single(
+            parts, to_each, list(counts), [len(rows)] * self.size
+        )  # Accelerate has none
+        return parts
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add all processes' values element by element, in an order that the backend chooses.
 
