@@ -28,7 +28,8 @@ from rich.table import Table
 from sinlstm_dist import metrics
 from sinlstm_dist.config import load_config
 from sinlstm_dist.job import Job, build
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
 
 REDUCTIONS = ("ordered", "ddp")
 HIDDEN_SIZES = (5, 64)  # 166 and 17,217 parameters

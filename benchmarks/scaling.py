@@ -20,6 +20,9 @@ from starting import train
 
 SAMPLES = 400_000  # trained for a point, in at least three epochs, of which the first is left out
 
+UNITS = {"batch": "samples per step", "window length": "time steps", "hidden size": "features"}
+COLORS = ("#0072B2", "#D55E00", "#009E73")
+
 Point = tuple[float, int, dict[str, Any]]  # place on the axis, processes, settings
 
 
@@ -49,30 +52,37 @@ def samples_per_s(processes: int, settings: dict[str, Any]) -> float:
 
 
 def draw(found: dict[str, dict[float, list[float]]], path: Path) -> None:
-    """One small picture an axis, both of its scales logarithmic."""
+    """A small picture per quantity that varies, both of its scales logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter
 
-    columns = 4
+    panels: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for name, points in found.items():
+        quantity, _, given = name.partition(", ")
+        panels.setdefault(quantity, {})[given] = points
+    columns = min(3, len(panels))
     figure, grid = pyplot.subplots(
-        -(-len(found) // columns), columns, figsize=(12, 5.5), layout="constrained", sharey=True
-    )
-    for axes, (name, points) in zip(grid.flat, found.items(), strict=False):
-        places = list(points)
-        rates = [statistics.median(rounds) for rounds in points.values()]
-        axes.plot(places, rates, marker="o", color="#0072b2")
-        scale = "linear" if name.startswith("processes") else "log"
-        axes.set(xscale=scale, yscale="log", xticks=places, xlabel=name)
+        -(-len(panels) // columns), columns, figsize=(8, 5), layout="constrained", sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for axes, (quantity, lines) in zip(grid.flat, panels.items(), strict=False):
+        for (given, points), color in zip(lines.items(), COLORS, strict=False):
+            rates = [statistics.median(rounds) for rounds in points.values()]
+            axes.plot(list(points), rates, marker="o", color=color, label=given)
+        unit = f" ({UNITS[quantity]})" if quantity in UNITS else ""
+        axes.set(xscale="log", yscale="log", xticks=list(points), xlabel=f"{quantity}{unit}")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.minorticks_off()
         axes.grid(which="major", alpha=0.3)
-    for axes in list(grid.flat)[len(found) :]:
+        if len(lines) > 1:  # the last panel, with a free place on its right
+            axes.legend(loc="center left", bbox_to_anchor=(1.05, 0.5)).set_in_layout(False)
+    for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
-    figure.supylabel("samples per second")
-    figure.savefig(path, dpi=100)
+    figure.supylabel("samples per second", fontsize="medium")
+    figure.savefig(path, dpi=200)
 
 
 def main() -> None:

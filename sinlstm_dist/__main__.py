@@ -20,6 +20,8 @@ def _run(given: Sequence[str]) -> int:
     name, arguments = choose(given), given[1:]
     parse(name, arguments)  # first: help and mistakes need none of the slow imports
     early.prepare()  # again: what it imports is large
+    if name not in early.LOAD_NO_TORCH:
+        early.say("loading torch ...")
     module = import_module(f"sinlstm_dist.{name}")
     return as_program(partial(module.main, arguments))
 

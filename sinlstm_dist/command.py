@@ -8,6 +8,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
+from sinlstm_dist import early
 from sinlstm_dist.command_line import parse
 from sinlstm_dist.errors import CommandError, ExitCode, StoppedEarly
 from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker, rank
@@ -33,11 +34,17 @@ def command(
         def main(arguments: Sequence[str] | None = None) -> int:
             if by_one and not is_speaker():
                 return ExitCode.DONE
-            return exit_code_of(lambda: work(parse(name, arguments)))
+            return exit_code_of(lambda: _do(work, parse(name, arguments)))
 
         return main
 
     return decorate
+
+
+def _do(work: Callable[[Namespace], int], options: Namespace) -> int:
+    if early.is_saying():  # that torch is loaded
+        early.say("working ...")
+    return work(options)
 
 
 def exit_code_of(work: Callable[[], int]) -> int:
@@ -105,6 +112,7 @@ def as_program(main: Callable[[], int]) -> int:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `early` left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _code_of(main)
+    early.erase()
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # `code` is known by then
     return ExitCode.FAILED if report_lost_output() and code == 0 else code
 

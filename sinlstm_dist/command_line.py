@@ -84,7 +84,10 @@ COMMANDS = {
             "--steps": {
                 "type": int, "metavar": "N", "help": "values to forecast (default: ten cycles)"
             },
-            "--output": {"metavar": "PNG", "help": "draw truth, seed window and forecast"},
+            "--output": {
+                "metavar": "FILE",
+                "help": "draw truth, seed window and forecast: .png, .svg or .pdf",
+            },
             "--csv": {"metavar": "FILE", "help": "write step, forecast and truth"},
         },
         keys=_DATA_KEYS,
@@ -94,7 +97,9 @@ COMMANDS = {
         {
             "what": {"nargs": "+", "metavar": "RUN_DIR|data", "help": 'run folders, or "data"'},
             "--output": {
-                "metavar": "PNG", "help": "default: curves.png in the run's folder, or here"
+                "metavar": "FILE",
+                "help": "the picture: .png, .svg or .pdf (default: curves.png in the run's "
+                "folder, or here)",
             },
             "--config": {**_CONFIG, "help": "TOML file; for data only"},
         },

@@ -1,9 +1,9 @@
-"""Show several runs in one table: how each ended, and in which settings they differ.
+"""Show several runs in one table: how each ended, and how its settings differ from the first's.
 
     sinlstm-dist compare runs/one runs/two
     sinlstm-dist compare runs/sweep-*
 
-A folder without a run is a row of its own.
+A folder without a run is a row of its own. A wide terminal gets more figures.
 """
 
 import sys
@@ -15,12 +15,13 @@ from typing import Any
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import KEYS, flat
 from sinlstm_dist.run.record import NoRun, RunRecord, read_run
-from sinlstm_dist.screen.console import show_table
+from sinlstm_dist.screen.console import show_table, width_of_output
 
-NUMBERS = (
-    "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "world\nsize",
-    "seconds",
+FIGURES = (
+    "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "processes", "seconds"
 )  # fmt: skip
+WIDE = 120  # columns that a table with all figures needs
+IF_WIDE = {"train\nloss", "best\nepoch", "processes", "seconds"}
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
@@ -35,8 +36,8 @@ def _setting(run: RunRecord, key: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, str]:
-    """One row of the table; cells that an unfinished run cannot fill are empty."""
+def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:
+    """One row of the table, which shows these keys; cells of what has not happened are empty."""
     last: dict[str, Any] = run.history[-1] if run.history else {}
     best: dict[str, Any] = min(run.history, key=lambda record: record["test_loss"], default={})
     ended = run.summary
@@ -44,14 +45,13 @@ def _row(path: str, run: RunRecord, *, differing: Sequence[str]) -> dict[str, st
         "run": path,
         "outcome": ended.outcome if ended else "unfinished",
         "epochs": str(len(run.history)),
-        "train\nloss": f"{last['train_loss']:.3e}" if last else "",
-        "test\nloss": f"{last['test_loss']:.3e}" if last else "",
+        "train\nloss": f"{last['train_loss']:.2e}" if last else "",
+        "test\nloss": f"{last['test_loss']:.2e}" if last else "",
         "test\naccuracy": f"{last['test_accuracy']:.4f}" if last else "",
         "best\nepoch": str(best["epoch"]) if best else "",
-        "world\nsize": str(ended.world_size) if ended else "",
-        "reduction": run.config.train.reduction,
+        "processes": str(ended.world_size) if ended else "",
         "seconds": f"{ended.wall_s:.1f}" if ended else "",
-        "differs in": "\n".join(f"{key}={_setting(run, key)}" for key in differing) or "nothing",
+        "differs in": "\n".join(f"{key}={_setting(run, key)}" for key in keys) or "nothing",
     }
 
 
@@ -67,10 +67,16 @@ def main(options: Namespace) -> int:
             problems.append(error)
     if not runs:
         raise problems[0]
-    differing = differing_keys(list(runs.values()))
-    rows = {path: _row(path, run, differing=differing) for path, run in runs.items()}
-    blank = dict.fromkeys(next(iter(rows.values())), "") | {"outcome": "no run"}
-    show_table([rows.get(path, blank | {"run": path}) for path in options.runs], numbers=NUMBERS)
+    first, *others = runs
+    rows = {first: _row(first, runs[first], keys=differing_keys(list(runs.values())))}
+    for path in others:
+        keys = differing_keys([runs[first], runs[path]])
+        rows[path] = _row(path, runs[path], keys=keys)
+    blank = dict.fromkeys(rows[first], "") | {"outcome": "no run"}
+    left_out = set() if width_of_output() >= WIDE else IF_WIDE
+    shown = [rows.get(path, blank | {"run": path}) for path in options.runs]
+    cells = [{name: row[name] for name in row if name not in left_out} for row in shown]
+    show_table(cells, numbers=FIGURES, wrap=True, tight=True)
     return 0
 
 

@@ -31,7 +31,7 @@ class CommandError(Exception):
 
 
 class ConfigError(CommandError):
-    """The user must change something."""
+    """The user must change something; the message says what, one problem per line."""
 
     exit_code = ExitCode.BAD_CONFIG
 

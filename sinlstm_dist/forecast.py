@@ -1,7 +1,7 @@
 """Forecast far ahead: feed a trained model its own predictions.
 
     python -m sinlstm_dist.forecast runs/default --steps 600
-    python -m sinlstm_dist.forecast runs/default --steps 10000 --output far.png --csv far.csv
+    python -m sinlstm_dist.forecast runs/default --steps 10000 --output far.svg --csv far.csv
 
 The forecast starts from the first test window.
 """
@@ -16,9 +16,10 @@ import numpy as np
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import Config
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.gallery import draw_forecast
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
-from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture
+from sinlstm_dist.screen.pictures import check_matplotlib
 from sinlstm_dist.trained import read_trained
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
@@ -71,7 +72,7 @@ def main(options: Namespace) -> int:
     if options.csv:  # the files that were asked for come before the screen
         _write(Path(options.csv), to_csv(forecast))
     if options.output:
-        forecast_picture(Path(options.output), forecast)
+        draw_forecast(forecast, trained.config.data, Path(options.output))
     show_facts(facts(options.path, trained.config, steps=len(forecast.values)))
     if rows := growth(forecast):
         show_text("\n")

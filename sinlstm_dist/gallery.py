@@ -11,14 +11,10 @@ from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.reduction import count
+from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
-from sinlstm_dist.screen.pictures import (
-    Curve,
-    check_matplotlib,
-    curves_picture,
-    forecast_picture,
-    windows_picture,
-)
+from sinlstm_dist.screen.curves import Curve, curves_picture
+from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture, windows_picture
 from sinlstm_dist.trained import read_trained
 
 BASELINE_SAMPLES = 100_000  # test windows at most: more would not move a line in a picture
@@ -65,7 +61,7 @@ class Pictures:
             draw_curves([folder], folder / CURVES)
             drawn.append(CURVES)
         if (folder / WEIGHTS).exists():
-            forecast_picture(folder / FORECAST, read_trained(folder).forecast())
+            draw_forecast(read_trained(folder).forecast(), run.config.data, folder / FORECAST)
             drawn.append(FORECAST)
         return drawn
 
@@ -91,13 +87,13 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
 
 
 def _curve(name: str, run: RunRecord) -> Curve:
-    last = run.history[-1]
     return Curve(
         name=name,
         history=run.history,
         baseline=_baseline(run.config),
-        resumed_after=[step * last["epoch"] / last["step"] for step in run.resumed_after],
+        resumed_after=run.resumed_after,
         tolerance=run.config.train.tolerance,
+        unit="" if run.config.data.source == SINE else "std",
     )
 
 
@@ -127,7 +123,27 @@ def draw_windows(settings: Data, output: Path) -> None:
             title: windows_to_draw(settings.model_copy(update={"noise": amount}))
             for title, amount in panels.items()
         },
+        quantity=_quantity(settings),
     )
+
+
+def _quantity(settings: Data) -> str:
+    """What the values are: the name of a series' column; "" if it has no name."""
+    return "" if settings.source == SINE or settings.column.isdigit() else settings.column
+
+
+def draw_forecast(forecast: Forecast, settings: Data, output: Path) -> None:
+    """Draw a forecast and its errors.
+
+    Args:
+        forecast: in the user's units.
+        settings: of the data that it continues.
+        output: the picture's file.
+
+    Raises:
+        ConfigError: the picture cannot be written.
+    """
+    forecast_picture(output, forecast, quantity=_quantity(settings))
 
 
 def windows_to_draw(settings: Data) -> list[tuple[int, np.ndarray, float]]:

@@ -5,8 +5,7 @@ batch, and return the global batch's totals. They differ in how the processes' p
 
 - `OrderedGradient` gives the same bits on any number of processes. The batch is cut into pieces
   of sizes that the configuration alone decides; each piece's gradient is computed alone; the
-  pieces' rows are gathered once and added in a fixed order. Only the process that computes a piece
-  changes.
+  pieces' rows are added in a fixed order. Only the process that computes a piece changes.
 - `DdpGradient` goes through Accelerate's data-parallel wrapper, whose sum depends on the number
   of processes in the last bits.
 
@@ -70,7 +69,13 @@ class OrderedGradient:
     """Adds the pieces' gradients in a fixed order.
 
     A piece's row is its gradient, then squared error, correct predictions, samples and the
-    request to stop, so that totals and requests need no collective of their own.
+    request to stop, so totals and requests need no collective of their own.
+
+    Args:
+        model: any module; its parameters' `.grad` become views of one vector.
+        plan: cuts the batches into pieces; `plan.rank` is this process.
+        peers: the processes that share the batch, such as a `World`.
+        tolerance: a smaller absolute error counts as correct.
     """
 
     def __init__(self, model: nn.Module, *, plan: Plan, peers: Peers, tolerance: float) -> None:

@@ -17,6 +17,14 @@ class Totals:
         squared_error: sum over samples of (prediction - target)**2.
         correct: predictions within the tolerance of their target.
         samples: number of samples.
+
+    Examples:
+        Two parts of different sizes, as of two processes:
+
+        >>> first = Totals(squared_error=2.0, correct=3, samples=6)
+        >>> whole = first + Totals(squared_error=0.0, correct=2, samples=2)
+        >>> whole.loss, whole.accuracy
+        (0.25, 0.625)
     """
 
     squared_error: float = 0.0

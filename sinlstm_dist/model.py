@@ -49,16 +49,23 @@ class Predictor(nn.Module):
     """An LSTM over the window and a linear layer on its last time step.
 
     Parameters have the names of the article's program and the layout of torch.nn.LSTM, so weights
-    can be exchanged with both.
+    can be exchanged with both. Shapes: B samples, W window (time steps), D features of a time step.
 
     Args:
-        input_size: D.
-        hidden_size: H.
+        input_size: features of a time step.
+        hidden_size: features of the hidden state.
         output_size: values in a prediction.
         num_layers: stacked LSTM layers.
-        scaled: the model learns from a series in the user's units; see `predict`.
+        scaled: whether the model learns from a series in the user's units; see `predict`.
         fused: use the compiled kernel in `forward` (CPU only; on a GPU only `gradient.py` uses a
             fused kernel). `lstm.choose` says whether it can be used.
+
+    Examples:
+        >>> model = Predictor(hidden_size=5)
+        >>> model(torch.zeros(3, 50, 1)).shape  # three windows of 50 time steps
+        torch.Size([3, 1])
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        166
     """
 
     def __init__(

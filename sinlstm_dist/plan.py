@@ -27,6 +27,12 @@ def epoch_order(
 
     Returns:
         int64 array of `size` indices in [0, size).
+
+    Examples:
+        >>> epoch_order(seed=0, epoch=0, size=8).tolist()
+        [5, 0, 1, 4, 2, 6, 3, 7]
+        >>> epoch_order(seed=0, epoch=1, size=8).tolist()
+        [5, 2, 6, 7, 4, 0, 1, 3]
     """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch])))
     if sampling == "replacement":
@@ -45,8 +51,9 @@ def bounds(total: int, parts: int) -> tuple[int, ...]:
 
     The first `total % parts` parts are one larger.
 
-    >>> bounds(10, 4)
-    (0, 3, 6, 8, 10)
+    Examples:
+        >>> bounds(10, 4)
+        (0, 3, 6, 8, 10)
     """
     small, larger = divmod(total, parts)
     return tuple(part * small + min(part, larger) for part in range(parts + 1))
@@ -64,6 +71,15 @@ class Plan:
         num_pieces: pieces of each global batch.
         world_size: number of processes, at most `num_pieces`.
         rank: the process whose pieces `piece_sizes` returns.
+
+    Examples:
+        Three processes share the eight pieces of a batch of 100 samples:
+
+        >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3)
+        >>> plan.all_sizes(step=0)
+        [13, 13, 13, 13, 12, 12, 12, 12]
+        >>> [list(plan.owned(rank)) for rank in range(3)]
+        [[0, 1, 2], [3, 4, 5], [6, 7]]
     """
 
     size: int
@@ -99,8 +115,10 @@ class Plan:
     def piece_sizes(self, step: int) -> list[int]:
         """Samples in each piece of `step` that `self.rank` computes.
 
-        >>> Plan(size=100, global_batch_size=100, num_pieces=8, world_size=3, rank=1).piece_sizes(0)
-        [13, 12, 12]
+        Examples:
+            >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3, rank=2)
+            >>> plan.piece_sizes(step=0)
+            [12, 12]
         """
         owned = self.owned(self.rank)
         return self.all_sizes(step)[owned.start : owned.stop]
@@ -108,8 +126,10 @@ class Plan:
     def share(self, step: int, rank: int) -> tuple[int, int]:
         """The start and the end, in an epoch's order, of the share of process `rank` in `step`.
 
-        >>> Plan(size=200, global_batch_size=100, num_pieces=8, world_size=3).share(1, rank=0)
-        (100, 139)
+        Examples:
+            >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3)
+            >>> plan.share(step=1, rank=0)
+            (100, 139)
         """
         edges = bounds(self.num_samples(step), self.num_pieces)
         owned, first = self.owned(rank), step * self.global_batch_size

@@ -54,6 +54,12 @@ def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float)
         predictions: (B, 1).
         targets: (B, 1).
         tolerance: a smaller absolute error counts as correct.
+
+    Examples:
+        >>> predictions = torch.tensor([[0.5], [0.75]])
+        >>> targets = torch.tensor([[0.5], [0.25]])
+        >>> count(predictions, targets, tolerance=0.1).tolist()
+        [0.25, 1.0, 2.0]
     """
     error = predictions - targets  # (B, 1)
     correct = (error.detach().abs() < tolerance).sum()

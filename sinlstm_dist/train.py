@@ -22,9 +22,10 @@ from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
+from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder
@@ -35,10 +36,13 @@ from sinlstm_dist.screen.report import Report
 
 
 def train(config: Config) -> Summary:
-    """Run the training that `config` describes, or the rest of it.
+    """Run the training that `config` describes, or continue it from its newest checkpoint.
+
+    Args:
+        config: the run's configuration; `config.output.dir` is the run folder.
 
     Returns:
-        how it ended, as in the run folder's summary.json.
+        how the run ended, as in the run folder's summary.json.
 
     Raises:
         ConfigError: the configuration, the run folder or the world must be changed.

@@ -1,8 +1,5 @@
 """The fixed binary tree along which pieces' rows are added: neighbours first.
 
-    >>> tree_sum(np.array([[1.0], [2.0], [3.0]]))  # (1 + 2) + 3
-    array([6.])
-
 A *subtree* is named by the range of its pieces. In the tree over 6 pieces, 0-1, 2-3 and 4-5 are
 added first, then 0-1 and 2-3, and at last 4-5. Processes that add the pieces of whole subtrees, and
 then the subtrees' sums, make the additions of `tree_sum` and no others.
@@ -21,6 +18,21 @@ def tree_sum(rows: Rows) -> Rows:
     """Add `rows` (N, ...) over N, always in the same order: neighbours first.
 
     Each pass adds rows 0 and 1, 2 and 3, ...; a last one without a neighbour waits for the next.
+
+    Args:
+        rows: an array or a tensor.
+
+    Returns:
+        the sum, of shape (...).
+
+    Examples:
+        The sum of the same numbers depends on their order, so the order must be fixed:
+
+        >>> rows = np.array([1e8, 1, -1e8, 1], dtype=np.float32)
+        >>> float(tree_sum(rows))  # (1e8 + 1) + (-1e8 + 1)
+        0.0
+        >>> float(tree_sum(rows[[0, 2, 1, 3]]))  # (1e8 - 1e8) + (1 + 1)
+        2.0
     """
     concatenate = np.concatenate if isinstance(rows, np.ndarray) else torch.cat
     while (number := len(rows)) > 1:

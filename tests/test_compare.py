@@ -14,45 +14,88 @@ from sinlstm_dist.run.record import Summary
 NO_TIME = json.dumps(
     {**asdict(Summary("completed", "", 0, 0, {}, {}, 1, "cpu", "ordered", 0.0, {})), "wall_s": None}
 )
+LONG_NAME = "a-run-with-a-name-of-many-words-seed-7"
 QUICK = {**launching.SMALL, "train.epochs": 2}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A complete run, one with another seed, and that one as if killed before its end."""
+    """A complete run, one with another seed, and copies of that one: killed, and as if by ddp."""
     folder = tmp_path_factory.mktemp("runs")
     for name, changed in {"a": {}, "b": {"train.seed": 7, "optim.lr": 0.05}}.items():
         assert train.main(launching.flags({**QUICK, **changed, "output.dir": folder / name})) == 0
     shutil.copytree(folder / "b", folder / "killed")
     (folder / "killed" / "summary.json").unlink()
+    for name in ("ddp", LONG_NAME):
+        shutil.copytree(folder / "b", folder / name)
+        config = (folder / "b" / "config.toml").read_text()
+        changed = config.replace('reduction = "ordered"', 'reduction = "ddp"')
+        (folder / name / "config.toml").write_text(changed)
     return folder
 
 
-def table(capsys, *paths) -> list[list[str]]:
+@pytest.fixture(autouse=True)
+def inside(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+
+
+def shown_for(capsys, *paths) -> list[str]:
     assert compare.main([str(path) for path in paths]) == 0
-    out = capsys.readouterr().out
-    return [line.split() for line in out[out.index("\n──") :].splitlines()[2:]]
+    return capsys.readouterr().out.splitlines()
+
+
+def table(capsys, *paths) -> list[list[str]]:
+    """The words of each line below the headings, on a terminal that has room for all figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        lines = shown_for(capsys, *paths)
+    [rule] = (i for i, line in enumerate(lines) if line.startswith("──"))
+    return [line.split() for line in lines[rule + 1 :]]
 
 
 def test_shows_each_run_as_its_files_have_it(runs, capsys):
-    lines = table(capsys, runs / "a", runs / "b", runs / "killed")
+    lines = table(capsys, "a", "b", "killed")
     starts = [line for line in lines if len(line) > 1]
     for line, name, setting in zip(starts, "ab", ("optim.lr=0.01", "optim.lr=0.05"), strict=False):
         last = launching.metrics(runs / name)[-1]
         ended = launching.summary(runs / name)
         assert line == [
-            str(runs / name), "completed", "2", f"{last['train_loss']:.3e}",
-            f"{last['test_loss']:.3e}", f"{last['test_accuracy']:.4f}",
-            str(ended["best"]["epoch"]), "1", "ordered", f"{ended['wall_s']:.1f}", setting,
+            name, "completed", "2", f"{last['train_loss']:.2e}", f"{last['test_loss']:.2e}",
+            f"{last['test_accuracy']:.4f}", str(ended["best"]["epoch"]), "1",
+            f"{ended['wall_s']:.1f}", setting,
         ]  # fmt: skip
-    assert starts[2][:3] == [str(runs / "killed"), "unfinished", "2"]
+    assert starts[2][:3] == ["killed", "unfinished", "2"]
     assert [line for line in lines if len(line) == 1] == [
         ["train.seed=0"], ["train.seed=7"], ["train.seed=7"]
     ]  # fmt: skip
 
 
 def test_the_folder_is_no_difference(runs, capsys):
-    assert [line[-1] for line in table(capsys, runs / "b", runs / "killed")] == ["nothing"] * 2
+    assert [line[-1] for line in table(capsys, "b", "killed")] == ["nothing"] * 2
+
+
+def test_a_row_has_only_what_differs_from_the_first_run(runs, capsys):
+    """The first row has its own values of all that differs somewhere."""
+    shown = table(capsys, "b", "killed", "ddp", "a")
+    settings = [line[-1] for line in shown]
+    assert settings == [
+        "optim.lr=0.05", "train.seed=7", "train.reduction=ordered",
+        "nothing",
+        "train.reduction=ddp",
+        "optim.lr=0.01", "train.seed=0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 200])
+def test_fits_the_terminal(runs, capsys, monkeypatch, columns):
+    """Also with names that do not fit into their column; numbers stay whole."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = shown_for(capsys, "a", "b", "ddp", LONG_NAME)
+    assert max(map(len, lines)) <= columns
+    assert ("seconds" in "".join(lines)) == (columns >= 120)
+    [row] = (line for line in lines if line.startswith("ddp "))
+    assert f"{launching.metrics(runs / 'ddp')[-1]['test_loss']:.2e}" in row.split()
+    assert "train.reduction=ddp" in "".join(lines)
 
 
 @pytest.mark.parametrize(

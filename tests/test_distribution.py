@@ -139,13 +139,12 @@ def test_issue_forms_are_whole(name):
 
 
 TOY_README = """
-<!-- ci: train -->
+<!-- ci: install -->
 ```bash
-echo trains
+mkdir -p .venv/bin && for name in ruff mypy clang-format; do ln -s /bin/echo .venv/bin/$name; done
 ```
 <!-- ci: test -->
 ```bash
-mkdir -p .venv/bin && for name in ruff mypy clang-format; do ln -s /bin/echo .venv/bin/$name; done
 echo tests
 ```
 """
@@ -155,7 +154,17 @@ def test_ci_leaves_the_checkout_as_it_is(tmp_path):
     """The real .ci/run runs in a small repository whose commands only print."""
     toy, programs = tmp_path / "toy", tmp_path / "programs"
     programs.mkdir()
-    for name in ("cc", "shellcheck", "mpirun", "tmux", "slurmctld", "munge", "ip", "apt-get"):
+    for name in (
+        "cc",
+        "shellcheck",
+        "mpirun",
+        "tmux",
+        "pkill",
+        "slurmctld",
+        "munge",
+        "ip",
+        "apt-get",
+    ):
         (programs / name).symlink_to("/bin/true")  # .ci/run installs nothing then
     (toy / ".ci").mkdir(parents=True)
     (toy / ".ci/run").write_bytes((ROOT / ".ci/run").read_bytes())
@@ -172,8 +181,7 @@ def test_ci_leaves_the_checkout_as_it_is(tmp_path):
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     printed = [line for line in ended.stdout.splitlines() if not line.startswith("==")]
-    train = "trains --config configs/smoke.toml --output.dir runs/ci"
     formatted = "--dry-run --Werror sinlstm_dist/lstm/csrc/*.[ch]"
-    assert printed == ["tests", "check .", "format --check .", "", formatted, train]
+    assert printed == ["tests", "check .", "format --check .", "", formatted]
     assert sorted(toy.rglob("*")) == before
     assert sorted(tmp_path.iterdir()) == [programs, toy]  # the clone is gone

@@ -1,6 +1,9 @@
 """What README.md, docs/, configs/ and .ci/run say is so."""
 
+import doctest
+import importlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,6 +14,7 @@ import launching
 import pages
 import pytest
 from pages import PAGES, ROOT
+from test_house import ORDER
 
 from sinlstm_dist.config import load_config
 
@@ -19,6 +23,12 @@ CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 SHORT = "--train.epochs 1 --data.train_size 200 --data.test_size 50"
 MARK = re.compile(
     r"test: (run|on a run|session)|ci: \w+|tested in: (?P<file>tests/\w+\.py)|not run: .{10,}"
+)
+PLACES = (ROOT, ROOT / "sinlstm_dist")
+WITH_EXAMPLES = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "sinlstm_dist").rglob("*.py")
+    if ">>> " in path.read_text()
 )
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -171,3 +181,28 @@ def test_configurations_are_valid_and_listed(path):
 
 def test_smoke_configuration_reaches_its_target(run_line):
     run_line(f"python -m sinlstm_dist.train --config {ROOT / 'configs/smoke.toml'}")
+
+
+def test_the_configuration_page_has_todays_keys():
+    """`python docs/configuration.py` writes them."""
+    page = ROOT / "docs" / "configuration.md"
+    with_tables = runpy.run_path(str(page.with_suffix(".py")))["with_tables"]
+    assert with_tables(page.read_text()) == page.read_text(), "run python docs/configuration.py"
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
+def test_examples_in_docstrings_run(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    failed, tried = doctest.testmod(module)
+    assert (failed, tried > 0) == (0, True)
+
+
+def test_architecture_has_the_order_of_imports():
+    """The page promises that a file imports only from rows above it."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
+    named = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(table))
+    assert named == [name for name in ORDER if not name.startswith("__")]
+    files = re.findall(r"`((?:\w+/)?\w+\.py)`", page)
+    assert [file for file in files if not any((at / file).exists() for at in PLACES)] == []

@@ -6,11 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from sinlstm_dist import evaluate, forecast, rollout
 from sinlstm_dist.data.sine import TEST_NOISE, SineDataset
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen import pictures
+from sinlstm_dist.screen.pictures import forecast_picture
 
 
 def test_the_forecast_starts_from_the_first_test_window(trained_run, tmp_path, capsys):
@@ -75,6 +78,32 @@ def test_a_picture_is_drawn(trained_run, tmp_path):
         file = tmp_path / f"{steps}.png"
         assert forecast.main([str(trained_run), "--steps", steps, "--output", str(file)]) == 0
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_cycles_are_drawn_over_their_steps(tmp_path, monkeypatch):
+    """On the time axis of the waves; the last cycle is a part of one."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    rng = np.random.default_rng(0)
+    values, truth = rng.normal(size=(2, 130))
+    forecast_picture(
+        tmp_path / "far.png",
+        Forecast(rng.normal(size=12), values, truth, period=60.0),
+        quantity="sunspots",
+    )
+    waves, errors = saved[0].axes
+    assert waves.get_xlim() == errors.get_xlim()
+    seed, true, predicted = (line.get_xydata() for line in waves.lines[:3])
+    np.testing.assert_array_equal(seed[:, 0], np.arange(-11, 1))
+    np.testing.assert_array_equal(true, np.stack((np.arange(1, 131), truth), axis=1))
+    np.testing.assert_array_equal(predicted, np.stack((np.arange(1, 131), values), axis=1))
+    off = [np.abs(values - truth)[span] for span in (slice(60), slice(60, 120), slice(120, 130))]
+    drawn = {patch.get_label(): patch.get_data() for patch in errors.patches}
+    for label, how in {"largest in each cycle": np.max, "mean of each cycle": np.mean}.items():
+        np.testing.assert_allclose(drawn[label].values, [how(part) for part in off])
+        np.testing.assert_array_equal(drawn[label].edges, [0.5, 60.5, 120.5, 130.5])
+    assert waves.get_ylabel() == "sunspots"
+    assert errors.get_ylabel() == "absolute error\n(sunspots)"
 
 
 def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeypatch):

@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
     "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "run", "hub",
-    "model", "optim", "rollout", "trained", "processes", "arithmetic", "reduction", "gradient",
-    "agreement", "screen", "gallery", "command_line", "command", "job", "logbook", "train",
-    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "model", "optim", "rollout", "trained", "processes", "arithmetic", "tree", "reduction",
+    "gradient", "agreement", "screen", "gallery", "command_line", "command", "job", "logbook",
+    "train", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -35,7 +35,12 @@ KNOW_ACCELERATE = {
 }  # fmt: skip
 # The only ones that print; screen/report.py draws by rich, through the console.
 PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py", "screen/live.py"}
-READ_ENVIRONMENT = {"processes/launcher.py", "processes/accelerator.py", "lstm/compiled.py"}
+READ_ENVIRONMENT = {
+    "early.py",
+    "processes/launcher.py",
+    "processes/accelerator.py",
+    "lstm/compiled.py",
+}
 
 
 def imported(source: str) -> set[str]:

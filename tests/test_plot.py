@@ -3,20 +3,25 @@
 import itertools
 import os
 import shutil
+import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import launching
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sinlstm_dist import plot, train
+from sinlstm_dist import forecast, plot, train
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.gallery import Pictures, windows_to_draw
 from sinlstm_dist.screen import pictures
+from sinlstm_dist.screen.curves import Curve, curves_picture
+from sinlstm_dist.screen.pictures import BLUE, COLORS, GREEN, RED, tint
 
 
 @pytest.fixture
@@ -71,6 +76,24 @@ def lines(axes, style: str) -> list[np.ndarray]:
     return [line.get_xydata() for line in axes.lines if line.get_linestyle() == style]
 
 
+def colored(axes, color: str) -> list[np.ndarray]:
+    """The solid lines of a colour."""
+    lines = [line for line in axes.lines if line.get_linestyle() == "-"]
+    return [line.get_xydata() for line in lines if line.get_color() == color]
+
+
+def curve(name: str, *, steps_per_epoch: int = 100, **other) -> Curve:
+    """Two finished epochs of a run, resumed after the first."""
+    values = {"train_loss": 0.2, "test_loss": 0.1, "train_accuracy": 0.5, "test_accuracy": 0.6}
+    history = [{"epoch": i, "step": i * steps_per_epoch, **values} for i in (1, 2)]
+    settings = {"baseline": (0.05, 0.8), "resumed_after": [steps_per_epoch], "tolerance": 0.1}
+    return Curve(name, history=history, **{**settings, **other})
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
 def test_curves_of_a_run(resumed_run, tmp_path, figures, capsys):
     assert plot.main([str(resumed_run), "--output", str(tmp_path / "one.png")]) == 0
     assert capsys.readouterr().out == f"written: {tmp_path / 'one.png'}\n"
@@ -79,14 +102,15 @@ def test_curves_of_a_run(resumed_run, tmp_path, figures, capsys):
     loss, accuracy = figure.axes
     assert loss.get_yscale() == "log"
     assert loss.get_ylabel() == "mean squared error"
-    assert accuracy.get_ylabel() == "accuracy (within ±0.1)"
+    assert accuracy.get_ylabel() == "accuracy\n(within ±0.1)"
     assert accuracy.get_xlabel() == "epoch"
     history = launching.metrics(resumed_run)
     for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        (test,) = lines(axes, "-")
+        (test,) = colored(axes, BLUE)
         assert test.tolist() == [[r["epoch"], r[f"test_{quantity}"]] for r in history]
-        train_line, resumed = sorted(lines(axes, "--"), key=len, reverse=True)
+        (train_line,) = colored(axes, tint(BLUE))
         assert train_line.tolist() == [[r["epoch"], r[f"train_{quantity}"]] for r in history]
+        (resumed,) = lines(axes, "--")
         assert resumed[:, 0].tolist() == [3, 3]  # the checkpoint before the kill
     (baseline,) = lines(loss, "-.")
     data = SineDataset(size=101, window=12, noise=0.2, phase=0.5, stream=1)
@@ -101,18 +125,93 @@ def test_several_runs_in_one_picture(trained_run, resumed_run, tmp_path, figures
     assert (tmp_path / "curves.png").exists()
     (figure,) = figures
     check_readable(figure)
-    named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert named[:3] == ["run", "again", third.name]
-    assert len(lines(figure.axes[0], "-")) == 3
-    assert len({line.get_color() for line in figure.axes[0].lines}) == 3
+    assert legend(figure)[:3] == ["run", "again", third.name]
+    for axes in figure.axes:
+        for color in (BLUE, RED, GREEN):
+            assert [len(colored(axes, c)) for c in (color, tint(color))] == [1, 1]
+
+
+def test_a_baseline_per_data_set(trained_run, resumed_run, tmp_path, figures):
+    """Two of the three runs have the same test windows."""
+    output = str(tmp_path / "three.png")
+    third = shutil.copytree(trained_run, tmp_path / "a run whose name is long enough to matter")
+    assert plot.main([str(trained_run), str(resumed_run), str(third), "--output", output]) == 0
+    assert plot.main([str(trained_run), str(third), "--output", output]) == 0
+    of_two_data_sets, of_one = figures
+    for figure, number in ((of_two_data_sets, 2), (of_one, 1)):
+        check_readable(figure)
+        assert [len(lines(axes, "-.")) for axes in figure.axes] == [number, number]
+    assert " ".join(legend(of_two_data_sets)[-2].split()) == (
+        f"the last value again: run, {third.name}"
+    )
+    assert legend(of_two_data_sets)[-1] == "the last value again: again"
+    assert legend(of_one)[-1] == "the last value again"
+
+
+def test_steps_where_epochs_differ(tmp_path, figures):
+    long, short = curve("long"), curve("short", steps_per_epoch=10)
+    curves_picture(tmp_path / "steps.png", [long, short])
+    curves_picture(tmp_path / "epochs.png", [long, curve("same")])
+    in_steps, in_epochs = figures
+    assert in_steps.axes[1].get_xlabel() == "optimizer step"
+    assert in_epochs.axes[1].get_xlabel() == "epoch"
+    for figure, places in ((in_steps, ([100, 200], [10, 20])), (in_epochs, ([1, 2], [1, 2]))):
+        check_readable(figure)
+        for axes in figure.axes:
+            for color, expected in zip((BLUE, RED), places, strict=True):
+                for line in (*colored(axes, color), *colored(axes, tint(color))):
+                    assert line[:, 0].tolist() == expected
+            resumed = [line[0, 0] for line in lines(axes, "--")]
+            assert resumed == [expected[0] for expected in places]
+
+
+def test_the_first_epoch_has_one_tick(tmp_path, figures):
+    young = curve("young", resumed_after=[])
+    curves_picture(tmp_path / "one.png", [replace(young, history=young.history[:1])])
+    (figure,) = figures
+    check_readable(figure)
+    left, right = figure.axes[1].get_xlim()
+    assert [tick for tick in figure.axes[1].get_xticks() if left <= tick <= right] == [1]
+
+
+def test_errors_of_a_series_are_in_standard_deviations(tmp_path, figures):
+    curves_picture(tmp_path / "series.png", [curve("sunspots", unit="std")])
+    loss, accuracy = figures[0].axes
+    assert loss.get_ylabel() == "mean squared error (std²)"
+    assert accuracy.get_ylabel() == "accuracy\n(within ±0.1 std)"
+
+
+def test_train_and_test_differ_without_colours():
+    def lightness(color: str) -> float:
+        return float(np.dot([0.299, 0.587, 0.114], to_rgb(color)))
+
+    assert all(lightness(tint(color)) - lightness(color) > 0.15 for color in COLORS)
+
+
+def test_very_long_names_are_wrapped(tmp_path, figures):
+    names = [f"{'a/path/' * 20}{number}" for number in range(2)]
+    curves_picture(tmp_path / "two.png", [curve(name) for name in names])
+    curves_picture(tmp_path / "one.png", [curve(names[0])])
+    for figure in figures:
+        check_readable(figure)
+
+
+def test_six_runs_with_long_names(tmp_path, figures):
+    """Their legend leaves half of the picture to the curves."""
+    names = [f"a run with quite a long name {number}" for number in range(6)]
+    curves = [curve(name, baseline=(i / 10, i / 10)) for i, name in enumerate(names, start=1)]
+    curves_picture(tmp_path / "six.png", curves)
+    (figure,) = figures
+    check_readable(figure)
+    assert sum(axes.get_position().height for axes in figure.axes) > 0.5
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(trained_run, tmp_path, figures):
     same = shutil.copytree(trained_run, tmp_path / "x" / "run")
     output = tmp_path / "two.svg"
     assert plot.main([str(trained_run), str(same), "--output", str(output)]) == 0
-    named = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
-    assert named[:2] == [str(trained_run), str(same)]
+    named = ["".join(label.split()) for label in legend(figures[0])[:2]]  # long paths are wrapped
+    assert named == [str(trained_run), str(same)]
 
 
 @pytest.mark.parametrize(("noise", "titles"), [
@@ -131,6 +230,30 @@ def test_windows_of_a_data_set(noise, titles, tmp_path, figures, monkeypatch):
     assert [len(line) for line in drawn[:4]] == [50, 1, 50, 1]  # window 40 is not there
     np.testing.assert_allclose(drawn[2][:, 1], window[:, 0])
     np.testing.assert_allclose(drawn[3], [[50, target.item()]])
+
+
+def test_windows_of_a_series_name_their_quantity(tmp_path, figures, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    arguments = ["data", "--config", "configs/sunspots.toml"]
+    assert plot.main([*arguments, "--output", str(tmp_path / "windows.png")]) == 0
+    assert figures[0].axes[0].get_ylabel() == "sunspots"
+
+
+@pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_other_formats_are_in_the_help(ending, start, tmp_path, capsys):
+    picture = tmp_path / f"windows.{ending}"
+    assert plot.main(["data", "--output", str(picture)]) == 0
+    assert picture.read_bytes().startswith(start)
+    for command in (plot, forecast):
+        capsys.readouterr()
+        assert command.main(["--help"]) == 0
+        assert f".{ending}" in capsys.readouterr().out
+
+
+def test_pictures_have_twice_the_pixels_of_a_web_page(tmp_path):
+    assert plot.main(["data", "--output", str(tmp_path / "windows.png")]) == 0
+    size = struct.unpack(">II", (tmp_path / "windows.png").read_bytes()[16:24])
+    assert size == (1600, 1000)
 
 
 def test_words_of_a_forecast_are_readable(trained_run, tmp_path, figures):

@@ -23,6 +23,7 @@ from launching import (
     summary,
     wait_for,
 )
+from terminals import Terminal
 
 from sinlstm_dist import early
 
@@ -51,6 +52,163 @@ def test_ctrl_c_while_importing(tmp_path: Path, start, library) -> None:
     ended = finish(process)
     assert ended.stderr == ""
     assert ended.code in (-signal.SIGINT, 128 + signal.SIGINT, 75)  # 75: it had begun to train
+
+
+# The line on a terminal until a command's first output
+
+ERASED = "\r\x1b[K"
+
+
+def shown_first(text: str) -> str:
+    return f"{ERASED}\x1b[2m   {text}\x1b[m\r"
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_terminal_hears_that_torch_is_loaded(tmp_path: Path, start) -> None:
+    """Before it is, and nothing is left of it."""
+    terminal = Terminal()
+    size = {"--output.dir": "run"} if start != "verify" else {}
+    words = [*STARTS[start], *flags(SMALL), *(word for pair in size.items() for word in pair)]
+    process = terminal.start(words, cwd=tmp_path)
+    began = terminal.read(until="loading torch ...")
+    assert not imports(process.pid, library="libtorch_cpu")
+    shown = began + terminal.read()
+    assert process.wait() == 0, shown
+    lines = shown_first("loading torch ...") + shown_first("working ...") + ERASED
+    assert shown.startswith(lines)
+    assert ERASED not in shown.removeprefix(lines)
+    assert "..." not in shown.removeprefix(lines)
+
+
+def test_ctrl_c_while_a_terminal_shows_that_torch_is_loaded(tmp_path: Path) -> None:
+    terminal = Terminal()
+    process = terminal.start([*STARTS["python -m"], *flags(LONG)], cwd=tmp_path)
+    terminal.read(until="loading torch ...")
+    terminal.press("\x03")
+    assert process.wait(timeout=60) == -signal.SIGINT
+    assert terminal.read().strip() in ("^C", "\x1b[m\r^C")  # nothing but its echo
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sinlstm-dist", "train", "--help"], ["sinlstm-dist", "--version"],
+        ["sinlstm-dist", "train", "--train.epohcs", "3"], ["sinlstm-dist", "compare", "x"],
+        ["python", "-m", "sinlstm_dist", "plot", "--help"],
+        ["python", "-m", "sinlstm_dist.compare", "x"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_loads_no_torch_does_not_say_so(tmp_path: Path, words) -> None:
+    terminal = Terminal()
+    program = str(Path(sys.executable).parent / words[0])
+    process = terminal.start([program, *words[1:]], cwd=tmp_path)
+    shown = terminal.read()
+    process.wait()
+    assert "loading" not in shown
+    assert ERASED not in shown
+
+
+def test_a_log_does_not_get_it(tmp_path: Path) -> None:
+    """`train > log` on a terminal: it is on the screen, and only there."""
+    terminal = Terminal()
+    words = [*STARTS["python -m"], *flags({**SMALL, "output.dir": "run"})]
+    process = terminal.start(["sh", "-c", '"$@" > log', "sh", *words], cwd=tmp_path)
+    shown = terminal.read()
+    assert process.wait() == 0
+    lines = shown_first("loading torch ...") + shown_first("working ...") + ERASED
+    assert shown == lines
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("processes ")
+    assert "loading" not in log
+    assert "\x1b" not in log
+
+
+@pytest.fixture
+def on_terminal(monkeypatch) -> None:
+    """As if standard error, which pytest keeps, were a terminal."""
+    monkeypatch.setenv("TERM", "xterm")
+    for name in early.RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(early.os, "isatty", lambda descriptor: True)
+    monkeypatch.setattr(early, "_says", False)
+
+
+@pytest.mark.usefixtures("on_terminal")
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, True), ({"RANK": "0"}, True), ({"RANK": ""}, True), ({"RANK": "x"}, True),
+        ({"RANK": "1"}, False), ({"RANK": "10"}, False), ({"SLURM_PROCID": "3"}, False),
+        ({"TERM": "dumb"}, False), ({"TERM": ""}, False), ({"NO_COLOR": "1"}, True),
+    ],
+)  # fmt: skip
+def test_one_process_says_what_it_does(monkeypatch, capfd, variables, says) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    early.say("works")
+    assert early.is_saying() == says
+    early.erase()
+    early.erase()
+    assert capfd.readouterr() == ("", f"{shown_first('works')}{ERASED}" if says else "")
+
+
+@pytest.mark.usefixtures("on_terminal")
+def test_a_process_in_the_background_leaves_the_prompt_alone(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(early.os, "tcgetpgrp", lambda descriptor: os.getpgrp() + 1)
+    early.say("works")
+    early.erase()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
+    terminal = Terminal()
+    terminal.press("\x13")  # Ctrl-S
+    code = "from sinlstm_dist import early; early.say('a'); early.erase(); print(early.is_saying())"
+    process = terminal.start(
+        ["sh", "-c", '"$@" > out', "sh", sys.executable, "-c", code], cwd=tmp_path
+    )
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "out").read_text() == "False\n"
+    terminal.close()
+
+
+# Native Windows
+
+NO_FCNTL = """
+import importlib, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "fcntl": raise ModuleNotFoundError("No module named 'fcntl'")
+sys.meta_path.insert(0, Finder())
+sys.modules.pop("fcntl", None)
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"): delattr(signal, name)
+from sinlstm_dist.data.sine import SineDataset
+from sinlstm_dist.model import Predictor
+import sinlstm_dist.evaluate, sinlstm_dist.forecast, sinlstm_dist.export, sinlstm_dist.compare
+sys.platform = "win32"
+import sinlstm_dist.train
+"""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["['sinlstm-dist.exe', 'train']", "['-m']; sys.orig_argv = ['', '-m', 'sinlstm_dist.train']"],
+)
+def test_windows_is_told_in_one_line(tmp_path: Path, argv) -> None:
+    code = f"import sys; sys.platform = 'win32'; sys.argv = {argv}; import sinlstm_dist"
+    ended = run([sys.executable, "-c", code], cwd=tmp_path)
+    assert (ended.code, ended.stdout) == (1, "")
+    assert ended.stderr == f"error: {early.NO_WINDOWS}\n"
+    assert "use WSL" in ended.stderr
+
+
+def test_windows_can_import_all_but_the_training(tmp_path: Path) -> None:
+    ended = run([sys.executable, "-c", NO_FCNTL], cwd=tmp_path)
+    assert ended.stderr.splitlines()[-1] == f"ImportError: {early.NO_WINDOWS}"
+
+
+# Short commands, and what is imported
 
 
 def test_ctrl_c_in_a_short_command(tmp_path: Path) -> None:

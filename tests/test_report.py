@@ -124,6 +124,39 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
     assert "log scale" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("loss", "outcome", "is_told"),
+    [
+        (1.0, "completed", True), (0.01, "completed", False), (1.0, "failed", False),
+        (float("nan"), "completed", False),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_worse_than_its_baseline_says_so(capsys, loss, outcome, is_told):
+    account = Report(enabled=True, epochs=3)
+    ended = summary(outcome=outcome, metrics=record(3, test_loss=loss))
+    account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/x")
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert ('worse than "last value again"' in last[1]) == is_told
+    assert last[2] == "results in runs/x"
+
+
+def test_messages_on_a_terminal_wrap_between_words(monkeypatch):
+    """A folder's name stays in one piece, so that it can be copied."""
+    terminal = screen(monkeypatch, columns=60, lines=40)
+    folder = "runs/a-name-of-some-length/checkpoints/step-00001234"
+    text = f"stopped: SIGINT; the same command continues from {folder}"
+    account = Report(enabled=True, epochs=3)
+    account._screen = terminal
+    terminal.file = io.StringIO()
+    account.note(text)
+    account.start({"run folder": folder, "data": "10,000 train and 1,000 test windows of 50 steps"})
+    first, second, *panel = map(str.rstrip, ESCAPE.sub("", terminal.file.getvalue()).splitlines())
+    assert [first, second] == ["stopped: SIGINT; the same command continues from", folder]
+    data = [line.strip("│ ") for line in panel if line.startswith("│")][-2:]
+    assert data == ["data        10,000 train and 1,000 test windows of 50", "steps"]
+    assert panel[-2].startswith("│             steps")  # below the fact, not below its name
+
+
 def test_a_run_without_an_epoch_has_no_table(capsys):
     account = Report(enabled=True, epochs=3)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
@@ -209,6 +242,46 @@ def test_what_is_live_takes_a_hundredth_of_the_time_at_most(clock, monkeypatch):
     account.end_training()
     assert len(drawn) == 1 + 1 + 3 + 1  # before the first epoch, soon after, every 50 s, at the end
     assert min(np.diff(drawn[1:-1])) >= 50
+
+
+def test_the_clock_runs_down_between_two_steps_and_says_what_it_shows(clock, monkeypatch):
+    """At the mean speed since training began, which earlier starts have no part in."""
+    terminal = screen(monkeypatch, columns=80, lines=40)
+    line = live.LiveProgress(
+        terminal, Stream("stdout"), epochs=40, num_steps=2, finished_epochs=10, preview=None
+    )
+    assert line._clock() == "left --:--"
+    for at, what, expected in [
+        (10, lambda: line.step(epoch=11, step=1), "left 09:50"),
+        (13, lambda: None, "left 09:47"),
+        (20, lambda: line.epoch(record(11)), "left 09:40"),
+        (5000, lambda: None, "left 00:00"),
+        (8000, lambda: line.step(epoch=31, step=1), "left 1:01:47"),
+        (8100, lambda: line.epoch(record(40)), "took 2:15:00"),
+    ]:
+        clock[0] = at
+        what()
+        assert line._clock() == expected
+
+
+@pytest.mark.parametrize("columns", [62, 80, 120])
+def test_the_live_line_is_calm_and_fits(clock, monkeypatch, columns):
+    """The bar is cyan; where little room is, figures are cut and not the clock."""
+    terminal = screen(monkeypatch, columns=columns, lines=10)
+    terminal.fit(free=live.ECHO_COLUMNS)
+    line = live.LiveProgress(
+        terminal, Stream("stdout"), epochs=1000, num_steps=2, finished_epochs=0, preview=None
+    )
+    clock[0] = 500.0
+    line.epoch(record(500))
+    segments = [segment for line in terminal.render_lines(line._line()) for segment in line]
+    text = "".join(segment.text for segment in segments)
+    assert len(text) == columns - live.ECHO_COLUMNS
+    assert text.startswith("epoch  500/1000 ━")
+    assert text.endswith("  left 08:20")
+    assert ("100k samples/s" in text) == (columns >= 80)
+    colours = {str(segment.style.color.name) for segment in segments if "━" in segment.text}
+    assert colours <= {"cyan", "grey23"}
 
 
 @pytest.mark.parametrize("size", [{"columns": 80, "lines": 19}, {"columns": 61, "lines": 40}, None])

@@ -9,7 +9,7 @@ import torch
 from launching import FUSED, SMALL, flags, metrics, train, weights_digest
 from nursery import Nursery
 
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 
 WORLD_SIZES = (1, 2, 3, 4, 5, 8)  # of both recurrences; some of them are enough for a variant
 # A partial last batch, noise, momentum; and steps so large that a gradient's last bits reach the
@@ -149,7 +149,7 @@ def one_after_the_other(rows: np.ndarray) -> np.ndarray:
 def test_the_order_of_addition_decides_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lstm: str
 ) -> None:
-    from sinlstm_dist import gradient
+    from sinlstm_dist import reduction
     from sinlstm_dist.config import load_config
     from sinlstm_dist.train import train
 
@@ -160,7 +160,7 @@ def test_the_order_of_addition_decides_bits(
 
     assert run("one") == run("two")
     weights = weights_digest(tmp_path / "one")
-    monkeypatch.setattr(gradient, "tree_sum", one_after_the_other)
+    monkeypatch.setattr(reduction, "tree_sum", one_after_the_other)
     assert run("another order")[0] != weights
 
 

@@ -1,6 +1,7 @@
 """A run on a terminal that closes, or that takes no text, ends as if nobody had looked at it."""
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -195,6 +196,45 @@ def test_odd_terminals(nursery: Nursery, tmp_path: Path, variables) -> None:
         assert "epoch 3/3" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
+def window_of(socket: str) -> str:
+    """All that the window shows and has shown."""
+    return "\n".join(shown_by(socket)).rstrip()
+
+
+def is_drawn_for(columns: int, lines: int, shown: str) -> bool:
+    """Whether all is there once: the panel, the live line for this width, and a picture or not."""
+    has_room = columns >= 62 and lines >= 20
+    expected = {
+        "^╭─ sinlstm-dist": 1, "╯$": 1, "^epoch": 1, "^one cycle": has_room,
+        "^.*[\u2800-\u28ff]": 7 * has_room, rf"^epoch .{{{columns - 28},{columns - 8}}}\Z": 1,
+    }  # fmt: skip
+    return all(len(re.findall(p, shown, re.MULTILINE)) == n for p, n in expected.items())
+
+
+@pytest.mark.parametrize("sizes", [["80x24", "120x40", "62x30"], ["60x15", "120x12", "80x24"]])
+def test_a_window_that_changes_its_size(tmux, tmp_path: Path, sizes) -> None:
+    """What is live is drawn again for it, once; a picture if there is room, and no torn lines."""
+    socket = str(tmp_path / "tmux")
+    words = command(*flags({**SIZE, "train.epochs": 100_000, "checkpoint.every_epochs": 0}))
+    subprocess.run(
+        ["tmux", "-S", socket, "new-session", "-d", "-x", "100", "-y", "30", *words],
+        cwd=tmp_path, env=environment(TERM="xterm"), check=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: "test loss" in window_of(socket))
+        for size in sizes:
+            columns, lines = size.split("x")
+            resize = ["tmux", "-S", socket, "resize-window", "-x", columns, "-y", lines]
+            subprocess.run(resize, check=True)
+            fits = functools.partial(is_drawn_for, int(columns), int(lines))
+            try:
+                wait_for(lambda: fits(window_of(socket)), timeout=30)  # noqa: B023
+            except AssertionError:
+                pytest.fail(window_of(socket))
+    finally:
+        subprocess.run(["tmux", "-S", socket, "kill-server"], check=True)
+
+
 def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
     """Also from a process that waits for ever, here in its test: one that is stopped by nothing."""
     terminal = Terminal()
@@ -202,6 +242,8 @@ def test_a_second_ctrl_c_gives_the_cursor_back(tmp_path: Path) -> None:
     process = terminal.start(words, cwd=tmp_path)
     terminal.read(until="\x1b[?25l")
     terminal.read(until="hangs")
+    for _ in range(4):
+        terminal.read(until="left 00:0")  # a frame: what is live is drawn all the same
     terminal.press("\x03")
     terminal.read(until="unsaved")
     for _ in range(3):

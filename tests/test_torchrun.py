@@ -13,7 +13,7 @@ import pytest
 from sinlstm_dist import train
 
 SCRIPTS = Path(__file__).parents[1] / "launch/torchrun"
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/clusters.md"
 BRIEF = {**launching.SMALL, "output.dir": "run", "train.timeout_s": 60}
 UNENDING = {
     **BRIEF,
@@ -129,7 +129,7 @@ def test_machines_that_come_and_go_do_not_change_the_weights(machines, tmp_path,
 @pytest.mark.parametrize("how", ["script", "torchrun", "accelerate"])
 def test_one_machine_needs_no_name(nameless, tmp_path, how):
     """torchrun has processes meet at their machine's name, unless told otherwise."""
-    two = re.findall(r"^(?:torchrun|accelerate) .* 2 .*", README.read_text(), flags=re.MULTILINE)
+    two = re.findall(r"^(?:torchrun|accelerate) .* 2 .*", PAGE.read_text(), flags=re.MULTILINE)
     command = next((line for line in two if line.startswith(how)), f"{SCRIPTS}/single-node.sh")
     words = [*nameless, *shlex.split(command), *launching.flags(BRIEF)]
     ended = launching.run(words, cwd=tmp_path, HF_HOME=str(tmp_path))

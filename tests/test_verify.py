@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import launching
+import pages
 import pytest
 import torch
 from nursery import Launch, Nursery
@@ -45,6 +46,20 @@ def problems(path: Path) -> str:
 
 def run(nursery: Nursery, cwd: Path, *arguments: str, **keywords) -> Launch:
     return nursery.run(["--json", "v.json", *arguments], cwd=cwd, module="verify", **keywords)
+
+
+def one_line(printed: str) -> str:
+    """The table of claims in one line: a longer host name wraps its lines elsewhere."""
+    table = printed[printed.index("claim ") :].replace("\nand weights", "\n")
+    return " ".join(table.split())
+
+
+def check_page_shows(printed: str, *flags: str) -> None:
+    """That docs/verify.md has this output below the command with these flags."""
+    ending = " ".join(["sinlstm_dist.verify", *flags]) + "\n"
+    blocks = pages.blocks(pages.ROOT / "docs/verify.md")
+    [shown] = [each.output for each in blocks if each.output and each.text.endswith(ending)]
+    pages.compare(one_line(shown), one_line(printed))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,6 +111,8 @@ def test_under_torchrun(tmp_path):
     ]
     assert max(len(line.rstrip()) for line in lines[lines.index("") :]) <= 80
     assert lines[-1].startswith("NOT verified, in " if is_slow else "verified in ")
+    if not is_slow:
+        check_page_shows(ended.stdout)
     content = json.loads(path.read_text())
     assert content["passed"] is not is_slow
     assert content["world_size"] == 2
@@ -130,6 +147,8 @@ def test_a_fault_turns_its_claim_red_and_no_other(nursery, tmp_path, fault):
     launch = run(nursery, tmp_path, "--inject", fault, processes=2)
     assert launch.codes == [1, 1], launch.stdout + launch.stderr
     check_red(launch, tmp_path / "v.json", fault)
+    if fault == "flipped-bit" and "Speed" not in red(tmp_path / "v.json", expected="Speed"):
+        check_page_shows(launch.stdout, "--inject flipped-bit")
 
 
 @pytest.mark.parametrize(
@@ -351,6 +370,10 @@ class TwoInOne:
     def gather(self, values):
         return self._end("all-gather", self._both(values).flatten())
 
+    def exchange(self, rows, counts):
+        assert counts == [1, 1]
+        return self._end("all-to-all", self._both(rows[0, 0]))
+
     def broadcast(self, values):
         return self._end("broadcast", values)
 
@@ -359,7 +382,9 @@ class TwoInOne:
         return [[came, left], [left + (self._broken == "barrier"), left + 2]]
 
 
-@pytest.mark.parametrize("broken", ["", "all-reduce", "all-gather", "broadcast", "barrier"])
+@pytest.mark.parametrize(
+    "broken", ["", "all-reduce", "all-gather", "all-to-all", "broadcast", "barrier"]
+)
 def test_collectives_name_what_is_not_exact(monkeypatch, broken):
     monkeypatch.setattr(collectives, "SIZES", (4096, 262_144))
     problems = collectives.check_collectives(Bench(TwoInOne(broken), Parts())).problems

@@ -166,7 +166,7 @@ def _advice(num_windows: int) -> str:
 
 
 def read_values(path: str | Path, column: str = "") -> np.ndarray:
-    """The values of one column of a file.
+    """Read the values of one column of a file, oldest first.
 
     Args:
         path: .csv, .tsv or .txt with one line per time step, or .npy of one or two dimensions.
@@ -178,6 +178,11 @@ def read_values(path: str | Path, column: str = "") -> np.ndarray:
 
     Raises:
         ConfigError: names the file, and the row that cannot be used.
+
+    Examples:
+        >>> sunspots = read_values("configs/sunspots.csv", "sunspots")
+        >>> len(sunspots), sunspots[:3].tolist()
+        (309, [5.0, 11.0, 16.0])
     """
     path = Path(path)
     try:

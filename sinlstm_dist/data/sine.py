@@ -21,7 +21,8 @@ class SineDataset(Dataset[Batch]):
     """Windows of a sine wave, each with the value that follows it.
 
     Sample i is the window `sin(2*pi*(i + phase + j) / period) + noise`, j = 0..window-1; its
-    target is the same at j = window, without noise. It is a pure function of the arguments and i.
+    target is the same at j = window, without noise. It is a pure function of the arguments and i:
+    the same sample in any batch, on any process, in any order.
 
     Args:
         size: number of windows.
@@ -29,8 +30,20 @@ class SineDataset(Dataset[Batch]):
         period: time steps in one cycle.
         noise: standard deviation of the Gaussian noise on every value of every window.
         phase: time step at which sample 0 starts.
-        seed: of the noise, 0 to 2**32 - 1.
-        stream: of noise; the streams of one seed are independent.
+        seed: seed of the noise, 0 to 2**32 - 1.
+        stream: number of the noise stream; the streams of one seed are independent.
+
+    Examples:
+        >>> data = SineDataset(size=1000, noise=0.02)
+        >>> window, target = data[7]
+        >>> window.shape, target.shape
+        (torch.Size([50, 1]), torch.Size([1]))
+
+        An array of indices gives a batch:
+
+        >>> windows, targets = data[np.arange(100)]
+        >>> windows.shape, targets.shape
+        (torch.Size([100, 50, 1]), torch.Size([100, 1]))
     """
 
     def __init__(
@@ -55,6 +68,9 @@ class SineDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int | np.ndarray) -> Batch:
         """One sample, or one batch for an int64 array of indices.
+
+        Args:
+            index: -size to size - 1; a negative one counts from the end.
 
         Returns:
             window (W, 1) and target (1,), float32; with a leading batch dimension for an array.

@@ -3,11 +3,17 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from sinlstm_dist import early
+
+if sys.platform == "win32":
+    raise ImportError(early.NO_WINDOWS)
 
 
 class StopRequest:

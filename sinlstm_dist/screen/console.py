@@ -69,6 +69,10 @@ class Screen(Console):
         """Whether the stream's encoding has every character of `text`."""
         return self.sayable(text) == text
 
+    def say(self, text: str | Text) -> None:
+        """Print lines of text: wrapped between words on a terminal, and as they are in a file."""
+        self.print(text, soft_wrap=not self.is_terminal)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """Called by rich for every text."""
         return super().render_str(self.sayable(text), **options)
@@ -85,8 +89,7 @@ def show_error(message: str) -> None:
     """Print one error on standard error, one line per problem."""
     screen = Screen(Stream("stderr"))
     for line in message.split("\n"):
-        text = Text.assemble(("error:", "red"), " ", screen.render_str(line))
-        screen.print(text, soft_wrap=True)
+        screen.say(Text.assemble(("error:", "red"), " ", screen.render_str(line)))
 
 
 def show_traceback(text: str) -> None:
@@ -114,13 +117,32 @@ def _toml_character(match: re.Match[str]) -> str:
 
 def show_facts(facts: Mapping[str, str]) -> None:
     """Print the facts about a command's work, one line per fact."""
-    Screen(Stream("stdout")).print(fact_lines(facts), soft_wrap=True)
+    screen = Screen(Stream("stdout"))
+    if screen.is_terminal:
+        screen.print(fact_table(facts))
+    else:
+        screen.say(fact_lines(facts))
 
 
 def fact_lines(facts: Mapping[str, str]) -> str:
-    """The text of `show_facts`."""
+    """Facts for a file, one line per fact."""
     width = max(len(name) for name in facts)
     return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+
+def fact_table(facts: Mapping[str, str]) -> Table:
+    """Facts for a terminal, wrapped between words."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    return table
+
+
+def width_of_output() -> int:
+    """Columns of the terminal, or those that a table in a file may have."""
+    return Screen(Stream("stdout")).width
 
 
 def show_table(
@@ -129,6 +151,7 @@ def show_table(
     numbers: Collection[str] = (),
     colours: Mapping[str, str] = MappingProxyType({}),
     wrap: bool = False,
+    tight: bool = False,
 ) -> None:
     """Print a table; the first row's keys are the headings.
 
@@ -137,12 +160,15 @@ def show_table(
         numbers: the headings of columns that are aligned to the right.
         colours: on a terminal, the colour of cells with one of these texts.
         wrap: wrap cells to fit the terminal, or 80 columns in a file; without it the table is as
-            wide as its cells.
+            wide as its cells. Numbers are never wrapped.
+        tight: leave two blanks between columns, not three.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=tight)
     for heading in rows[0]:
-        is_number = heading in numbers
-        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
+        if heading in numbers:
+            table.add_column(heading, justify="right", no_wrap=True)
+        else:
+            table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Styled(cell, colours.get(cell, "")) for cell in row.values()))
     Screen(Stream("stdout"), width=None if wrap else WIDEST).print(table)

@@ -1,33 +1,51 @@
 """A run's progress on a terminal: a live line, and above it the cycle as the model predicts it."""
 
+import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
+from rich.control import Control
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.progress_bar import ProgressBar
+from rich.segment import ControlType, Segment, SegmentLines
+from rich.table import Table
 from rich.text import Text
 
 from sinlstm_dist.screen import sketch
 from sinlstm_dist.screen.console import Screen
 from sinlstm_dist.screen.stream import Stream
 
-REFRESH_S = 0.1  # the shortest time between two updates
-PATIENCE = 100  # updates take 1 % of the time at most: the next waits 100 times as long as the last
+FRAME_S = 0.25  # between two frames
+PATIENCE = 100  # predictions take 1 % of the time at most: the next wait 100 times as long as these
 SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
 SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
 FRONT, BACK = "bold cyan", "dim"  # predictions and targets in it
 ECHO_COLUMNS = 2  # free at the line's end: a terminal shows ^C there, and must not wrap
-CURSOR_S = 1.0  # a process that leaves at once waits at most this time for its terminal
+LEAVE_S = 1.0  # a process that leaves at once waits at most this time for its terminal
+
+
+def _code(text: str) -> Control:
+    control = Control()
+    control.segment = Segment(text, None, [])
+    return control
+
+
+# A frame is cropped where the terminal has become narrower meanwhile: wrapped, it would have more
+# lines than the next frame erases.
+CROP, WRAP = _code("\x1b[?7l"), _code("\x1b[?7h")
 
 Preview = Callable[[], tuple[Sequence[float], Sequence[float]]]
 
 
 class LiveProgress:
-    """The live part of the screen; it skips an update that the terminal cannot take now.
+    """The live part of the screen; a thread draws it, so that it moves in a long step too.
+
+    The thread draws what `step` and `epoch` have noted, and never calls the model. It skips a frame
+    that the terminal cannot take now.
 
     Args:
         screen: the terminal.
@@ -48,89 +66,136 @@ class LiveProgress:
         finished_epochs: int,
         preview: Preview | None,
     ) -> None:
-        self._screen, self._stream = screen, stream
+        self._screen, self._stream, self._preview = screen, stream, preview
         self._epochs, self._num_steps = epochs, num_steps
-        self._completed = float(finished_epochs)
+        self._first = self._done = float(finished_epochs)
+        self._began = self._noted_at = time.monotonic()
+        self._step = 0  # of the running epoch
         self._figures = ""  # of the newest finished epoch
-        self._last_shown, self._wait_s = time.monotonic(), REFRESH_S
-        screen.fit(free=ECHO_COLUMNS)
-        self._preview = preview if _has_room_for_sketch(screen) else None
-        self._progress = _progress_bar(screen)
-        self._progress.add_task("", total=epochs, completed=finished_epochs, figures="")
+        self._sketch, self._next_sketch_at = Text(), 0.0
+        self._widths: list[int] = []  # of the last frame's lines
         self._live = Live(console=screen, auto_refresh=False)
+        self._is_over = threading.Event()
+        self._drawer = threading.Thread(target=self._keep_drawing, daemon=True)
 
     def start(self) -> None:
-        """Hide the cursor and draw the first state."""
+        """Hide the cursor, draw the first frame and begin to draw others."""
+        self._screen.fit(free=ECHO_COLUMNS)
         self._live.start()
-        self._draw("")
-        self._wait_s = REFRESH_S  # the first update is slow, and takes no time from the training
+        self._predict()
+        self._next_sketch_at = 0.0  # the first is slow, and takes no time from the training
+        self._draw()
+        with contextlib.suppress(RuntimeError):  # no thread can start: this frame stays
+            self._drawer.start()
 
     def step(self, *, epoch: int, step: int) -> None:
-        """Show a finished step, if an update is due."""
-        self._completed = epoch - 1 + step / self._num_steps
-        if self._is_due():
-            self._draw(self._figures or f"step {step:,} of {self._num_steps:,}")
+        """Note a finished step."""
+        self._step = step
+        self._note(epoch - 1 + step / self._num_steps)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Show a finished epoch, if an update is due."""
-        self._completed = record["epoch"]
+        """Note a finished epoch."""
         self._figures = (
             f"test loss {record['test_loss']:.2e}  acc {record['test_accuracy']:.3f}  "
             f"{record['samples_per_s'] / 1000:.0f}k samples/s"
         )
-        if self._is_due():
-            self._draw(self._figures)
+        self._note(record["epoch"])
 
     def end(self) -> None:
         """Show the last state, and leave it there."""
-        self._draw(self._figures)
+        self._stop_drawing()
+        self._predict()
+        self._draw()
         self.close()
 
     def close(self) -> None:
         """Stop drawing; the terminal has its cursor back."""
+        self._stop_drawing()
         self._live.stop()  # draws a last time
 
     def abandon(self) -> None:
         """Give the terminal its cursor back, for a process that leaves at once."""
+        self._stop_drawing()
         self._screen.line()
         self._screen.show_cursor(True)
-        self._stream.wait(CURSOR_S)
+        self._stream.wait(LEAVE_S)
 
-    def _is_due(self) -> bool:
-        waited_s = time.monotonic() - self._last_shown
-        return waited_s >= self._wait_s and not self._stream.is_busy
+    def _note(self, done: float) -> None:
+        self._done, self._noted_at = done, time.monotonic()
+        if self._noted_at >= self._next_sketch_at:
+            self._predict()
 
-    def _draw(self, figures: str) -> None:
+    def _predict(self) -> None:
+        """Draw the cycle as the model predicts it now, for the next frames."""
+        if self._preview is None or not _has_room_for_sketch(self._screen):
+            return
         began = time.monotonic()
+        self._sketch = _sketch(*self._preview())
+        ended = time.monotonic()
+        self._next_sketch_at = ended + max(FRAME_S, PATIENCE * (ended - began))
+
+    def _keep_drawing(self) -> None:
+        while not self._is_over.wait(FRAME_S):
+            if not self._stream.is_busy:
+                self._draw()
+
+    def _stop_drawing(self) -> None:
+        self._is_over.set()
+        if self._drawer.is_alive():
+            self._drawer.join(LEAVE_S)
+
+    def _draw(self) -> None:
         self._screen.fit(free=ECHO_COLUMNS)
-        rest = f"epoch {self._epochs}/{self._epochs} ----  0:00:00"
-        figures = figures[: max(0, self._screen.width - len(rest))]
-        task = self._progress.task_ids[0]
-        self._progress.update(task, completed=self._completed, figures=figures)
-        above = [_sketch(*self._preview())] if self._preview is not None else []
-        self._live.update(Group(*above, self._progress), refresh=True)
-        self._last_shown = time.monotonic()
-        self._wait_s = max(REFRESH_S, PATIENCE * (self._last_shown - began))
+        above = [self._sketch] if self._sketch and _has_room_for_sketch(self._screen) else []
+        lines = self._screen.render_lines(Group(*above, self._line()), pad=False)
+        with self._screen:  # all in one write
+            self._screen.control(self._erase_added(), CROP)
+            self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
+            self._screen.control(WRAP)
+        self._widths = [Segment.get_line_length(line) for line in lines]
+
+    def _erase_added(self) -> Control:
+        """Erase the lines that the terminal added to the last frame when it became narrower."""
+        columns = self._screen.width + ECHO_COLUMNS
+        added = sum(max(0, width - 1) // columns for width in self._widths)
+        return Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * added)
+
+    def _line(self) -> Table:
+        """`epoch  25/100 ━━━╸━━━━━━━━ test loss 1.53e-02  acc 0.395  785k samples/s  left 00:02`"""
+        epoch = f"epoch {int(self._done):>{len(str(self._epochs))}}/{self._epochs}"
+        figures, clock = self._figures or self._first_figures(), f" {self._clock()}"
+        room = self._screen.width - len(f"{epoch} ---- {clock}")
+        bar = ProgressBar(self._epochs, self._done, complete_style="cyan", finished_style="cyan")
+        line = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None, None):
+            line.add_column(ratio=ratio, no_wrap=True, overflow="crop")
+        line.add_row(epoch, bar, figures[: max(0, room)], clock)
+        return line
+
+    def _first_figures(self) -> str:
+        return f"step {self._step:,} of {self._num_steps:,}" if self._step else ""
+
+    def _clock(self) -> str:
+        """The time that is left at the mean speed so far, and at the end the time that it took."""
+        now, done = time.monotonic(), self._done - self._first
+        if self._done >= self._epochs:
+            return f"took {_as_time(now - self._began)}"
+        if not done:
+            return "left --:--"
+        left_s = (self._noted_at - self._began) * (self._epochs - self._done) / done
+        return f"left {_as_time(max(0.0, left_s - (now - self._noted_at)))}"
+
+
+def _as_time(seconds: float) -> str:
+    """`02:05`, or `1:02:05`"""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
 
 
 def _has_room_for_sketch(screen: Screen) -> bool:
     is_large = screen.width >= SKETCH_COLUMNS and screen.height >= SKETCH_NEEDS_LINES
     return is_large and screen.can_say(chr(sketch.EMPTY))
-
-
-def _progress_bar(screen: Screen) -> Progress:
-    return Progress(
-        TextColumn("epoch"),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(
-            compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
-        ),
-        console=screen,
-        expand=True,
-        auto_refresh=False,
-    )
 
 
 def _sketch(targets: Sequence[float], predictions: Sequence[float]) -> Text:

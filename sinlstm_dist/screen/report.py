@@ -13,11 +13,15 @@ from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen import sketch
 from sinlstm_dist.screen.columns import Columns
-from sinlstm_dist.screen.console import Screen, fact_lines
+from sinlstm_dist.screen.console import Screen, fact_lines, fact_table
 from sinlstm_dist.screen.live import LiveProgress, Preview
 from sinlstm_dist.screen.stream import Stream
 
 SPARK_COLUMNS = 40
+WORSE = (
+    'worse than "last value again", which learns nothing: try more epochs (train.epochs) or a '
+    "larger learning rate (optim.lr)"
+)
 FILE_WIDTH = 100  # columns where no terminal has a width
 
 
@@ -39,17 +43,18 @@ class Report:
         """Say what is about to run, one line per fact."""
         if not self._enabled:
             return
-        lines = fact_lines(facts)
         if self._screen.is_interactive:
-            panel = Panel(lines, title="sinlstm-dist", title_align="left", border_style="cyan")
+            panel = Panel(
+                fact_table(facts), title="sinlstm-dist", title_align="left", border_style="cyan"
+            )
             self._screen.print(panel)
         else:
-            self._screen.print(lines, soft_wrap=True)
+            self._screen.say(fact_lines(facts))
 
     def note(self, text: str) -> None:
         """Say something that the user should know, once."""
         if self._enabled:
-            self._screen.print(text, soft_wrap=True)
+            self._screen.say(text)
 
     def stopping(self, signal_name: str) -> None:
         """Say at once that a signal has arrived: the step that the process finishes may be long."""
@@ -132,8 +137,10 @@ class Report:
             self._screen.print(_results(summary, baseline))
         if len(history) > 1 and self._screen.can_say(sketch.BLOCKS):
             self._screen.print(_loss_curve([record["test_loss"] for record in history]))
-        self._screen.print(f"{summary.outcome}: {summary.reason}", soft_wrap=True)
-        self._screen.print(f"results in {folder}", soft_wrap=True)
+        self._screen.say(f"{summary.outcome}: {summary.reason}")
+        if summary.outcome == "completed" and summary.metrics["test_loss"] > baseline.loss:
+            self._screen.say(WORSE)
+        self._screen.say(f"results in {folder}")
 
 
 def _results(summary: Summary, baseline: Totals) -> Table:
