@@ -31,7 +31,8 @@ from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.plan import in_order
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.trained import Trained, read_trained

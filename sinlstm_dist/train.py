@@ -22,9 +22,10 @@ from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
+from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder

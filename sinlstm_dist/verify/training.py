@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -193,6 +193,10 @@ class Alone:
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """See Peers."""
         return rows
+
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """See Peers."""
+        return rows[:, 0]
 
 
 def _plain_model(job: Job, config: Config) -> Predictor:
