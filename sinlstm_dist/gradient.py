@@ -90,17 +90,19 @@ class OrderedGradient:
         self._reduction = new_reduction(
             plan, peers, width=self._width + NUM_TOTALS + 1, one_by_one=not is_fused(model)
         )
+        rows = self._reduction.rows
+        self._numbers, self._stops = rows[:, :-1], light(rows)[:, -1]
 
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
         sizes = self._plan.piece_sizes(step)
-        for some, rows in self._reduction.groups():
+        for some in self._reduction.groups():
             gradient_rows(
                 self._model, self._parameters, some_pieces(batch, sizes, some),
                 piece_sizes=sizes[some], tolerance=self._tolerance,
-                num_threads=self._peers.num_threads, out=rows[:, :-1],
+                num_threads=self._peers.num_threads, out=self._numbers,
             )  # fmt: skip
-            light(rows)[:, -1] = stop
+            self._stops[:] = stop
         total = self._reduction.total()  # the step's collectives
         # These are the parameters' .grad, as the constructor has laid them out.
         self._mean[:] = total[: self._width] / self._plan.num_samples(step)

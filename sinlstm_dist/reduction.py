@@ -169,13 +169,16 @@ def light(tensor: torch.Tensor) -> Rows:
 
 
 class Reduction(Protocol):
-    """Adds one row per piece over all processes, along the tree."""
+    """Adds one row per piece over all processes, along the tree.
 
-    def groups(self) -> Iterable[tuple[slice, torch.Tensor]]:
-        """The pieces that this process owns, some at a time, and rows (pieces, G) to overwrite.
+    Args:
+        rows: (pieces, G) of one group, to be overwritten before the next group is asked for.
+    """
 
-        Each group's rows must be written before the next group is asked for.
-        """
+    rows: torch.Tensor
+
+    def groups(self) -> Iterable[slice]:
+        """The pieces that this process owns, as many at a time as there are rows."""
         ...
 
     def total(self) -> Rows:
@@ -195,17 +198,16 @@ class Gathered:
     def __init__(self, plan: Plan, peers: Peers, *, width: int) -> None:
         self._peers, self._places = peers, places(plan)
         most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
-        self._rows = torch.zeros(most, width, device=peers.device)
-        num_owned = len(plan.owned(plan.rank))
-        self._groups = [(slice(0, num_owned), self._rows[:num_owned])]
+        self._sent = torch.zeros(most, width, device=peers.device)
+        self.rows = self._sent[: len(plan.owned(plan.rank))]
 
-    def groups(self) -> Iterable[tuple[slice, torch.Tensor]]:
+    def groups(self) -> Iterable[slice]:
         """All pieces at once; see Reduction."""
-        return self._groups
+        return (slice(0, len(self.rows)),)
 
     def total(self) -> Rows:
         """See Reduction; one collective."""
-        return tree_sum(light(self._peers.gather(self._rows))[self._places])
+        return tree_sum(light(self._peers.gather(self._sent))[self._places])
 
 
 class SharedOut:
@@ -228,15 +230,17 @@ class SharedOut:
         self._subtrees = [subtrees(plan.owned(rank), plan.num_pieces) for rank in range(self._size)]
         self._tree = TreeSum(plan.num_pieces)
         self._part = -(-width // self._size)  # numbers of a row that one process finishes
-        group = 1 if one_by_one else len(self._own)
-        self._rows = torch.zeros(group, self._part * self._size, device=peers.device)
+        num_rows = 1 if one_by_one else len(self._own)
+        self._padded = torch.zeros(num_rows, self._part * self._size, device=peers.device)
+        self.rows = self._padded[:, :width]
 
-    def groups(self) -> Iterable[tuple[slice, torch.Tensor]]:
+    def groups(self) -> Iterable[slice]:
         """See Reduction."""
-        group, rows = len(self._rows), self._rows
-        for first in range(0, len(self._own), group):
-            yield slice(first, first + group), rows[:, : self._width]
-            for piece, row in zip(self._own[first : first + group], rows, strict=True):
+        num_rows = len(self.rows)
+        for first in range(0, len(self._own), num_rows):
+            some = slice(first, first + num_rows)
+            yield some
+            for piece, row in zip(self._own[some], self._padded, strict=True):
                 self._tree.add(range(piece, piece + 1), row)
 
     def total(self) -> Rows:

@@ -58,8 +58,8 @@ def shared_sums(rows: torch.Tensor, size: int, *, make=SharedOut, **keywords) ->
         reduction = make(plan, threads.peer(rank), width=rows.shape[1], **keywords)
         for _ in range(2):  # the second step must not see the first
             own = rows[plan.owned(rank).start : plan.owned(rank).stop]
-            for some, out in reduction.groups():
-                out[:] = own[some]
+            for some in reduction.groups():
+                reduction.rows[:] = own[some]
             found[rank] = np.array(reduction.total())
 
     workers = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
