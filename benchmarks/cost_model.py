@@ -28,7 +28,10 @@ from rich.table import Table
 from sinlstm_dist import metrics
 from sinlstm_dist.config import load_config
 from sinlstm_dist.job import Job, build
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.plan import Plan
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import new_reduction
 
 REDUCTIONS = ("ordered", "ddp")
 HIDDEN_SIZES = (5, 64)  # 166 and 17,217 parameters
@@ -64,8 +67,16 @@ def exchange_ms(world: World, *, reduction: str, parameters: int) -> float:
     if world.size == 1:
         return 0.0
     if reduction == "ordered":
-        rows = torch.zeros(-(-PIECES // world.size), parameters + metrics.NUM_TOTALS + 1)
-        return median_ms(lambda: world.gather(rows))
+        plan = Plan(PIECES, PIECES, PIECES, world.size, world.rank)
+        width = parameters + metrics.NUM_TOTALS + 1
+        sums = new_reduction(plan, world, width=width, one_by_one=False)
+
+        def exchange() -> None:
+            for _ in sums.groups():
+                pass
+            sums.total()
+
+        return median_ms(exchange)
     gradient, totals = torch.zeros(parameters), torch.zeros(4).double()
     return median_ms(lambda: (world.sum(gradient), world.sum(totals)))
 

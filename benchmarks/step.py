@@ -29,7 +29,7 @@ from rich.table import Table  # noqa: E402
 
 from sinlstm_dist import job, lstm  # noqa: E402
 from sinlstm_dist.config import load_config  # noqa: E402
-from sinlstm_dist.processes.world import join_world  # noqa: E402
+from sinlstm_dist.processes.joining import join_world  # noqa: E402
 from sinlstm_dist.reduction import totals_over  # noqa: E402
 
 ROUNDS = 40

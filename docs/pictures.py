@@ -1,13 +1,14 @@
 """Make the pictures of docs/images/ from real runs.
 
     python docs/pictures.py
-    python docs/pictures.py terminal --into /tmp/pictures
+    python docs/pictures.py terminal.svg --into /tmp/pictures
 
 It trains what the pictures show, a minute's work, and needs the extra `docs`.
 (benchmarks/scaling.py makes the picture of how cost grows.)
 """
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -22,60 +23,49 @@ RUNS = {
     "article": ["--config configs/article.toml"],
     "default": [""],
     "faster": ["--optim.lr 0.05"],
-    "noisy": ["--config configs/noisy.toml --train.epochs 40", "--config configs/noisy.toml"],
+    "noisy": ["--data.noise 0.1 --train.epochs 40", "--data.noise 0.1"],
     "sunspots": ["--config configs/sunspots.toml"],
 }  # the flags of each start
-COMMANDS = {
-    "windows": "plot data --data.noise 0.05",
-    "curves": "plot RUNS/default RUNS/noisy RUNS/faster",
-    "forecast": "forecast RUNS/article --steps 600",
-    "sunspots": "forecast RUNS/sunspots --steps 53",
-}  # that draw a picture
 COMPARED = {"article": "the article's final program", "default": "the default run"}
 PALETTE = 128  # colours; a file with all of them is three times as large
 
 
 def main() -> None:
     """Make all pictures, or those that are named."""
-    makers = dict.fromkeys(COMMANDS, draw) | {"out-of-step": draw_out_of_step}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = ["terminal", *makers]
-    parser.add_argument("pictures", nargs="*", metavar="NAME", help=", ".join(names))
+    parser.add_argument("pictures", nargs="*", metavar="FILE", help=", ".join(PICTURES))
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "images", metavar="FOLDER")
     options = parser.parse_args()
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     options.into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as runs:
-        for name in options.pictures or names:
-            if name == "terminal":
-                draw_terminal(options.into / "terminal.svg")
-            else:
-                makers[name](name, options.into / f"{name}.png", Path(runs))
-                shrink(options.into / f"{name}.png")
+        for file in options.pictures or PICTURES:
+            PICTURES[file](options.into / file, Path(runs))
 
 
-def draw_terminal(picture: Path) -> None:
+def draw_terminal(picture: Path, runs: Path) -> None:
     """The terminal of the default run, after a quarter of its epochs."""
 
     def is_a_quarter(text: str) -> bool:
         found = re.search(r"epoch +(\d+)/(\d+)", text)
         return found is not None and 4 * int(found[1]) >= int(found[2])
 
-    with tempfile.TemporaryDirectory() as empty:
-        drawn = picture_of("python -m sinlstm_dist.train", cwd=Path(empty), when=is_a_quarter)
+    folder = runs / "terminal"
+    folder.mkdir()
+    drawn = picture_of("python -m sinlstm_dist.train", cwd=folder, when=is_a_quarter)
     picture.write_text(drawn, encoding="utf-8")
 
 
-def draw(name: str, picture: Path, runs: Path) -> None:
+def draw(command: str, picture: Path, runs: Path) -> None:
     """A picture that a command of this package draws."""
-    command = COMMANDS[name]
     for run in re.findall(r"RUNS/(\w+)", command):
         train(run, runs)
     words = command.replace("RUNS", str(runs)).split()
     call("sinlstm_dist", *words, "--output", str(picture.resolve()))
+    shrink(picture)
 
 
-def draw_out_of_step(name: str, picture: Path, runs: Path) -> None:
+def draw_out_of_step(picture: Path, runs: Path) -> None:
     """Two models whose accuracy is 1.0, each fed its own predictions."""
     from sinlstm_dist.run.record import read_run
     from sinlstm_dist.screen.pictures import draw_waves, drawing, whole_numbers
@@ -86,9 +76,10 @@ def draw_out_of_step(name: str, picture: Path, runs: Path) -> None:
             train(run, runs)
             last = read_run(runs / run).history[-1]
             title = f"{words}, epoch {last['epoch']:,}: test accuracy {last['test_accuracy']:.1f}"
-            draw_waves(axes, read_trained(runs / run).forecast(), title=title, quantity="")
+            draw_waves(axes, read_trained(runs / run).forecast(), title=title, quantity="value")
         panels[1].get_legend().remove()
         whole_numbers(panels[1], "time steps after the seed window")
+    shrink(picture)
 
 
 def train(run: str, runs: Path) -> None:
@@ -111,6 +102,16 @@ def shrink(picture: Path) -> None:
     with Image.open(picture) as image:
         small = image.convert("RGB").quantize(PALETTE)
     small.save(picture, optimize=True)
+
+
+PICTURES = {
+    "terminal.svg": draw_terminal,
+    "windows.png": functools.partial(draw, "plot data --data.noise 0.05"),
+    "curves.png": functools.partial(draw, "plot RUNS/default RUNS/noisy RUNS/faster"),
+    "forecast.png": functools.partial(draw, "forecast RUNS/article --steps 600"),
+    "sunspots.png": functools.partial(draw, "forecast RUNS/sunspots --steps 53"),
+    "out-of-step.png": draw_out_of_step,
+}
 
 
 if __name__ == "__main__":

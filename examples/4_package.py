@@ -10,12 +10,12 @@ fast and rounds in another way (leave out model.lstm to use it).
 
 import argparse
 import hashlib
-import os
 
 from torch import nn
 
 from sinlstm_dist.config import load_config
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.processes.launcher import check_launch
 from sinlstm_dist.train import train
 
 
@@ -26,21 +26,21 @@ def digest(model: nn.Module) -> str:
 
 
 def main() -> None:
-    """Train, and print loss and accuracies after each epoch."""
+    """Train in a run folder, and print the hash of its final weights."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=100)
     arguments = parser.parse_args()
-    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    launch = check_launch()  # as torchrun, MPI or another launcher says
     config = load_config(
         overrides={
             "data.test_phase": 0.0,  # the article's test windows, which are train windows
             "model.lstm": "torch",  # torch's LSTM, as in the other examples
             "train.epochs": arguments.epochs,
-            "output.dir": f"runs/package-{world_size}",
+            "output.dir": f"runs/package-{launch.size}",
         }
     )
     train(config)
-    if rank == "0":
+    if launch.rank == 0:
         print(f"weights {digest(Predictor.from_pretrained(config.output.dir))}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
-from sinlstm_dist import early
+from sinlstm_dist import early, status
 from sinlstm_dist.command import as_program, exit_code_of
 from sinlstm_dist.command_line import choose, parse
 
@@ -20,8 +20,7 @@ def _run(given: Sequence[str]) -> int:
     name, arguments = choose(given), given[1:]
     parse(name, arguments)  # first: help and mistakes need none of the slow imports
     early.prepare()  # again: what it imports is large
-    if name not in early.LOAD_NO_TORCH:
-        early.say("loading torch ...")
+    status.say_that_torch_loads(name)
     module = import_module(f"sinlstm_dist.{name}")
     return as_program(partial(module.main, arguments))
 

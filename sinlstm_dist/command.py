@@ -8,7 +8,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from sinlstm_dist import early
+from sinlstm_dist import status
 from sinlstm_dist.command_line import parse
 from sinlstm_dist.errors import CommandError, ExitCode, StoppedEarly
 from sinlstm_dist.processes.launcher import have_met, is_node_speaker, is_speaker, rank
@@ -42,8 +42,8 @@ def command(
 
 
 def _do(work: Callable[[Namespace], int], options: Namespace) -> int:
-    if early.is_saying():  # that torch is loaded
-        early.say("working ...")
+    if status.is_saying():  # that torch is being loaded
+        status.say("working ...")
     return work(options)
 
 
@@ -112,7 +112,7 @@ def as_program(main: Callable[[], int]) -> int:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `early` left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _code_of(main)
-    early.erase()
+    status.erase()
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # `code` is known by then
     return ExitCode.FAILED if report_lost_output() and code == 0 else code
 

@@ -1,4 +1,4 @@
-"""Show several runs in one table: how each ended, and how its settings differ from the first's.
+"""Show several runs in one table: how each ended, and the settings that differ from the first's.
 
     sinlstm-dist compare runs/one runs/two
     sinlstm-dist compare runs/sweep-*
@@ -18,10 +18,10 @@ from sinlstm_dist.run.record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen.console import show_table, width_of_output
 
 FIGURES = (
-    "epochs", "train\nloss", "test\nloss", "test\naccuracy", "best\nepoch", "processes", "seconds"
+    "epochs", "train loss", "test loss", "test acc", "best epoch", "processes", "seconds"
 )  # fmt: skip
-WIDE = 120  # columns that a table with all figures needs
-IF_WIDE = {"train\nloss", "best\nepoch", "processes", "seconds"}
+WIDE = 130  # columns that a table with all figures needs
+IF_WIDE = {"train loss", "best epoch", "processes", "seconds"}
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
@@ -45,13 +45,13 @@ def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:
         "run": path,
         "outcome": ended.outcome if ended else "unfinished",
         "epochs": str(len(run.history)),
-        "train\nloss": f"{last['train_loss']:.2e}" if last else "",
-        "test\nloss": f"{last['test_loss']:.2e}" if last else "",
-        "test\naccuracy": f"{last['test_accuracy']:.4f}" if last else "",
-        "best\nepoch": str(best["epoch"]) if best else "",
+        "train loss": f"{last['train_loss']:.2e}" if last else "",
+        "test loss": f"{last['test_loss']:.2e}" if last else "",
+        "test acc": f"{last['test_accuracy']:.4f}" if last else "",
+        "best epoch": str(best["epoch"]) if best else "",
         "processes": str(ended.world_size) if ended else "",
         "seconds": f"{ended.wall_s:.1f}" if ended else "",
-        "differs in": "\n".join(f"{key}={_setting(run, key)}" for key in keys) or "nothing",
+        "settings": "\n".join(f"{key}={_setting(run, key)}" for key in keys),
     }
 
 
@@ -76,7 +76,7 @@ def main(options: Namespace) -> int:
     left_out = set() if width_of_output() >= WIDE else IF_WIDE
     shown = [rows.get(path, blank | {"run": path}) for path in options.runs]
     cells = [{name: row[name] for name in row if name not in left_out} for row in shown]
-    show_table(cells, numbers=FIGURES, wrap=True, tight=True)
+    show_table(cells, numbers=FIGURES, wrap=True)
     return 0
 
 

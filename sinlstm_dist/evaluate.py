@@ -31,10 +31,12 @@ from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.plan import in_order
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.trained import Trained, read_trained
+from sinlstm_dist.words import counted
 
 SECTORS = 12  # of the cycle, 30 degrees each
 
@@ -186,7 +188,8 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
     config = trained.config
     shown = {
         "run": str(path),
-        "data": f"{config.data.test_size:,} test windows of {config.data.window} steps, "
+        "data": f"{counted(config.data.test_size, 'test window')} of "
+        f"{counted(config.data.window, 'step')}, "
         f"{describe_source(config.data)}",
         "correct": f"an error below {config.train.tolerance:g}",
     }
@@ -203,7 +206,7 @@ def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
     named = {
         "the model": evaluation.model,
         "the last value again": evaluation.last_value,
-        f"the value {period} steps ago": evaluation.period_ago,
+        f"the value {counted(period, 'step')} ago": evaluation.period_ago,
     }
     return [
         {

@@ -23,6 +23,7 @@ from sinlstm_dist.command import as_program, command
 from sinlstm_dist.errors import ConfigError, MissingPackage, RunError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.screen.console import show_text
+from sinlstm_dist.words import counted
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it
@@ -129,8 +130,9 @@ def check(content: bytes, model: Predictor) -> float:
         difference = float(np.abs(predictions - expected).max()) / unit
         if not difference <= TOLERANCE:
             raise RunError(
-                f"ONNX Runtime differs from torch by {difference:.2e} for {batch} windows of "
-                f"{window} steps, more than {TOLERANCE:g}: nothing was written"
+                f"ONNX Runtime differs from torch by {difference:.2e} for "
+                f"{counted(batch, 'window')} of {counted(window, 'step')}, "
+                f"more than {TOLERANCE:g}: nothing was written"
             )
         worst = max(worst, difference)
     return worst

@@ -21,6 +21,7 @@ from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
 from sinlstm_dist.trained import read_trained
+from sinlstm_dist.words import counted
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
 
@@ -87,10 +88,11 @@ def facts(path: str, config: Config, *, steps: int) -> dict[str, str]:
     """The facts above the table: the run, and how the forecast was made."""
     return {
         "run": path,
-        "forecast": f"{steps:,} steps from the first test window, {steps / config.data.period:.3g} "
-        f"cycles of {config.data.period:g} steps",
-        "memory": f"each prediction reads only the last {config.data.window} values, as in "
-        "training",
+        "forecast": f"{counted(steps, 'step')} from the first test window, "
+        f"{counted(steps / config.data.period, 'cycle', '.3g')} of "
+        f"{counted(config.data.period, 'step', 'g')}",
+        "memory": "each prediction reads only the last "
+        f"{counted(config.data.window, 'value')}, as in training",
     }
 
 

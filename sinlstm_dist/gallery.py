@@ -112,24 +112,30 @@ def draw_windows(settings: Data, output: Path) -> None:
     Raises:
         ConfigError: the picture cannot be written.
     """
-    noise = settings.noise or EXAMPLE_NOISE
-    example = "" if settings.noise else " (an example: these data have none)"
-    panels = {"windows without noise": 0.0, f"with noise {noise:g}{example}": noise}
-    if settings.source != SINE:
-        panels = {"windows of the series": 0.0}
+    if settings.source == SINE:
+        noise = settings.noise or EXAMPLE_NOISE
+        example = "" if settings.noise else " (an example: these data have none)"
+        panels = {
+            "windows without noise": _with_noise(settings, 0.0),
+            f"with noise {noise:g}{example}": _with_noise(settings, noise),
+        }
+    else:
+        panels = {"windows of the series": settings}
     windows_picture(
         output,
-        {
-            title: windows_to_draw(settings.model_copy(update={"noise": amount}))
-            for title, amount in panels.items()
-        },
+        {title: windows_to_draw(shown) for title, shown in panels.items()},
         quantity=_quantity(settings),
     )
 
 
+def _with_noise(settings: Data, noise: float) -> Data:
+    return settings.model_copy(update={"noise": noise})
+
+
 def _quantity(settings: Data) -> str:
-    """What the values are: the name of a series' column; "" if it has no name."""
-    return "" if settings.source == SINE or settings.column.isdigit() else settings.column
+    """What the values are: the name of a series' column, or "value" if it has no name."""
+    has_name = settings.source != SINE and settings.column and not settings.column.isdigit()
+    return settings.column if has_name else "value"
 
 
 def draw_forecast(forecast: Forecast, settings: Data, output: Path) -> None:

@@ -5,8 +5,7 @@ batch, and return the global batch's totals. They differ in how the processes' p
 
 - `OrderedGradient` gives the same bits on any number of processes. The batch is cut into pieces
   of sizes that the configuration alone decides; each piece's gradient is computed alone; the
-  pieces' rows are gathered once and added in a fixed order. Only the process that computes a piece
-  changes.
+  pieces' rows are added in a fixed order. Only the process that computes a piece changes.
 - `DdpGradient` goes through Accelerate's data-parallel wrapper, whose sum depends on the number
   of processes in the last bits.
 
@@ -26,7 +25,15 @@ from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import Peers, count, light, pieces, places, to_totals, tree_sum
+from sinlstm_dist.reduction import (
+    Peers,
+    count,
+    light,
+    new_reduction,
+    pieces,
+    some_pieces,
+    to_totals,
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ class Gradient(Protocol):
 
 
 class OrderedGradient:
-    """Gathers the pieces' gradients once and adds them in a fixed order.
+    """Adds the pieces' gradients in a fixed order.
 
     A piece's row is its gradient, then squared error, correct predictions, samples and the
-    request to stop, so one collective per step carries everything.
+    request to stop, so totals and requests need no collective of their own.
 
     Args:
         model: any module; its parameters' `.grad` become views of one vector.
@@ -79,21 +86,22 @@ class OrderedGradient:
         self._gradient = torch.zeros(self._width, device=peers.device)
         for parameter, part in zip(self._parameters, self._gradient.split(sizes), strict=True):
             parameter.grad = part.view_as(parameter)
-        most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
-        self._rows = torch.zeros(most, self._width + NUM_TOTALS + 1, device=peers.device)
-        self._own = self._rows[: len(plan.owned(plan.rank)), :-1]
-        self._mean, self._stops = light(self._gradient), light(self._rows)[:, -1]
-        self._places = places(plan)
+        self._mean = light(self._gradient)
+        self._reduction = new_reduction(
+            plan, peers, width=self._width + NUM_TOTALS + 1, one_by_one=not is_fused(model)
+        )
 
     def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
-        gradient_rows(
-            self._model, self._parameters, batch, piece_sizes=self._plan.piece_sizes(step),
-            tolerance=self._tolerance, num_threads=self._peers.num_threads, out=self._own,
-        )  # fmt: skip
-        self._stops[:] = stop
-        gathered = light(self._peers.gather(self._rows))  # the step's one collective
-        total = tree_sum(gathered[self._places])
+        sizes = self._plan.piece_sizes(step)
+        for some, rows in self._reduction.groups():
+            gradient_rows(
+                self._model, self._parameters, some_pieces(batch, sizes, some),
+                piece_sizes=sizes[some], tolerance=self._tolerance,
+                num_threads=self._peers.num_threads, out=rows[:, :-1],
+            )  # fmt: skip
+            light(rows)[:, -1] = stop
+        total = self._reduction.total()  # the step's collectives
         # These are the parameters' .grad, as the constructor has laid them out.
         self._mean[:] = total[: self._width] / self._plan.num_samples(step)
         *totals, stops = total[self._width :].tolist()  # waits for a GPU
@@ -143,7 +151,7 @@ def gradient_rows(
         num_threads: threads that the fused recurrence may use.
         out: (pieces, G + 3) for G parameters; overwritten.
     """
-    if not (isinstance(model, Predictor) and model.fused):
+    if not is_fused(model):
         for row, (windows, targets) in zip(out, pieces(batch, piece_sizes), strict=True):
             if len(windows) == 0:
                 row.zero_()
@@ -156,3 +164,8 @@ def gradient_rows(
         windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
         parameters=parameters, num_threads=num_threads, out=out,
     )  # fmt: skip
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether one call computes the rows of all pieces."""
+    return isinstance(model, Predictor) and model.fused

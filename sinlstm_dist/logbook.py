@@ -22,6 +22,7 @@ from sinlstm_dist.run.record import Summary
 from sinlstm_dist.run.resume import Start
 from sinlstm_dist.run.trackers import Trackers
 from sinlstm_dist.screen.report import Report
+from sinlstm_dist.words import counted
 
 
 class Logbook:
@@ -110,13 +111,15 @@ class Logbook:
         parameters = sum(parameter.numel() for parameter in job.model.parameters())
         return {
             "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
-            f"{world.num_threads} thread{'s' * (world.num_threads > 1)} each",
-            "data": f"{len(job.train.data):,} train and {len(job.test.data):,} test windows of "
-            f"{config.data.window} steps, {describe_source(config.data)}",
-            "batch": f"{plan.num_samples(0):,} samples per step = {plan.num_pieces} pieces of "
-            f"{sizes}; {plan.num_steps:,} steps per epoch",
+            f"{counted(world.num_threads, 'thread')} each",
+            "data": f"{len(job.train.data):,} train and "
+            f"{counted(len(job.test.data), 'test window')} of "
+            f"{counted(config.data.window, 'step')}, {describe_source(config.data)}",
+            "batch": f"{counted(plan.num_samples(0), 'sample')} per step = "
+            f"{counted(plan.num_pieces, 'piece')} of {sizes}; "
+            f"{counted(plan.num_steps, 'step')} per epoch",
             "reduction": config.train.reduction,
-            "model": f"{parameters:,} parameters, recurrence: {job.recurrence.name} "
+            "model": f"{counted(parameters, 'parameter')}, recurrence: {job.recurrence.name} "
             f"({job.recurrence.reason})",
             "run folder": config.output.dir,
         }

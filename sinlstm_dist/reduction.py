@@ -4,6 +4,7 @@ A process computes one row per piece that it owns. The rows of all pieces are ga
 along a fixed binary tree. Which process computed a row changes nothing.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ from sinlstm_dist.data.steps import Split
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
+from sinlstm_dist.tree import Rows, TreeSum, subtrees, tree_sum
 
-Rows = Any  # a numpy array on the CPU, a torch tensor on a GPU: only what both can do is used
+GATHERED_BYTES = 2**16  # rows up to this size are gathered: sharing them out takes more messages
 
 
 class Peers(Protocol):
@@ -36,6 +38,10 @@ class Peers(Protocol):
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N, ...) of every process, in order of rank. Collective: yes."""
+        ...
+
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """This process's part of every process's rows; see `World.exchange`. Collective: yes."""
         ...
 
 
@@ -69,6 +75,15 @@ def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
     """
     windows, targets = batch[0].split(list(sizes)), batch[1].split(list(sizes))
     return ((w.clone(), t.clone()) for w, t in zip(windows, targets, strict=True))
+
+
+def some_pieces(batch: Batch, sizes: Sequence[int], some: slice) -> Batch:
+    """The samples of some pieces of a batch that is cut into pieces of these sizes."""
+    if len(sizes[some]) == len(sizes):
+        return batch
+    first = sum(sizes[: some.start])
+    windows, targets = (tensor[first : first + sum(sizes[some])] for tensor in batch)
+    return windows, targets
 
 
 def totals_rows(
@@ -148,34 +163,105 @@ def places(plan: Plan) -> np.ndarray:
     return np.concatenate([rank * most + np.arange(number) for rank, number in enumerate(owned)])
 
 
-@np.errstate(over="ignore", invalid="ignore")  # the caller looks for values that are not finite
-def tree_sum(rows: Rows) -> Rows:
-    """Add `rows` (N, ...) over N, always in the same order: neighbours first.
-
-    Each pass adds rows 0 and 1, 2 and 3, ...; a last one without a neighbour waits for the next.
-
-    Args:
-        rows: an array or a tensor.
-
-    Returns:
-        the sum, of shape (...).
-
-    Examples:
-        The sum of the same numbers depends on their order, so the order must be fixed:
-
-        >>> rows = np.array([1e8, 1, -1e8, 1], dtype=np.float32)
-        >>> float(tree_sum(rows))  # (1e8 + 1) + (-1e8 + 1)
-        0.0
-        >>> float(tree_sum(rows[[0, 2, 1, 3]]))  # (1e8 - 1e8) + (1 + 1)
-        2.0
-    """
-    concatenate = np.concatenate if isinstance(rows, np.ndarray) else torch.cat
-    while (number := len(rows)) > 1:
-        pairs = rows[: number - 1 : 2] + rows[1::2]
-        rows = concatenate((pairs, rows[-1:])) if number % 2 else pairs
-    return rows[0]
-
-
 def light(tensor: torch.Tensor) -> Rows:
     """The same memory as a numpy array if it is on the CPU: small sums start ten times faster."""
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+class Reduction(Protocol):
+    """Adds one row per piece over all processes, along the tree."""
+
+    def groups(self) -> Iterable[tuple[slice, torch.Tensor]]:
+        """The pieces that this process owns, some at a time, and rows (pieces, G) to overwrite.
+
+        Each group's rows must be written before the next group is asked for.
+        """
+        ...
+
+    def total(self) -> Rows:
+        """The sum of all pieces' rows: (G,). Collective: yes."""
+        ...
+
+
+class Gathered:
+    """Every process receives the rows of all pieces, and adds them: one collective.
+
+    Args:
+        plan: which process owns which pieces.
+        peers: the processes.
+        width: numbers in a row.
+    """
+
+    def __init__(self, plan: Plan, peers: Peers, *, width: int) -> None:
+        self._peers, self._places = peers, places(plan)
+        most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
+        self._rows = torch.zeros(most, width, device=peers.device)
+        num_owned = len(plan.owned(plan.rank))
+        self._groups = [(slice(0, num_owned), self._rows[:num_owned])]
+
+    def groups(self) -> Iterable[tuple[slice, torch.Tensor]]:
+        """All pieces at once; see Reduction."""
+        return self._groups
+
+    def total(self) -> Rows:
+        """See Reduction; one collective."""
+        return tree_sum(light(self._peers.gather(self._rows))[self._places])
+
+
+class SharedOut:
+    """Each process adds its own pieces, then every process a part of all sums: two collectives.
+
+    A process adds the pieces that it owns to the largest whole subtrees. Then it receives its part
+    of every subtree's sum, finishes the tree for this part, and the parts are gathered. The
+    additions are those of `Gathered`, so the bits are too.
+
+    Args:
+        plan: which process owns which pieces.
+        peers: the processes.
+        width: numbers in a row.
+        one_by_one: whether pieces are computed one after the other, in the memory of one row.
+    """
+
+    def __init__(self, plan: Plan, peers: Peers, *, width: int, one_by_one: bool) -> None:
+        self._peers, self._width, self._size = peers, width, plan.world_size
+        self._own = plan.owned(plan.rank)
+        self._subtrees = [subtrees(plan.owned(rank), plan.num_pieces) for rank in range(self._size)]
+        self._tree = TreeSum(plan.num_pieces)
+        self._part = -(-width // self._size)  # numbers of a row that one process finishes
+        group = 1 if one_by_one else len(self._own)
+        self._rows = torch.zeros(group, self._part * self._size, device=peers.device)
+
+    def groups(self) -> Iterable[tuple[slice, torch.Tensor]]:
+        """See Reduction."""
+        group, rows = len(self._rows), self._rows
+        for first in range(0, len(self._own), group):
+            yield slice(first, first + group), rows[:, : self._width]
+            for piece, row in zip(self._own[first : first + group], rows, strict=True):
+                self._tree.add(range(piece, piece + 1), row)
+
+    def total(self) -> Rows:
+        """See Reduction; two collectives, except in a world of one."""
+        counts = [len(some) for some in self._subtrees]
+        sums = torch.stack(self._tree.take()).view(-1, self._size, self._part)
+        parts = self._peers.exchange(sums, counts)  # (all subtrees, part)
+        for pieces, part in zip(itertools.chain(*self._subtrees), parts, strict=True):
+            self._tree.add(pieces, part)
+        (total,) = self._tree.take()
+        return light(self._peers.gather(total)[: self._width])
+
+
+def new_reduction(plan: Plan, peers: Peers, *, width: int, one_by_one: bool) -> Reduction:
+    """The way that sends less; it follows from sizes alone, and no bit depends on it.
+
+    Args:
+        width: numbers in a row.
+        one_by_one: whether pieces are computed one after the other.
+    """
+    most = len(plan.owned(0))
+    most_sums = max(len(subtrees(plan.owned(r), plan.num_pieces)) for r in range(plan.world_size))
+    # Numbers that a process sends, in rows: to each of P - 1 others the rows of its pieces, or
+    # 1/P of its sums, and then 1/P of the total.
+    gather_sends_less = most * plan.world_size <= most_sums + 1
+    if gather_sends_less or plan.num_pieces * width * 4 <= GATHERED_BYTES:
+        return Gathered(plan, peers, width=width)
+    return SharedOut(plan, peers, width=width, one_by_one=one_by_one)

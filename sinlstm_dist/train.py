@@ -22,9 +22,10 @@ from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Persistence
+from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder
@@ -32,6 +33,7 @@ from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
 from sinlstm_dist.screen.report import Report
+from sinlstm_dist.words import counted
 
 
 def train(config: Config) -> Summary:
@@ -196,7 +198,7 @@ class Training:
         if accuracy < target:
             reason = f"test accuracy {accuracy:.4f} is below train.target_accuracy={target:g}"
             return Outcome("failed", reason, below_target=True)
-        return Outcome("completed", f"{self.progress.epoch} epochs")
+        return Outcome("completed", counted(self.progress.epoch, "epoch"))
 
     def _fail(self, what: str) -> None:
         lr = self.config.optim.lr

@@ -68,9 +68,14 @@ def command(*arguments: str, processes: int = 1, module: str = "sinlstm_dist.tra
     """The command line that starts `module` on this many processes."""
     if processes == 1:
         return [sys.executable, "-m", module, *arguments]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return [*torchrun(processes), "-m", module, *arguments]
+
+
+def torchrun(processes: int) -> list[str]:
+    """The command line that starts what follows on this many processes."""
     address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return [sys.executable, *launcher, *address, "-m", module, *arguments]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    return [sys.executable, *launcher, *address]
 
 
 def environment(**variables: str) -> dict[str, str]:

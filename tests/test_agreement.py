@@ -18,7 +18,8 @@ from sinlstm_dist.agreement import changes, digest
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import RunError
 from sinlstm_dist.gradient import gradient_rows
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
 
 HOST = socket.gethostname()
 # On one rank, each of these once gave other weights and exit code 0.

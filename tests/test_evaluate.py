@@ -13,7 +13,7 @@ from sinlstm_dist import evaluate
 from sinlstm_dist.data.sine import TEST_NOISE, SineDataset
 from sinlstm_dist.evaluate import SECTORS, evaluate_trained
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.trained import read_trained
 
 SIZE, WINDOW, PERIOD, TOLERANCE = 101, 12, 60, 0.1  # of launching.SMALL

@@ -23,9 +23,9 @@ def printed(tmp_path_factory):
 
     def run(name, *flags, processes=1):
         if (name, flags, processes) not in known:
-            command = [sys.executable, str(EXAMPLES / name), "--epochs", "1", *flags]
-            if processes > 1 or name == "3_ordered.py":
-                command[1:1] = torchrun(processes)
+            is_alone = processes == 1 and name != "3_ordered.py"
+            start = [sys.executable] if is_alone else launching.torchrun(processes)
+            command = [*start, str(EXAMPLES / name), "--epochs", "1", *flags]
             ended = launching.run(command, cwd=folder)
             assert ended.code == 0, ended.stderr
             assert "terminate called" not in ended.stderr
@@ -33,11 +33,6 @@ def printed(tmp_path_factory):
         return known[name, flags, processes]
 
     return run
-
-
-def torchrun(processes):
-    address = ["--master-addr", "127.0.0.1", "--master-port", str(launching.free_port())]
-    return ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), *address]
 
 
 def weights(output):

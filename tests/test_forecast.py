@@ -73,6 +73,11 @@ def test_one_of_two_processes_does_it(trained_run, nursery, tmp_path):
     assert both.stdout == alone.stdout
 
 
+def test_one_step_is_one_step(trained_run, capsys):
+    assert forecast.main([str(trained_run), "--steps", "1"]) == 0
+    assert "forecast  1 step from the first test window, " in capsys.readouterr().out
+
+
 def test_a_picture_is_drawn(trained_run, tmp_path):
     for steps in ("1", "30", "2000"):
         file = tmp_path / f"{steps}.png"
@@ -103,7 +108,7 @@ def test_cycles_are_drawn_over_their_steps(tmp_path, monkeypatch):
         np.testing.assert_allclose(drawn[label].values, [how(part) for part in off])
         np.testing.assert_array_equal(drawn[label].edges, [0.5, 60.5, 120.5, 130.5])
     assert waves.get_ylabel() == "sunspots"
-    assert errors.get_ylabel() == "absolute error\n(sunspots)"
+    assert errors.get_ylabel() == "absolute error"
 
 
 def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeypatch):

@@ -15,8 +15,10 @@ from sinlstm_dist.data.steps import FETCH_SAMPLES
 from sinlstm_dist.gradient import gradient_rows
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.plan import Plan, epoch_order
-from sinlstm_dist.processes.world import World, join_world
-from sinlstm_dist.reduction import totals_over, totals_rows, tree_sum
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import totals_over, totals_rows
+from sinlstm_dist.tree import tree_sum
 
 SETTINGS = {
     "data.train_size": 53,

@@ -4,6 +4,7 @@ Each rule is a function of source text, so it is also shown to find what it forb
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,22 +12,25 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "sinlstm_dist"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "sinlstm_dist"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PLACES = (ROOT, PACKAGE)  # to which names on that page are relative
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
-    "early", "__init__", "errors", "config", "plan", "data", "lstm", "metrics", "run", "hub",
-    "model", "optim", "rollout", "trained", "processes", "arithmetic", "reduction", "gradient",
-    "agreement", "screen", "gallery", "command_line", "command", "job", "logbook", "train",
-    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "status", "early", "__init__", "words", "errors", "config", "plan", "data", "lstm", "metrics",
+    "run", "hub", "model", "optim", "rollout", "trained", "processes", "arithmetic", "tree",
+    "reduction", "gradient", "agreement", "screen", "gallery", "command_line", "command", "job",
+    "logbook", "train", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
 
 # What a fresh process loads, directly or not.
 NO_TORCH = [
-    "early", "errors", "config", "plan", "metrics", "hub", "rollout", "command_line", "command",
-    "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive", "run.record",
-    "run.files", "run.state",
+    "status", "early", "words", "errors", "config", "plan", "metrics", "hub", "rollout",
+    "command_line", "command", "compare", "__main__", "processes.launcher", "processes.stop",
+    "processes.alive", "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]
@@ -36,7 +40,7 @@ KNOW_ACCELERATE = {
 # The only ones that print; screen/report.py draws by rich, through the console.
 PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py", "screen/live.py"}
 READ_ENVIRONMENT = {
-    "early.py",
+    "status.py",
     "processes/launcher.py",
     "processes/accelerator.py",
     "lstm/compiled.py",
@@ -133,6 +137,22 @@ def long_functions(source: str, most: int = 45) -> list[str]:
 def test_the_plan_names_every_file():
     assert {Path(path).parts[0].removesuffix(".py") for path in SOURCES} == set(ORDER)
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == ROOMS
+
+
+def test_the_page_about_the_house_names_every_file():
+    modules = {path.name for path in PACKAGE.glob("*.py")}
+    named = re.findall(r"`(\w+\.py)`", ARCHITECTURE.read_text())
+    assert modules - set(named) == {"__init__.py", "__main__.py"}
+
+
+def test_the_page_about_the_house_has_the_order_of_imports():
+    """It promises that a file imports only from rows above it."""
+    page = ARCHITECTURE.read_text()
+    table = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
+    named = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(table))
+    assert named == [name for name in ORDER if not name.startswith("__")]
+    files = re.findall(r"`((?:\w+/)?\w+\.py)`", page)
+    assert [file for file in files if not any((at / file).exists() for at in PLACES)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES)

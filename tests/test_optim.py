@@ -18,7 +18,7 @@ from sinlstm_dist import job, optim
 from sinlstm_dist.config import load_config
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD, load_optimizer_tensors, optimizer_tensors
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.run import checkpoint
 
 LR, MOMENTUM = 0.1, 0.9

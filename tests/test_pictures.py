@@ -76,7 +76,7 @@ def test_no_picture_of_a_command_that_fails(program, tmp_path):
 
 
 def test_a_terminal_while_it_trains(tmp_path):
-    command = [sys.executable, str(DOCS / "pictures.py"), "terminal", "--into", str(tmp_path)]
+    command = [sys.executable, str(DOCS / "pictures.py"), "terminal.svg", "--into", str(tmp_path)]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path, env=environment())
     drawn = (tmp_path / "terminal.svg").read_text(encoding="utf-8")
     shown = " ".join(words(drawn))

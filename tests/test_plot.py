@@ -91,6 +91,12 @@ def curve(name: str, *, steps_per_epoch: int = 100, **other) -> Curve:
 
 
 def legend(figure: Figure) -> list[str]:
+    """The runs in the legend above all axes."""
+    (of_runs,) = figure.legends
+    return [text.get_text() for text in of_runs.get_texts()]
+
+
+def styles(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
@@ -125,7 +131,9 @@ def test_several_runs_in_one_picture(trained_run, resumed_run, tmp_path, figures
     assert (tmp_path / "curves.png").exists()
     (figure,) = figures
     check_readable(figure)
-    assert legend(figure)[:3] == ["run", "again", third.name]
+    names = [" ".join(name.split()) for name in legend(figure)]  # long ones are wrapped
+    assert names == ["run", "again", third.name]
+    assert styles(figure) == ["test", "train", "resumed", "the last value again"]
     for axes in figure.axes:
         for color in (BLUE, RED, GREEN):
             assert [len(colored(axes, c)) for c in (color, tint(color))] == [1, 1]
@@ -141,11 +149,9 @@ def test_a_baseline_per_data_set(trained_run, resumed_run, tmp_path, figures):
     for figure, number in ((of_two_data_sets, 2), (of_one, 1)):
         check_readable(figure)
         assert [len(lines(axes, "-.")) for axes in figure.axes] == [number, number]
-    assert " ".join(legend(of_two_data_sets)[-2].split()) == (
-        f"the last value again: run, {third.name}"
-    )
-    assert legend(of_two_data_sets)[-1] == "the last value again: again"
-    assert legend(of_one)[-1] == "the last value again"
+        assert styles(figure)[-1] == "the last value again"
+    drawn = [line for line in of_two_data_sets.axes[0].lines if line.get_linestyle() == "-."]
+    assert [line.get_color() for line in drawn] == [BLUE, RED]  # of the first run of each
 
 
 def test_steps_where_epochs_differ(tmp_path, figures):
@@ -210,7 +216,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(trained_run, tmp_path, f
     same = shutil.copytree(trained_run, tmp_path / "x" / "run")
     output = tmp_path / "two.svg"
     assert plot.main([str(trained_run), str(same), "--output", str(output)]) == 0
-    named = ["".join(label.split()) for label in legend(figures[0])[:2]]  # long paths are wrapped
+    named = ["".join(label.split()) for label in legend(figures[0])]  # long paths are wrapped
     assert named == [str(trained_run), str(same)]
 
 

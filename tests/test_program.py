@@ -25,7 +25,7 @@ from launching import (
 )
 from terminals import Terminal
 
-from sinlstm_dist import early
+from sinlstm_dist import early, status
 
 STARTS = {
     "python -m": [sys.executable, "-m", "sinlstm_dist.train"],
@@ -128,10 +128,10 @@ def test_a_log_does_not_get_it(tmp_path: Path) -> None:
 def on_terminal(monkeypatch) -> None:
     """As if standard error, which pytest keeps, were a terminal."""
     monkeypatch.setenv("TERM", "xterm")
-    for name in early.RANK_VARIABLES:
+    for name in status.RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(early.os, "isatty", lambda descriptor: True)
-    monkeypatch.setattr(early, "_says", False)
+    monkeypatch.setattr(status.os, "isatty", lambda descriptor: True)
+    monkeypatch.setattr(status, "_says", False)
 
 
 @pytest.mark.usefixtures("on_terminal")
@@ -146,25 +146,25 @@ def on_terminal(monkeypatch) -> None:
 def test_one_process_says_what_it_does(monkeypatch, capfd, variables, says) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    early.say("works")
-    assert early.is_saying() == says
-    early.erase()
-    early.erase()
+    status.say("works")
+    assert status.is_saying() == says
+    status.erase()
+    status.erase()
     assert capfd.readouterr() == ("", f"{shown_first('works')}{ERASED}" if says else "")
 
 
 @pytest.mark.usefixtures("on_terminal")
 def test_a_process_in_the_background_leaves_the_prompt_alone(monkeypatch, capfd) -> None:
-    monkeypatch.setattr(early.os, "tcgetpgrp", lambda descriptor: os.getpgrp() + 1)
-    early.say("works")
-    early.erase()
+    monkeypatch.setattr(status.os, "tcgetpgrp", lambda descriptor: os.getpgrp() + 1)
+    status.say("works")
+    status.erase()
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_terminal_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
     terminal = Terminal()
     terminal.press("\x13")  # Ctrl-S
-    code = "from sinlstm_dist import early; early.say('a'); early.erase(); print(early.is_saying())"
+    code = "from sinlstm_dist.status import *; say('a'); erase(); print(is_saying())"
     process = terminal.start(
         ["sh", "-c", '"$@" > out', "sh", sys.executable, "-c", code], cwd=tmp_path
     )

@@ -9,7 +9,7 @@ import torch
 from launching import FUSED, SMALL, flags, metrics, train, weights_digest
 from nursery import Nursery
 
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 
 WORLD_SIZES = (1, 2, 3, 4, 5, 8)  # of both recurrences; some of them are enough for a variant
 # A partial last batch, noise, momentum; and steps so large that a gradient's last bits reach the
@@ -53,6 +53,25 @@ def test_with_any_number_of_threads(nursery: Nursery, tmp_path: Path, lstm: str)
     arguments = flags({**settings, "output.dir": "two"})
     assert train(arguments, cwd=tmp_path, OMP_NUM_THREADS="2").code == 0
     assert result(tmp_path / "two") == result(tmp_path / "one")
+
+
+@pytest.mark.parametrize("lstm", [FUSED, "torch"])
+@pytest.mark.parametrize("shards", [5, 8])
+def test_a_wide_models_gradients_are_shared_out(
+    nursery: Nursery, tmp_path: Path, lstm: str, shards: int
+) -> None:
+    """Its rows are too large to be gathered: every process finishes a part of their sum."""
+    settings = {**HARD, **WIDE, "data.train_size": 500, "train.global_batch_size": 200}
+    settings |= {"model.lstm": lstm, "train.epochs": 1, "train.virtual_shards": shards}
+    results = []
+    for processes in (1, 2, 3, 5):
+        run = f"{processes}"
+        launch = nursery.run(
+            flags({**settings, "output.dir": run}), cwd=tmp_path, processes=processes
+        )
+        assert launch.codes == [0] * processes, launch.stderr
+        results.append(result(tmp_path / run))
+    assert all(found == results[0] for found in results)
 
 
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
@@ -130,7 +149,7 @@ def one_after_the_other(rows: np.ndarray) -> np.ndarray:
 def test_the_order_of_addition_decides_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lstm: str
 ) -> None:
-    from sinlstm_dist import gradient
+    from sinlstm_dist import reduction
     from sinlstm_dist.config import load_config
     from sinlstm_dist.train import train
 
@@ -141,7 +160,7 @@ def test_the_order_of_addition_decides_bits(
 
     assert run("one") == run("two")
     weights = weights_digest(tmp_path / "one")
-    monkeypatch.setattr(gradient, "tree_sum", one_after_the_other)
+    monkeypatch.setattr(reduction, "tree_sum", one_after_the_other)
     assert run("another order")[0] != weights
 
 

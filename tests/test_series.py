@@ -313,7 +313,7 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
 
 
 def evaluated(run: str) -> evaluate.Evaluation:
-    from sinlstm_dist.processes.world import join_world
+    from sinlstm_dist.processes.joining import join_world
 
     with join_world(timeout_s=20, one_thread=True) as world:
         return evaluate.evaluate_trained(read_trained(Path(run)), world=world)

@@ -371,6 +371,10 @@ class TwoInOne:
     def gather(self, values):
         return self._end("all-gather", self._both(values).flatten())
 
+    def exchange(self, rows, counts):
+        assert counts == [1, 1]
+        return self._end("all-to-all", self._both(rows[0, 0]))
+
     def broadcast(self, values):
         return self._end("broadcast", values)
 
@@ -379,7 +383,9 @@ class TwoInOne:
         return [[came, left], [left + (self._broken == "barrier"), left + 2]]
 
 
-@pytest.mark.parametrize("broken", ["", "all-reduce", "all-gather", "broadcast", "barrier"])
+@pytest.mark.parametrize(
+    "broken", ["", "all-reduce", "all-gather", "all-to-all", "broadcast", "barrier"]
+)
 def test_collectives_name_what_is_not_exact(monkeypatch, broken):
     monkeypatch.setattr(collectives, "SIZES", (4096, 262_144))
     problems = collectives.check_collectives(Bench(TwoInOne(broken), Parts())).problems

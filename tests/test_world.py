@@ -9,7 +9,7 @@ import pytest
 HANDED_OUT = """
 import torch
 from sinlstm_dist.errors import ConfigError, RunError
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 
 VALUES = {
     "weights": torch.arange(12.0).reshape(3, 4).T,
@@ -54,7 +54,7 @@ with join_world(timeout_s=60, one_thread=True) as world:
 """
 TWO_WORLDS = """
 import time, torch
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 
 destroy = torch.distributed.destroy_process_group
 
@@ -71,7 +71,7 @@ for _ in range(2):
 """
 ITS_OWN = """
 from accelerate import Accelerator
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 
 with join_world(timeout_s=60, one_thread=True):
     pass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sinlstm_dist import train
 from sinlstm_dist.config import load_config
-from sinlstm_dist.processes.world import join_world
+from sinlstm_dist.processes.joining import join_world
 
 with join_world(timeout_s=60, one_thread=True) as world:
     train.join_world = lambda **_: contextlib.nullcontext(world)

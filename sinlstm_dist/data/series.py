@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from sinlstm_dist.config import Data
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.words import counted
 
 DELIMITERS = ",;\t"
 TEXT, BINARY = (".csv", ".tsv", ".txt"), ".npy"
@@ -101,7 +102,7 @@ class Series:
             ConfigError: all its values are the same, or float32 cannot hold their scale.
         """
         part = self.values[self.train_start : self.test_start]
-        where = f"data.source={self.settings.source}: the {len(part)} values to train on"
+        where = f"data.source={self.settings.source}: the {counted(len(part), 'value')} to train on"
         if part.min() == part.max():
             raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
         with np.errstate(over="ignore", invalid="ignore"):
@@ -149,7 +150,7 @@ def open_series(settings: Data) -> Series:
     window, sizes = settings.window, settings.train_size + settings.test_size
     if len(values) < sizes + 2 * window:
         raise ConfigError(
-            f"data.source={settings.source} holds {len(values):,} values: "
+            f"data.source={settings.source} holds {counted(len(values), 'value')}: "
             f"data.train_size={settings.train_size} and data.test_size={settings.test_size} "
             f"windows of data.window={window} steps need {sizes + 2 * window:,}"
             f"{_advice(len(values) - 2 * window)}"

@@ -20,6 +20,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.roll_call import is_lost
+from sinlstm_dist.words import counted
 
 # accelerate launch sets these if its configuration asks for another way to train.
 OTHER_WAYS = {
@@ -181,8 +182,8 @@ def check_world(accelerator: Accelerator, *, meant: int) -> None:
         )
     if accelerator.num_processes != meant:
         raise ConfigError(
-            f"the launcher meant {meant} processes, but {accelerator.num_processes} joined; start "
-            f"it as: {launcher.RUN.replace('N', str(meant), 1)}"
+            f"the launcher meant {counted(meant, 'process')}, but {accelerator.num_processes} "
+            f"joined; start it as: {launcher.RUN.replace('N', str(meant), 1)}"
         )
 
 

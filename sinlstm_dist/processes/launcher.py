@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sinlstm_dist import early
-from sinlstm_dist.early import RANK_VARIABLES
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.status import RANK_VARIABLES
+from sinlstm_dist.words import counted
 
 SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL_RANK_VARIABLES = (
@@ -151,8 +152,9 @@ def check_launch() -> Launch:
     expected = _read((WORLD_SIZE_CHECK,), least=1, default=launch.size)
     if expected != launch.size:
         raise ConfigError(
-            f"the launcher started {launch.size} processes, but {WORLD_SIZE_CHECK}={expected}: "
-            "check the launcher's number of nodes and of processes per node"
+            f"the launcher started {counted(launch.size, 'process')}, but "
+            f"{WORLD_SIZE_CHECK}={expected}: check the launcher's number of nodes and of "
+            "processes per node"
         )
     return launch
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from sinlstm_dist import early
 
+# Windows lacks SIGHUP, SIGUSR1 and SIGUSR2, and the file locks of run/hold.py. Of the files that
+# need them, this is the first that `train` and `verify` import.
 if sys.platform == "win32":
     raise ImportError(early.NO_WINDOWS)
 

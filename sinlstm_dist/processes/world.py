@@ -1,17 +1,13 @@
-"""Join the processes of a run, exchange data with them, and leave them cleanly.
+"""All processes of a run, and what they exchange.
 
 All communication goes through a `World`: Accelerate's `Accelerator`, and the few collectives that
 a run needs.
 """
 
-import contextlib
-import functools
 import hashlib
 import json
-import socket
-import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
-from sinlstm_dist.processes.accelerator import check_variables, joined_accelerator
-from sinlstm_dist.processes.roll_call import RollCall
 
 
 @dataclass(frozen=True)
@@ -105,6 +99,27 @@ class World:
         Collective: yes, except in a world of one.
         """
         return self.accelerator.gather(rows) if self.size > 1 else rows
+
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Give every process its part of all processes' rows.
+
+        Args:
+            rows: (counts[rank], world_size, W); `rows[:, r]` is for process r.
+            counts: the number of rows of each process.
+
+        Returns:
+            (sum(counts), W): this process's part of all rows, in order of rank.
+
+        Collective: yes, except in a world of one.
+        """
+        if self.size == 1:
+            return rows[:, 0]
+        to_each = rows.transpose(0, 1).flatten(0, 1)  # (world_size * counts[rank], W)
+        parts = rows.new_empty(sum(counts), rows.shape[-1])
+        torch.distributed.all_to_all_single(
+            parts, to_each, list(counts), [len(rows)] * self.size
+        )  # Accelerate has none
+        return parts
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add all processes' values element by element, in an order that the backend chooses.
@@ -251,50 +266,3 @@ class World:
         if self.is_main:
             payload.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(self.broadcast(payload).cpu().numpy()))
-
-
-@contextlib.contextmanager
-def join_world(
-    *, timeout_s: float, one_thread: bool, stop_reason: Callable[[], str] = lambda: ""
-) -> Iterator[World]:
-    """Join the processes that the launcher started, and leave them cleanly at the end.
-
-    Args:
-        timeout_s: seconds that a process waits for the others.
-        one_thread: whether torch computes with a single thread, as bit-identical results need.
-        stop_reason: called while this process waits for others to start; a text that it returns
-            says why to stop.
-
-    Raises:
-        ConfigError: the world is not what the launcher meant.
-        StoppedEarly: a process was asked to stop before all had started.
-        LostProcess: another process did not start, died, failed or hangs.
-    """
-    launch = launcher.check_launch()
-    check_variables()
-    join = functools.partial(joined_accelerator, launch, timeout_s=timeout_s, one_thread=one_thread)
-    if launch.size == 1:
-        with join(store=None) as accelerator:
-            yield World(accelerator, hosts=[socket.gethostname()])
-        return
-    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
-    try:
-        with join(store=roll_call.new_store()) as accelerator:
-            world = World(accelerator, hosts=roll_call.hosts)
-            try:
-                yield world
-                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
-            except Exception as error:
-                roll_call.report(error)
-                # The traceback's variables keep the group's connections open after it is left, so
-                # peers that wait for this process would never notice.
-                # Test: test_all_learn_of_it_at_once[ordered]
-                traceback.clear_frames(error.__traceback__)
-                raise
-            finally:
-                world.release_wrappers()
-    except Exception as error:
-        verdict = roll_call.verdict(error)
-        if verdict is error:
-            raise
-        raise verdict from error

@@ -151,7 +151,6 @@ def show_table(
     numbers: Collection[str] = (),
     colours: Mapping[str, str] = MappingProxyType({}),
     wrap: bool = False,
-    tight: bool = False,
 ) -> None:
     """Print a table; the first row's keys are the headings.
 
@@ -159,11 +158,11 @@ def show_table(
         rows: at least one; headings and cells may have several lines.
         numbers: the headings of columns that are aligned to the right.
         colours: on a terminal, the colour of cells with one of these texts.
-        wrap: wrap cells to fit the terminal, or 80 columns in a file; without it the table is as
-            wide as its cells. Numbers are never wrapped.
-        tight: leave two blanks between columns, not three.
+        wrap: make the table fit the terminal, or 80 columns in a file: two blanks between columns,
+            not three, and cells wrapped, except numbers. Without it the table is as wide as its
+            cells.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=tight)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=wrap)
     for heading in rows[0]:
         if heading in numbers:
             table.add_column(heading, justify="right", no_wrap=True)

@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAIN_WIDTH = 3.5  # points: a pale band, on which the test curve is a line
-BASELINE = "the last value again"
-BASELINE_STYLE: Any = "-."
-RESUMED_STYLE: Any = (0, (1, 2))
-LEGEND_LETTERS = 110  # fit into one line of the picture
-ENTRY_LETTERS, TITLE_LETTERS = 60, 40  # of a line in a legend's entry, and in the title
+BASELINE_STYLE: Any = {"linestyle": "-.", "linewidth": 1.2}
+RESUMED_STYLE: Any = {"linestyle": (0, (1, 2)), "linewidth": 1}
+NAME_LETTERS = 30  # in one line of a run's name
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,12 @@ def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
     """
     in_steps = len({curve.steps_per_epoch for curve in curves}) > 1
     colored = list(zip(curves, itertools.cycle(COLORS), strict=False))
-    baselines = _baselines(colored)
     with drawing(path, heights=(3, 2), size=(8, 5)) as (loss, accuracy):
         for index, (axes, quantity) in enumerate(((loss, "loss"), (accuracy, "accuracy"))):
             for curve, color in colored:
                 _curve(axes, curve, quantity, color=color, in_steps=in_steps)
-            for baseline, (color, _) in baselines.items():
-                axes.axhline(baseline[index], color=color, linewidth=1.2, zorder=1,
-                             linestyle=BASELINE_STYLE)  # fmt: skip
+            for baseline, color in _baselines(colored).items():
+                axes.axhline(baseline[index], color=color, zorder=1, **BASELINE_STYLE)
             axes.margins(x=0.01)
         loss.set_yscale("log")
         unit = _common([curve.unit for curve in curves])
@@ -73,7 +69,8 @@ def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
         accuracy.set_ylim(-0.04, 1.04)
         accuracy.set_ylabel(_accuracy_label(curves))
         whole_numbers(accuracy, "optimizer step" if in_steps else "epoch")
-        _run_legend(loss, colored, baselines)
+        _legend_of_styles(loss, with_resumed=any(curve.resumed_after for curve in curves))
+        _legend_of_runs(loss, colored)
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -86,19 +83,12 @@ def _accuracy_label(curves: Sequence[Curve]) -> str:
     return f"accuracy\n(within ±{within})" if within else "accuracy"
 
 
-def _baselines(
-    colored: Sequence[tuple[Curve, str]],
-) -> dict[tuple[float, float], tuple[str, str]]:
-    """Colour and label of each baseline, one per test data set."""
-    runs: dict[tuple[float, float], list[tuple[str, str]]] = {}
+def _baselines(colored: Sequence[tuple[Curve, str]]) -> dict[tuple[float, float], str]:
+    """The colour of each baseline: grey if there is one, else that of its first run."""
+    colors: dict[tuple[float, float], str] = {}
     for curve, color in colored:
-        runs.setdefault(curve.baseline, []).append((curve.name, color))
-    if len(runs) == 1:
-        return dict.fromkeys(runs, (GREY, BASELINE))
-    return {
-        baseline: (named[0][1], f"{BASELINE}: {', '.join(name for name, _ in named)}")
-        for baseline, named in runs.items()
-    }
+        colors.setdefault(curve.baseline, color)
+    return colors if len(colors) > 1 else dict.fromkeys(colors, GREY)
 
 
 def _curve(axes: "Axes", curve: Curve, quantity: str, *, color: str, in_steps: bool) -> None:
@@ -112,45 +102,29 @@ def _curve(axes: "Axes", curve: Curve, quantity: str, *, color: str, in_steps: b
     axes.plot(places, test, color=color, marker=marker, zorder=3)
     for step in curve.resumed_after:
         place = step if in_steps else step / curve.steps_per_epoch
-        axes.axvline(place, color=color, linewidth=1, linestyle=RESUMED_STYLE)
+        axes.axvline(place, color=color, **RESUMED_STYLE)
 
 
-def _run_legend(
-    axes: "Axes",
-    colored: Sequence[tuple[Curve, str]],
-    baselines: Mapping[tuple[float, float], tuple[str, str]],
-) -> None:
-    """The runs by colour, the lines by style, above the axes."""
+def _legend_of_styles(axes: "Axes", *, with_resumed: bool) -> None:
+    """What each style of line means, above the axes."""
     from matplotlib.lines import Line2D
 
-    one = len(colored) == 1
-    lines = [Line2D([], [], color=color, label=curve.name) for curve, color in colored if not one]
-    color = COLORS[0] if one else GREY
-    lines += [
-        Line2D([], [], color=color, label="test"),
-        Line2D([], [], color=tint(color), linewidth=TRAIN_WIDTH, label="train"),
+    styles: dict[str, Any] = {"test": {}, "train": {"color": tint(GREY), "linewidth": TRAIN_WIDTH}}
+    if with_resumed:
+        styles["resumed"] = RESUMED_STYLE
+    styles["the last value again"] = BASELINE_STYLE
+    lines = [
+        Line2D([], [], **{"color": GREY, **style}, label=label) for label, style in styles.items()
     ]
-    if any(curve.resumed_after for curve, _ in colored):
-        lines.append(Line2D([], [], color=color, linestyle=RESUMED_STYLE, linewidth=1,
-                            label="resumed"))  # fmt: skip
-    lines += [
-        Line2D([], [], color=color, linestyle=BASELINE_STYLE, linewidth=1.2, label=label)
-        for color, label in baselines.values()
-    ]
-    if one:
-        axes.set_title(textwrap.fill(colored[0][0].name, TITLE_LETTERS), loc="left", fontsize=10)
-    labels = [textwrap.fill(str(line.get_label()), ENTRY_LETTERS) for line in lines]
-    axes.legend(lines, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=_columns(labels),
-                borderaxespad=0.2, handlelength=2.4, columnspacing=1.2)  # fmt: skip
+    axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(lines))
 
 
-def _columns(labels: Sequence[str]) -> int:
-    """How many columns of a legend fit above the axes."""
-    widths = [max(map(len, label.split("\n"))) + 6 for label in labels]
-    for columns in range(len(labels), 1, -1):
-        rows, longer = divmod(len(labels), columns)  # the first columns have one entry more
-        heights = [rows + (column < longer) for column in range(columns)]
-        ends = itertools.pairwise(itertools.accumulate(heights, initial=0))
-        if sum(max(widths[first:last]) for first, last in ends) <= LEGEND_LETTERS:
-            return columns
-    return 1
+def _legend_of_runs(axes: "Axes", colored: Sequence[tuple[Curve, str]]) -> None:
+    """The colour of each run, above the axes and the other legend."""
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=color, label=textwrap.fill(curve.name, NAME_LETTERS))
+        for curve, color in colored
+    ]
+    axes.figure.legend(handles=lines, loc="outside upper right", ncols=3)

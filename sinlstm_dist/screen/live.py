@@ -24,6 +24,7 @@ PATIENCE = 100  # predictions take 1 % of the time at most: the next wait 100 ti
 SKETCH_COLUMNS, SKETCH_LINES = 60, 7  # of the cycle drawn in characters
 SKETCH_NEEDS_LINES = 20  # of a terminal: in a lower one it would push all else out of sight
 FRONT, BACK = "bold cyan", "dim"  # predictions and targets in it
+SPEED_NEEDS_COLUMNS = 100  # of a terminal: in a narrower one it would leave no room for the bar
 ECHO_COLUMNS = 2  # free at the line's end: a terminal shows ^C there, and must not wrap
 LEAVE_S = 1.0  # a process that leaves at once waits at most this time for its terminal
 
@@ -71,7 +72,7 @@ class LiveProgress:
         self._first = self._done = float(finished_epochs)
         self._began = self._noted_at = time.monotonic()
         self._step = 0  # of the running epoch
-        self._figures = ""  # of the newest finished epoch
+        self._figures = self._speed = ""  # of the newest finished epoch
         self._sketch, self._next_sketch_at = Text(), 0.0
         self._widths: list[int] = []  # of the last frame's lines
         self._live = Live(console=screen, auto_refresh=False)
@@ -95,10 +96,8 @@ class LiveProgress:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Note a finished epoch."""
-        self._figures = (
-            f"test loss {record['test_loss']:.2e}  acc {record['test_accuracy']:.3f}  "
-            f"{record['samples_per_s'] / 1000:.0f}k samples/s"
-        )
+        self._figures = f"test loss {record['test_loss']:.2e}  acc {record['test_accuracy']:.3f}"
+        self._speed = f"  {record['samples_per_s'] / 1000:.0f}k samples/s"
         self._note(record["epoch"])
 
     def end(self) -> None:
@@ -161,9 +160,11 @@ class LiveProgress:
         return Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * added)
 
     def _line(self) -> Table:
-        """`epoch  25/100 ━━━╸━━━━━━━━ test loss 1.53e-02  acc 0.395  785k samples/s  left 00:02`"""
+        """`epoch  25/100 ━━━━━╺━━━━━━━━━━━━━━━━ test loss 1.53e-02  acc 0.395  left 00:02`"""
         epoch = f"epoch {int(self._done):>{len(str(self._epochs))}}/{self._epochs}"
         figures, clock = self._figures or self._first_figures(), f" {self._clock()}"
+        if self._screen.width + ECHO_COLUMNS >= SPEED_NEEDS_COLUMNS:
+            figures += self._speed
         room = self._screen.width - len(f"{epoch} ---- {clock}")
         bar = ProgressBar(self._epochs, self._done, complete_style="cyan", finished_style="cyan")
         line = Table.grid(padding=(0, 1), expand=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from sinlstm_dist.errors import ConfigError, MissingPackage
 from sinlstm_dist.rollout import Cycle, Forecast
+from sinlstm_dist.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +35,12 @@ STYLE: Any = {
     "grid.color": "#e5e5e5",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
     "legend.frameon": False,
+    "legend.borderaxespad": 0.2,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.2,
     "lines.linewidth": 1.6,
 }
 
@@ -79,8 +85,9 @@ def drawing(
 
     with rc_context(STYLE):
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
-        yield list(axes[:, 0])
+        yield list(
+            figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False).flat
+        )
         try:
             figure.savefig(path, format=None if path.suffix else "png")  # or it would add one
         except OSError as error:
@@ -98,14 +105,9 @@ def whole_numbers(axes: "Axes", label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _legend(axes: "Axes", *, title: str = "") -> None:
-    """A legend above the axes, where it hides nothing, and the title on its left."""
-    if title:
-        axes.set_title(title, loc="left", fontsize=10)
-    legend = axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2, handlelength=1.8,
-        columnspacing=1.2,
-    )  # fmt: skip
+def _legend(axes: "Axes") -> None:
+    """A legend above the axes, right of the title, where it hides nothing."""
+    legend = axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
     for line in legend.get_lines():
         line.set_linewidth(max(1.6, line.get_linewidth()))
 
@@ -118,22 +120,22 @@ def windows_picture(
     Args:
         path: the picture's file; its ending says the format.
         panels: title to a list of (first step, window (W,), next value).
-        quantity: what the values are, such as "sunspots"; "" for nothing in particular.
+        quantity: what the values are, such as "sunspots".
     """
-    with drawing(path, heights=[1] * len(panels), size=(8, 5)) as axes:
-        for axis, (title, windows) in zip(axes, panels.items(), strict=True):
+    with drawing(path, heights=[1] * len(panels), size=(8, 5)) as all_axes:
+        for axes, (title, windows) in zip(all_axes, panels.items(), strict=True):
             for (first, window, target), color in zip(windows, COLORS, strict=False):
-                axis.plot(range(len(window)), window, color=color, marker=".", markersize=4,
+                axes.plot(range(len(window)), window, color=color, marker=".", markersize=4,
                           linewidth=1, label=f"from step {first:,}")  # fmt: skip
-                axis.plot(len(window), target, color=color, marker="*", markersize=12,
+                axes.plot(len(window), target, color=color, marker="*", markersize=12,
                           markeredgecolor="black", markeredgewidth=0.6, linestyle="")  # fmt: skip
-            axis.plot([], [], color="white", marker="*", markersize=12, linestyle="",
+            axes.plot([], [], color="white", marker="*", markersize=12, linestyle="",
                       markeredgecolor="black", markeredgewidth=0.6, label="next value")  # fmt: skip
-            axis.set_ylabel(quantity or "value")
-            axis.margins(x=0.02)
-            axis.set_title(title, loc="left", fontsize=10)
-        _legend(axes[0])
-        whole_numbers(axes[-1], "time steps within the window")
+            axes.set_ylabel(quantity)
+            axes.margins(x=0.02)
+            axes.set_title(title)
+        _legend(all_axes[0])
+        whole_numbers(all_axes[-1], "time steps within the window")
 
 
 def forecast_picture(path: Path, forecast: Forecast, *, quantity: str) -> None:
@@ -141,15 +143,14 @@ def forecast_picture(path: Path, forecast: Forecast, *, quantity: str) -> None:
 
     Args:
         path: the picture's file; its ending says the format.
-        quantity: what the values are, such as "sunspots"; "" for nothing in particular.
+        quantity: what the values are, such as "sunspots".
     """
-    number = len(forecast.values)
-    title = f"closed-loop forecast of {number:,} step{'' if number == 1 else 's'}"
+    title = f"closed-loop forecast of {counted(len(forecast.values), 'step')}"
     with drawing(path, heights=(3, 2), size=(8, 4.6)) as (waves, errors):
         draw_waves(waves, forecast, title=title, quantity=quantity)
         if forecast.cycles:
             _errors(errors, forecast.cycles[1:])
-        errors.set_ylabel("absolute error" + (f"\n({quantity})" if quantity else ""))
+        errors.set_ylabel("absolute error")
         whole_numbers(errors, "time steps after the seed window")
 
 
@@ -165,9 +166,10 @@ def draw_waves(axes: "Axes", forecast: Forecast, *, title: str, quantity: str) -
         axes.plot(range(first, first + len(values)), values, color=color, linewidth=width * thin,
                   marker=marker, markersize=4 * width, label=label)  # fmt: skip
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_ylabel(quantity or "value")
+    axes.set_ylabel(quantity)
     axes.margins(x=0.01)
-    _legend(axes, title=title)
+    axes.set_title(title)
+    _legend(axes)
 
 
 def _errors(axes: "Axes", cycles: Sequence[Cycle]) -> None:

@@ -19,8 +19,8 @@ from sinlstm_dist.screen.stream import Stream
 
 SPARK_COLUMNS = 40
 WORSE = (
-    'worse than "last value again", which learns nothing: try more epochs (train.epochs) or a '
-    "larger learning rate (optim.lr)"
+    'worse than "the last value again", which learns nothing: try more epochs (train.epochs) or '
+    "a larger learning rate (optim.lr)"
 )
 FILE_WIDTH = 100  # columns where no terminal has a width
 

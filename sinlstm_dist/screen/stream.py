@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from typing import Literal
 
-from sinlstm_dist import early
+from sinlstm_dist import status
 
 MOST_BYTES = 1_000_000  # may wait for a stream that takes nothing; more are dropped
 LEAVE_S = 5.0  # at its end, a program waits at most this time for a stream that takes nothing
@@ -56,7 +56,7 @@ class Stream:
 
     def write(self, text: str) -> int:
         """Write `text`; characters that the encoding does not have become escapes."""
-        early.erase()
+        status.erase()
         content = text.encode(self.encoding, "backslashreplace")
         if not self._waits:
             self._flush()

@@ -20,7 +20,7 @@ def as_text(row: Mapping[str, float]) -> dict[str, str]:
     size, texts = int(row["bytes"]), {}
     for operation in OPERATIONS:
         seconds = row[f"{operation.name}_s"]
-        texts[operation.name] = f"{1000 * seconds:.2f} ms {size / seconds / 1e6:5.0f} MB/s"
+        texts[f"{operation.name}\nms   MB/s"] = f"{1000 * seconds:.2f} {size / seconds / 1e6:6.0f}"
     return {"size": _bytes(size), **texts}
 
 
@@ -34,6 +34,7 @@ class Operation:
         expected: computes its result from the values of all processes.
         dtypes: of the values.
         is_parted: whether the result has a part from each process.
+        prepare: makes what is sent from this process's values.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Operation:
     expected: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     dtypes: Sequence[torch.dtype]
     is_parted: bool = False
+    prepare: Callable[[World, torch.Tensor], torch.Tensor] = lambda _, values: values
+
+
+def _one_row_for_each(world: World, values: torch.Tensor) -> torch.Tensor:
+    """(1, world_size, W): the values, with a receiver's rank added to what is for it."""
+    return torch.stack([values + rank for rank in range(world.size)])[None]
 
 
 OPERATIONS = (
@@ -58,6 +65,14 @@ OPERATIONS = (
         is_parted=True,
     ),
     Operation(
+        "all-to-all",
+        lambda world, rows: world.exchange(rows, [1] * world.size).flatten().sub_(world.rank),
+        lambda inputs: torch.cat(tuple(inputs)),
+        (torch.float32,),
+        is_parted=True,
+        prepare=_one_row_for_each,
+    ),
+    Operation(
         "broadcast",
         lambda world, values: world.broadcast(values.clone()),
         lambda inputs: inputs[0],
@@ -67,7 +82,7 @@ OPERATIONS = (
 
 
 def check_collectives(bench: Bench) -> Finding:
-    """All-reduce, all-gather and broadcast are exact, and a barrier holds."""
+    """The collectives in use are exact, and a barrier holds."""
     world = bench.world
     if world.size == 1:
         return Finding("one process: nothing to exchange")
@@ -83,10 +98,11 @@ def check_collectives(bench: Bench) -> Finding:
                     row[f"{operation.name}_s"] = seconds
         rows.append(row)
     problems += _check_barrier(bench)
+    names = ", ".join(operation.name for operation in OPERATIONS)
     types = len({dtype for operation in OPERATIONS for dtype in operation.dtypes})
     measured = (
-        f"all-reduce, all-gather, broadcast exact from {_bytes(SIZES[0])} to {_bytes(SIZES[-1])} "
-        f"in {types} types; barrier holds"
+        f"{names} exact from {_bytes(SIZES[0])} to {_bytes(SIZES[-1])} in {types} types; "
+        "barrier holds"
     )
     return Finding(measured, problems, rows)
 
@@ -102,7 +118,7 @@ def _try(
     if operation.is_parted:
         count = max(1, count // world.size)
     patterns = [_pattern(rank, dtype).to(world.device) for rank in range(world.size)]
-    mine = _tiled(patterns[world.rank], count)
+    mine = operation.prepare(world, _tiled(patterns[world.rank], count))
     times = []
     for _ in range(1 if size > REPEATED_BYTES else 5):
         world.accelerator.wait_for_everyone()

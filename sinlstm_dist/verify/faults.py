@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +196,10 @@ class DamagingWorld(World):
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """See World."""
         return self._damaged(super().gather(rows))
+
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """See World."""
+        return self._damaged(super().exchange(rows, counts))
 
     def broadcast(self, values: torch.Tensor) -> torch.Tensor:
         """See World."""

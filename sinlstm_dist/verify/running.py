@@ -21,6 +21,7 @@ from sinlstm_dist.screen.report import Report
 from sinlstm_dist.train import Training
 from sinlstm_dist.verify.bench import Bench, Finding
 from sinlstm_dist.verify.training import distance, steps_alone, weights_vector
+from sinlstm_dist.words import counted
 
 ROOT = Path("runs")  # the default place of run folders, which must be writable
 STOP_AFTER = 4  # steps: in the middle of the second epoch
@@ -65,7 +66,8 @@ def check_learning(bench: Bench) -> Finding:
     last = run.figures[-1] if run.figures else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
-    measured = f"test accuracy {reached:.4f} after {run.step} steps, loss {last['test_loss']:.1e}"
+    steps, loss = counted(run.step, "step"), last["test_loss"]
+    measured = f"test accuracy {reached:.4f} after {steps}, loss {loss:.1e}"
     if config.train.reduction == "ordered":
         alone = steps_alone(initial, config, bench.world, num_steps=run.step)[-1]
         if not torch.equal(run.weights, alone):

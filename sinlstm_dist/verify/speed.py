@@ -1,6 +1,8 @@
 """Check how fast each process computes, without the time in which it waits for the others."""
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import torch
@@ -57,7 +59,16 @@ class Stopwatch(World):
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """See World."""
+        with self._measured():
+            return super().gather(rows)
+
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """See World."""
+        with self._measured():
+            return super().exchange(rows, counts)
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
         started = time.perf_counter()
-        gathered = super().gather(rows)
+        yield
         self.waited_s += time.perf_counter() - started
-        return gathered

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding, is_large
+from sinlstm_dist.words import counted
 
 EPOCHS = 2  # for which samples are counted
 STEPS, FEW_STEPS = 20, 4  # the second for a large model
@@ -40,9 +41,9 @@ def check_data(bench: Bench) -> Finding:
     problems += _miscounted(_times_drawn(bench.world, job.test.loader, test_data), "test sample")
     plan = job.train.plan
     measured = (
-        f"each of {plan.size} train samples drawn once in each of {EPOCHS} epochs, "
+        f"each of {counted(plan.size, 'train sample')} drawn once in each of {EPOCHS} epochs, "
         f"{plan.num_samples(plan.num_steps - 1)} in the last batch of {plan.global_batch_size}; "
-        f"each of {len(test_data)} test samples once"
+        f"each of {counted(len(test_data), 'test sample')} once"
     )
     return Finding(measured, problems)
 
@@ -114,7 +115,7 @@ def check_weights(bench: Bench) -> Finding:
     ]
     within = ", ".join(f"{what} within {far:.0e}" for what, far in apart.items())
     alike = f"the same bits on all processes{' and on one alone' * is_exact}"
-    return Finding(f"{num_steps} steps: {alike}; {within}", problems)
+    return Finding(f"{counted(num_steps, 'step')}: {alike}; {within}", problems)
 
 
 def _difference(weights: torch.Tensor, others: torch.Tensor) -> str:
@@ -193,6 +194,10 @@ class Alone:
         """See Peers."""
         return rows
 
+    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """See Peers."""
+        return rows[:, 0]
+
 
 def _plain_model(job: Job, config: Config) -> Predictor:
     """A copy of the job's model that computes with nn.LSTM, in float64, on the CPU."""
@@ -238,8 +243,9 @@ def check_metrics(bench: Bench) -> Finding:
         *_miscount(test, test_data, job, config, "test"),
     ]
     measured = (
-        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over {train.samples} "
-        f"samples, test {test.loss:.6f} and {test.accuracy:.6f} over {test.samples}: as recounted"
+        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over "
+        f"{counted(train.samples, 'sample')}, test {test.loss:.6f} and {test.accuracy:.6f} over "
+        f"{test.samples:,}: as recounted"
     )
     return Finding(measured, problems)
 
@@ -264,7 +270,9 @@ def _miscount(
     fewest, most = (int((errors < tolerance + border).sum()) for border in (-BORDER, BORDER))
     problems = []
     if totals.samples != len(dataset):
-        problems.append(f"{what}: {totals.samples} samples counted, recount {len(dataset)}")
+        problems.append(
+            f"{what}: {counted(totals.samples, 'sample')} counted, recount {len(dataset):,}"
+        )
     if not abs(totals.loss - loss) <= ROUNDING * loss:
         problems.append(f"{what}: loss {totals.loss:.6f}, recount {loss:.6f}")
     if not fewest <= totals.correct <= most:

@@ -20,8 +20,9 @@ from sinlstm_dist.errors import (
     RunError,
 )
 from sinlstm_dist.job import build
+from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.processes.world import World, join_world
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding, Parts, is_large
 from sinlstm_dist.verify.claims import CLAIMS, Claim
 from sinlstm_dist.verify.faults import Fault

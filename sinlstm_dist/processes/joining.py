@@ -1,0 +1,59 @@
+"""Join the processes that the launcher started, and leave them cleanly."""
+
+import contextlib
+import functools
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+
+from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.accelerator import check_variables, joined_accelerator
+from sinlstm_dist.processes.roll_call import RollCall
+from sinlstm_dist.processes.world import World
+
+
+@contextlib.contextmanager
+def join_world(
+    *, timeout_s: float, one_thread: bool, stop_reason: Callable[[], str] = lambda: ""
+) -> Iterator[World]:
+    """Join the processes that the launcher started, and leave them cleanly at the end.
+
+    Args:
+        timeout_s: seconds that a process waits for the others.
+        one_thread: whether torch computes with a single thread, as bit-identical results need.
+        stop_reason: called while this process waits for others to start; a text that it returns
+            says why to stop.
+
+    Raises:
+        ConfigError: the world is not what the launcher meant.
+        StoppedEarly: a process was asked to stop before all had started.
+        LostProcess: another process did not start, died, failed or hangs.
+    """
+    launch = launcher.check_launch()
+    check_variables()
+    join = functools.partial(joined_accelerator, launch, timeout_s=timeout_s, one_thread=one_thread)
+    if launch.size == 1:
+        with join(store=None) as accelerator:
+            yield World(accelerator, hosts=[socket.gethostname()])
+        return
+    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
+    try:
+        with join(store=roll_call.new_store()) as accelerator:
+            world = World(accelerator, hosts=roll_call.hosts)
+            try:
+                yield world
+                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
+            except Exception as error:
+                roll_call.report(error)
+                # The traceback's variables keep the group's connections open after it is left, so
+                # peers that wait for this process would never notice.
+                # Test: test_all_learn_of_it_at_once[ordered]
+                traceback.clear_frames(error.__traceback__)
+                raise
+            finally:
+                world.release_wrappers()
+    except Exception as error:
+        verdict = roll_call.verdict(error)
+        if verdict is error:
+            raise
+        raise verdict from error
