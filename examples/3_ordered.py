@@ -7,7 +7,7 @@
 Each batch of 100 windows is cut into 8 pieces. A process computes the gradients of its own pieces,
 gathers those of all pieces, and adds them in an order that is always the same. With --all-reduce
 the pieces are the same, but the backend adds them: the hash depends on the number of processes.
-The loss is now a mean over all windows.
+The loss is now a mean over all windows. One process too needs torchrun, which says where to meet.
 """
 
 import argparse

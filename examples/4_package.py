@@ -36,7 +36,7 @@ def main() -> None:
             "data.test_phase": 0.0,  # the article's test windows, which are train windows
             "model.lstm": "torch",  # torch's LSTM, as in the other examples
             "train.epochs": arguments.epochs,
-            "output.dir": f"runs/package-{launch.size}",
+            "output.dir": f"runs/package-{launch.size}-{arguments.epochs}",
         }
     )
     train(config)

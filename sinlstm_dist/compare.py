@@ -25,15 +25,13 @@ IF_WIDE = {"train loss", "best epoch", "processes", "seconds"}
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The configuration keys in which `runs` differ, apart from their folder."""
-    return [
-        key for key in KEYS if key != "output.dir" and len({_setting(r, key) for r in runs}) > 1
-    ]
+    """The configuration keys in which `runs` differ, but for those that decide no result."""
+    may_decide = [key for key in KEYS if not key.startswith(("checkpoint.", "output."))]
+    return [key for key in may_decide if len({_setting(run, key) for run in runs}) > 1]
 
 
 def _setting(run: RunRecord, key: str) -> str:
-    value = flat(run.config)[key]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(flat(run.config)[key])
 
 
 def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:

@@ -31,9 +31,21 @@ def say(text: str) -> None:
     global _says
     ranks = (os.environ.get(name, "").strip() for name in RANK_VARIABLES)
     is_speaker = not next(filter(str.isdigit, ranks), "").strip("0")
-    is_dumb = os.environ.get("TERM", "") in ("", "dumb", "unknown")
-    if is_speaker and not is_dumb and os.isatty(2):
+    if is_speaker and not is_dumb() and os.isatty(2):
         _says = _write(f"\r\x1b[K\x1b[2m   {text}\x1b[m\r") or _says
+
+
+def is_dumb() -> bool:
+    """Whether the terminal cannot move its cursor, as far as is known."""
+    return os.environ.get("TERM", "") in ("", "dumb", "unknown")
+
+
+def is_in_background(descriptor: int) -> bool:
+    """Whether this process is in the background of its terminal, after `&` or Ctrl-Z and `bg`."""
+    try:
+        return os.tcgetpgrp(descriptor) != os.getpgrp()
+    except OSError:  # it is not the terminal of this process's session, or has closed
+        return False
 
 
 def erase() -> None:
@@ -55,10 +67,9 @@ def _write(text: str) -> bool:
     Returns:
         whether it was written.
     """
+    if is_in_background(2):
+        return False
     with contextlib.suppress(OSError):  # such as a terminal that has closed
-        with contextlib.suppress(OSError):  # it is not the terminal of this process's session
-            if os.tcgetpgrp(2) != os.getpgrp():
-                return False
         if select.select([], [2], [], 0)[1]:
             os.write(2, text.encode())
             return True

@@ -118,7 +118,7 @@ class Training:
         self.epoch_began, self.samples_before = time.perf_counter(), self.progress.totals.samples
         split, epoch = self.job.train, self.progress.epoch
         for step, batch in split.batches(epoch=epoch, first_step=self.progress.step_in_epoch):
-            # Sets every parameter's .grad; its one collective carries requests to stop too.
+            # Sets every parameter's .grad; its collectives carry requests to stop too.
             result = self.job.gradient(batch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
                 at = f"at step {self.progress.step + 1}"

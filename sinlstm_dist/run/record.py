@@ -124,13 +124,11 @@ def read_run(path: Path) -> RunRecord:
     """Read a run folder; the run may have ended or not.
 
     Raises:
-        NoRun: the folder holds no run.
-        ConfigError: there is no folder, or a file in it cannot be read.
+        NoRun: there is no folder, or it holds no run.
+        ConfigError: a file in it cannot be read.
     """
     if not os.path.isdir(path):
-        raise ConfigError(
-            f"{path} is not a run folder: it is not a folder; name the output.dir of a run"
-        )
+        raise NoRun(f"{path} is not a run folder: it is not a folder; name the output.dir of a run")
     if not os.path.isfile(path / CONFIG):
         raise NoRun(f"{path} is not a run folder: it has no {CONFIG}; name the output.dir of a run")
     config = load_config(path / CONFIG)

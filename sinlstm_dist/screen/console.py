@@ -15,6 +15,7 @@ from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
+from sinlstm_dist import status
 from sinlstm_dist.screen import stream
 from sinlstm_dist.screen.stream import Stream
 
@@ -54,7 +55,7 @@ class Screen(Console):
             markup=False,
             emoji=False,
         )
-        self.is_interactive = self.is_terminal and not self.is_dumb_terminal
+        self.is_interactive = self.is_terminal and not status.is_dumb()
 
     def fit(self, *, free: int) -> None:
         """Adopt the terminal's current size, less `free` columns."""

@@ -134,9 +134,21 @@ class LiveProgress:
         self._next_sketch_at = ended + max(FRAME_S, PATIENCE * (ended - began))
 
     def _keep_drawing(self) -> None:
+        was_away = False
         while not self._is_over.wait(FRAME_S):
-            if not self._stream.is_busy:
+            if self._stream.is_in_background:
+                was_away = True
+            elif not self._stream.is_busy:
+                if was_away:
+                    self._begin_below()
+                was_away = False
                 self._draw()
+
+    def _begin_below(self) -> None:
+        """Leave what the shell has printed meanwhile: the next frame erases nothing above it."""
+        self._live._live_render._shape = None
+        self._widths = []
+        self._screen.show_cursor(False)
 
     def _stop_drawing(self) -> None:
         self._is_over.set()

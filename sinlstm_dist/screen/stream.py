@@ -54,6 +54,11 @@ class Stream:
         """Whether text still waits to be written."""
         return bool(self._pending)
 
+    @property
+    def is_in_background(self) -> bool:
+        """Whether the stream is a terminal that another program has in its foreground."""
+        return self._descriptor is not None and status.is_in_background(self._descriptor)
+
     def write(self, text: str) -> int:
         """Write `text`; characters that the encoding does not have become escapes."""
         status.erase()

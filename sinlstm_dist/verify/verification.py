@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from sinlstm_dist import status
 from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.config import Config
 from sinlstm_dist.errors import (
@@ -139,6 +140,7 @@ class Verification:
         bench = Bench(parts.world(world), parts, self._config)
         for claim in CLAIMS:
             self._claim_started = time.perf_counter()
+            status.say(f"checking {claim.name} ({len(self.verdicts) + 1} of {len(CLAIMS)}) ...")
             self.verdicts.append(self._verdict(claim, bench, world))
             reasons = [reason for reason in world.gather_json(request.reason) if reason]
             if reasons:
