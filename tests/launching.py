@@ -214,6 +214,11 @@ def wait_for(what: Callable[[], object], *, timeout: float = HANGS_S) -> None:
         time.sleep(0.01)
 
 
+def state_of(pid: int) -> str:
+    """A process's state: "T" once it is stopped, for SIGCONT before that would be lost."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
 def children(pid: int) -> list[int]:
     """The processes that process `pid` started, in order of their start."""
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()

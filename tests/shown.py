@@ -74,7 +74,8 @@ def _same(part: Sequence[Word], offset: int, word: str, digests: dict[str, str])
         return True
     before = [each[0] for each in part[max(0, offset - 2) : offset]]
     after = part[offset + 1][0].rstrip(".,;:)") if offset + 1 < len(part) else ""
-    varies = after in UNITS or before[-1:] == ["step"] or before == ["in", "epoch"]
+    moment = before[-1:] == ["step"] or before == ["in", "epoch"]
+    varies = after in UNITS or moment or before[-1:] == ["(rank"]  # the slowest one
     left, right = _tokens(wanted), _tokens(word)
     return len(left) == len(right) and all(
         kind == other and _equal(kind, a, b, digests, varies=varies)

@@ -104,7 +104,6 @@ def test_fits_the_terminal(runs, capsys, monkeypatch, columns):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "is not a folder"),
         ({"config.toml": "[train]\nepoch = 3\n"}, "did you mean train.epochs?"),
         ({"config.toml": "", "summary.json": "{}"}, "summary.json is damaged"),
         ({"config.toml": "", "summary.json": "{"}, "summary.json is damaged"),
@@ -124,10 +123,9 @@ def test_fits_the_terminal(runs, capsys, monkeypatch, columns):
 )
 def test_a_bad_folder_is_one_error(runs, tmp_path, capsys, content, expected):
     bad = tmp_path / "bad"
-    if content is not None:
-        bad.mkdir()
-        for name, text in content.items():
-            (bad / name).mkdir() if text is None else (bad / name).write_text(text)
+    bad.mkdir()
+    for name, text in content.items():
+        (bad / name).mkdir() if text is None else (bad / name).write_text(text)
     assert __main__.main(["compare", str(runs / "a"), str(bad)]) == 2
     streams = capsys.readouterr()
     assert streams.out == ""

@@ -16,7 +16,9 @@ from launching import (
     content,
     flags,
     metrics,
+    state_of,
     summary,
+    wait_for,
     weights_digest,
 )
 from nursery import Nursery
@@ -333,6 +335,7 @@ def test_a_removed_run_folder(nursery: Nursery, tmp_path: Path, processes: int) 
     launch = nursery.start(flags(settings), cwd=tmp_path, processes=processes, faults=faults)
     while len(launch.events()) < 5:
         assert nursery.running(launch)
+    wait_for(lambda: all(state_of(child.pid) == "T" for child in launch.children))
     shutil.rmtree(tmp_path / "run")
     nursery.kill(launch, signal.SIGCONT)
     ended = nursery.wait(launch)

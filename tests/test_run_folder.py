@@ -8,7 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import SETTINGS, check_same, content, flags, summary, weights_digest
+from launching import (
+    SETTINGS,
+    check_same,
+    content,
+    flags,
+    state_of,
+    summary,
+    wait_for,
+    weights_digest,
+)
 from nursery import Launch, Nursery
 
 from sinlstm_dist.config import Config, to_toml
@@ -25,6 +34,7 @@ def in_mid_run(nursery: Nursery, tmp_path: Path):
         launch = nursery.start(flags(SETTINGS), cwd=tmp_path, processes=processes, faults=faults)
         while any(len(launch.events(rank)) < at for rank in range(processes)):
             assert nursery.running(launch)
+        wait_for(lambda: all(state_of(child.pid) == "T" for child in launch.children))
         act()
         nursery.kill(launch, signal.SIGCONT)
         return nursery.wait(launch)

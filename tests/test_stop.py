@@ -20,6 +20,7 @@ from launching import (
     run,
     spawn,
     start,
+    state_of,
     summary,
     wait_for,
     weights_digest,
@@ -125,6 +126,7 @@ def test_before_joining_those_that_wait(nursery: Nursery, tmp_path: Path) -> Non
     faults = [{"rank": 2, "of": "join", "at": 1, "do": "hang"}]
     launch = nursery.start(flags(SETTINGS), cwd=tmp_path, processes=3, faults=faults)
     wait_for(lambda: launch.events(2) and listens(launch.port))
+    wait_for(lambda: state_of(launch.children[2].pid) == "T")
     for number in (signal.SIGUSR1, signal.SIGCONT):
         os.kill(launch.children[2].pid, number)
     nursery.wait(launch)

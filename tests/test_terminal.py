@@ -17,6 +17,7 @@ from launching import (
     command,
     environment,
     flags,
+    state_of,
     summary,
     wait_for,
     weights_digest,
@@ -31,11 +32,6 @@ SIZE = {
     "checkpoint.every_epochs": 0,
     "output.dir": "run",
 }
-
-
-def state_of(pid: int) -> str:
-    """A process's state, such as "T" of a stopped one."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def closed_at(nursery: Nursery, cwd: Path, when: str, at: int) -> Launch:

@@ -313,7 +313,7 @@ def test_a_claim_that_takes_too_long_is_given_up(monkeypatch, capsys):
     monkeypatch.setattr(verification, "CLAIM_S", 0.2)
     assert verify.main([]) == 1
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert "Slow          FAIL   Slow is not done after 0.2 s" in lines
+    assert "Slow         FAIL  Slow is not done after 0.2 s" in lines
     assert verify.main(["--model.hidden_size", "512"]) == 1
     table = " ".join(capsys.readouterr().out.split())
     assert "Slow is not done after 0.2 s: the model is large for this machine" in table

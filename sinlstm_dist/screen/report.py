@@ -138,7 +138,8 @@ class Report:
         if len(history) > 1 and self._screen.can_say(sketch.BLOCKS):
             self._screen.print(_loss_curve([record["test_loss"] for record in history]))
         self._screen.say(f"{summary.outcome}: {summary.reason}")
-        if summary.outcome == "completed" and summary.metrics["test_loss"] > baseline.loss:
+        test_loss = summary.metrics.get("test_loss", 0.0)  # of a run that lost files, unknown
+        if summary.outcome == "completed" and test_loss > baseline.loss:
             self._screen.say(WORSE)
         self._screen.say(f"results in {folder}")
 
