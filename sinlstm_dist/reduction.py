@@ -20,7 +20,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.tree import Rows, TreeSum, subtrees, tree_sum
 
-GATHERED_BYTES = 2**16  # rows up to this size are gathered: sharing them out takes more messages
+GATHERED_BYTES = 2**20  # rows up to this size are gathered: sharing them out takes more messages
 
 
 class Peers(Protocol):
