@@ -22,12 +22,12 @@ from torch import nn
 from sinlstm_dist import lstm
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
-from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import (
     Peers,
     count,
+    is_fused,
     light,
     new_reduction,
     pieces,
@@ -166,8 +166,3 @@ def gradient_rows(
         windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
         parameters=parameters, num_threads=num_threads, out=out,
     )  # fmt: skip
-
-
-def is_fused(model: nn.Module) -> bool:
-    """Whether one call computes the rows of all pieces."""
-    return isinstance(model, Predictor) and model.fused

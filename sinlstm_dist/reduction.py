@@ -77,6 +77,11 @@ def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
     return ((w.clone(), t.clone()) for w, t in zip(windows, targets, strict=True))
 
 
+def is_fused(model: nn.Module) -> bool:
+    """Whether one call computes the rows of all pieces."""
+    return isinstance(model, Predictor) and model.fused
+
+
 def some_pieces(batch: Batch, sizes: Sequence[int], some: slice) -> Batch:
     """The samples of some pieces of a batch that is cut into pieces of these sizes."""
     if len(sizes[some]) == len(sizes):
@@ -95,7 +100,7 @@ def totals_rows(
     num_threads: int,
 ) -> torch.Tensor:
     """Count each piece: (pieces, 3); arguments as for `gradient.gradient_rows`."""
-    if isinstance(model, Predictor) and model.fused:
+    if is_fused(model):
         return lstm.predictor_totals(
             windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
             parameters=list(model.parameters()), num_threads=num_threads,
