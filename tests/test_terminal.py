@@ -282,19 +282,21 @@ def test_an_error_in_the_first_picture_leaves_the_cursor_shown(tmp_path: Path) -
 
 def test_in_the_background_of_a_shell_nothing_is_drawn(tmp_path):
     """After Ctrl-Z and `bg` the terminal is the shell's; after `fg` it is the run's again."""
-    terminal = Terminal(columns=80)
-    shell = terminal.start(["bash", "--norc", "--noediting", "-i"], cwd=tmp_path)
-    arguments = " ".join(flags({**SMALL, "train.epochs": 100_000, "output.dir": "run"}))
-    terminal.press(f"{sys.executable} -m sinlstm_dist.train {arguments}\n")
-    terminal.read(until="test loss")
-    terminal.press("\x1a")
-    terminal.read(until="Stopped")
-    terminal.press("bg; sleep 2; echo do''ne\n")
-    assert "test loss" not in terminal.read(until="done")
-    terminal.press("fg\n")
-    written = terminal.read(until="test loss")
-    assert "\x1b[1A" not in written.partition("sinlstm_dist.train")[2]  # nothing above is erased
-    terminal.press("\x03")
-    terminal.read(until="run/checkpoints")
-    terminal.press("exit\n")
-    assert shell.wait(timeout=60) == 75
+    with contextlib.closing(Terminal(columns=80)) as terminal:  # in a failure too
+        shell = terminal.start(["bash", "--norc", "--noediting", "-i"], cwd=tmp_path)
+        arguments = " ".join(flags({**SMALL, "train.epochs": 100_000, "output.dir": "run"}))
+        terminal.press(f"{sys.executable} -m sinlstm_dist.train {arguments}\n")
+        terminal.read(until="test loss")
+        terminal.press("\x1a")
+        terminal.read(until="Stopped")
+        terminal.press("bg; sleep 2; echo do''ne\n")
+        assert "test loss" not in terminal.read(until="done")
+        terminal.press("fg\n")
+        written = terminal.read(until="test loss")
+        assert (
+            "\x1b[1A" not in written.partition("sinlstm_dist.train")[2]
+        )  # nothing above is erased
+        terminal.press("\x03")
+        terminal.read(until="run/checkpoints")
+        terminal.press("exit\n")
+        assert shell.wait(timeout=60) == 75
