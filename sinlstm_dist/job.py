@@ -26,7 +26,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.run.checkpoint import Layout, shapes
+from sinlstm_dist.run.layout import Layout, shapes
 from sinlstm_dist.trained import read_weights
 
 PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more

@@ -180,7 +180,9 @@ class Logbook:
         self.saved_step = checkpoint.state["step"]
         return folder
 
-    def end(self, progress: Progress, outcome: Outcome, *, baseline: Totals) -> Summary:
+    def end(
+        self, progress: Progress, outcome: Outcome, *, baselines: Mapping[str, Totals]
+    ) -> Summary:
         """Write down how the run ended, with its weights if it is whole. Collective: yes."""
         summary = self._summary(progress, outcome)
         self.trackers.end(summary)
@@ -188,21 +190,23 @@ class Logbook:
         weights = self.job.model.state_dict() if is_whole else None
         digest = self.world.on_main(self.folder.end, summary, weights)
         summary = replace(summary, weights_sha256=digest)
-        self._show(summary, baseline, only_missing=False)
+        self._show(summary, baselines, only_missing=False)
         return summary
 
-    def show_ended(self, summary: Summary, *, baseline: Totals) -> Summary:
+    def show_ended(self, summary: Summary, *, baselines: Mapping[str, Totals]) -> Summary:
         """Show how a run ended in which nothing was left to do. Collective: yes."""
-        self._show(summary, baseline, only_missing=True)
+        self._show(summary, baselines, only_missing=True)
         self.report.note(
             "already complete: a larger train.epochs continues this run, another output.dir "
             "starts a new one"
         )
         return summary
 
-    def _show(self, summary: Summary, baseline: Totals, *, only_missing: bool) -> None:
+    def _show(
+        self, summary: Summary, baselines: Mapping[str, Totals], *, only_missing: bool
+    ) -> None:
         folder = str(self.folder.path)
-        self.report.end(summary, baseline=baseline, folder=folder, history=self.history)
+        self.report.end(summary, baselines=baselines, folder=folder, history=self.history)
         if drawn := self.world.on_main(self.pictures.draw, only_missing=only_missing):
             self.report.note(f"pictures: {', '.join(drawn)}")
 

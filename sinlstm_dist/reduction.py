@@ -154,8 +154,8 @@ def sum_over(
 
 def to_totals(numbers: Sequence[float]) -> Totals:
     """The Totals whose three numbers these are."""
-    squared_error, correct, samples = numbers
-    return Totals(squared_error, int(correct), int(samples))
+    loss_sum, correct, samples = numbers
+    return Totals(loss_sum, int(correct), int(samples))
 
 
 def places(plan: Plan) -> np.ndarray:

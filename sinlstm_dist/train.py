@@ -27,8 +27,8 @@ from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
-from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.run.layout import not_finite
 from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
@@ -104,14 +104,14 @@ class Training:
         start = self.log.open()
         if start.ended:  # nothing is left to do
             ended = Summary(**start.ended)
-            return self.log.show_ended(ended, baseline=self._count(Persistence()))
+            return self.log.show_ended(ended, baselines=self._baselines())
         self.progress = self.log.begin(start, self.request)
         while self.progress.epoch < self.config.train.epochs and not self.outcome:
             if self._train_epoch():
                 self._end_epoch()
         self.log.report.end_training()
         outcome = self.outcome or self._final_outcome()
-        return self.log.end(self.progress, outcome, baseline=self._count(Persistence()))
+        return self.log.end(self.progress, outcome, baselines=self._baselines())
 
     def _train_epoch(self) -> bool:
         """Train the rest of the running epoch. Returns whether it was finished."""
@@ -151,24 +151,27 @@ class Training:
             self._fail(f"the test loss became {test.loss} after step {self.progress.step}")
             return
         self.progress = self.progress.after_epoch()
-        self.log.epoch(
-            {
-                "epoch": self.progress.epoch,
-                "step": self.progress.step,
-                "train_loss": trained.loss,
-                "train_accuracy": trained.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "train_samples": trained.samples,
-                "test_samples": test.samples,
-                "epoch_s": time.perf_counter() - self.epoch_began,
-                "samples_per_s": (trained.samples - self.samples_before) / train_s,
-            }
-        )
+        record = {
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "train_samples": trained.samples,
+            "test_samples": test.samples,
+            "epoch_s": time.perf_counter() - self.epoch_began,
+            "samples_per_s": (trained.samples - self.samples_before) / train_s,
+        }
+        self.log.epoch({name: value for name, value in record.items() if value is not None})
         if self.progress.epoch == self.config.train.epochs:
             self._save()
         else:
             self._stop_or_save()
+
+    def _baselines(self) -> dict[str, Totals]:
+        """Totals of predictions that learn nothing, by name. Collective: yes."""
+        return {"last value again": self._count(Persistence())}
 
     def _count(self, model: nn.Module) -> Totals:
         """The totals of a model's predictions for the test windows. Collective: yes."""
@@ -186,7 +189,8 @@ class Training:
         step = self.progress.step
         self.job.agreement.check_now(step=step, continues=self._how_to_continue())
         checkpoint = self.log.checkpoint(self.progress)
-        if names := not_finite({**checkpoint.weights, **checkpoint.optimizer}):
+        saved = {**checkpoint.weights, **checkpoint.optimizer}
+        if names := not_finite(saved, buffers=self.job.layout.buffers):
             self._fail(f"{names[0]} became infinite or nan at step {step}")
             return ""
         return self.log.save(checkpoint)
@@ -195,7 +199,7 @@ class Training:
         """The outcome of a run whose epochs are all done. Collective: yes."""
         accuracy = self._count(self.job.model).accuracy  # metrics.jsonl may have been removed
         target = self.config.train.target_accuracy
-        if accuracy < target:
+        if accuracy is not None and accuracy < target:
             reason = f"test accuracy {accuracy:.4f} is below train.target_accuracy={target:g}"
             return Outcome("failed", reason, below_target=True)
         return Outcome("completed", counted(self.progress.epoch, "epoch"))
