@@ -29,7 +29,7 @@ from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.probe import Probed, blame, probe
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.run.checkpoint import Layout, shapes
+from sinlstm_dist.run.layout import Layout, shapes
 from sinlstm_dist.task import Task
 from sinlstm_dist.trained import read_weights
 

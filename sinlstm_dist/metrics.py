@@ -14,41 +14,52 @@ class Totals:
     """What was added up over some samples.
 
     Args:
-        squared_error: sum over samples of (prediction - target)**2.
-        correct: predictions within the tolerance of their target.
+        loss_sum: sum of the loss over samples; of (prediction - target)**2 for the built-in task.
+        correct: number of correct predictions; None if the task does not count them.
         samples: number of samples.
+        divisor: what loss and correct predictions are divided by; None for the samples.
 
     Examples:
         Two parts of different sizes, as of two processes:
 
-        >>> first = Totals(squared_error=2.0, correct=3, samples=6)
-        >>> whole = first + Totals(squared_error=0.0, correct=2, samples=2)
+        >>> first = Totals(loss_sum=2.0, correct=3, samples=6)
+        >>> whole = first + Totals(loss_sum=0.0, correct=2, samples=2)
         >>> whole.loss, whole.accuracy
         (0.25, 0.625)
     """
 
-    squared_error: float = 0.0
-    correct: int = 0
+    loss_sum: float = 0.0
+    correct: int | None = 0
     samples: int = 0
+    divisor: float | None = None
 
     def __add__(self, other: "Totals") -> "Totals":
-        return Totals(
-            self.squared_error + other.squared_error,
-            self.correct + other.correct,
-            self.samples + other.samples,
-        )
+        correct = divisor = None
+        if self.correct is not None and other.correct is not None:
+            correct = self.correct + other.correct
+        if self.divisor is not None or other.divisor is not None:
+            divisor = self.divided_by + other.divided_by
+        samples = self.samples + other.samples
+        return Totals(self.loss_sum + other.loss_sum, correct, samples, divisor)
 
     @property
     def loss(self) -> float:
-        """Mean squared error over samples."""
-        return self.squared_error / self.samples if self.samples else math.nan
+        """Mean loss over samples, or whatever else the divisor counts."""
+        return self.loss_sum / self.divided_by if self.divided_by else math.nan
 
     @property
-    def accuracy(self) -> float:
-        """Share of samples whose prediction is within the tolerance, 0 to 1."""
-        return self.correct / self.samples if self.samples else math.nan
+    def accuracy(self) -> float | None:
+        """Share of correct predictions, 0 to 1; None if they are not counted."""
+        if self.correct is None:
+            return None
+        return self.correct / self.divided_by if self.divided_by else math.nan
 
     @property
     def is_finite(self) -> bool:
         """Whether the loss is a number."""
-        return math.isfinite(self.squared_error)
+        return math.isfinite(self.loss)
+
+    @property
+    def divided_by(self) -> float:
+        """What loss and correct predictions are divided by: the samples, or the divisor."""
+        return self.samples if self.divisor is None else self.divisor

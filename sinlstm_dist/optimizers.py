@@ -66,14 +66,17 @@ def load_group_values(
     Returns:
         what was set to another value: `lr was 0.1 and is 0.01`.
 
+    Args:
+        groups: empty if they were not saved, as by older versions.
+
     Raises:
         ValueError: the groups have other parameters.
     """
-    own = group_values(model, optimizer)
+    own = group_values(model, optimizer) if groups else []
     if [group["params"] for group in own] != [group["params"] for group in groups]:
         raise ValueError("its param groups have other parameters than the checkpoint's")
     changed = []
-    for group, mine, saved in zip(optimizer.param_groups, own, groups, strict=True):
+    for group, mine, saved in zip(optimizer.param_groups, own, groups, strict=False):
         for key in saved.keys() - {"params"}:
             before, value = mine.get(key), saved[key]
             value = tuple(value) if isinstance(before, tuple) else value

@@ -14,7 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from sinlstm_dist.command import as_program, command, exit_code_of, exit_code_of_run
-from sinlstm_dist.config import Config, Optim
+from sinlstm_dist.config import Config
 from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
@@ -25,8 +25,8 @@ from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
-from sinlstm_dist.run.checkpoint import not_finite
 from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.run.layout import not_finite
 from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
@@ -153,20 +153,19 @@ class Training:
             self._fail(f"the test loss became {test.loss} after step {self.progress.step}")
             return
         self.progress = self.progress.after_epoch()
-        self.log.epoch(
-            {
-                "epoch": self.progress.epoch,
-                "step": self.progress.step,
-                "train_loss": trained.loss,
-                "train_accuracy": trained.accuracy,
-                "test_loss": test.loss,
-                "test_accuracy": test.accuracy,
-                "train_samples": trained.samples,
-                "test_samples": test.samples,
-                "epoch_s": time.perf_counter() - self.epoch_began,
-                "samples_per_s": (trained.samples - self.samples_before) / train_s,
-            }
-        )
+        record = {
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "train_samples": trained.samples,
+            "test_samples": test.samples,
+            "epoch_s": time.perf_counter() - self.epoch_began,
+            "samples_per_s": (trained.samples - self.samples_before) / train_s,
+        }
+        self.log.epoch({name: value for name, value in record.items() if value is not None})
         if self.progress.epoch == self.config.train.epochs:
             self._save()
         else:
@@ -190,9 +189,11 @@ class Training:
         Collective: yes.
         """
         step = self.progress.step
+        self.job.gradient.settle()
         self.job.agreement.check_now(step=step, continues=self._how_to_continue())
         checkpoint = self.log.checkpoint(self.progress)
-        if names := not_finite({**checkpoint.weights, **checkpoint.optimizer}):
+        saved = {**checkpoint.weights, **checkpoint.optimizer}
+        if names := not_finite(saved, buffers=self.job.layout.buffers):
             self._fail(f"{names[0]} became infinite or nan at step {step}")
             return ""
         return self.log.save(checkpoint)
@@ -207,9 +208,8 @@ class Training:
         return Outcome("completed", counted(self.progress.epoch, "epoch"))
 
     def _fail(self, what: str) -> None:
-        lr = self.config.optim.lr
-        smaller = min(lr / 10, Optim().lr)
-        advice = f"with optim.lr={lr:g}: try a smaller one, such as {smaller:g}"
+        lr = max(group["lr"] for group in self.job.task.optimizer.param_groups)
+        advice = f"with a learning rate of {lr:g}: try a smaller one, such as {lr / 10:g}"
         self.outcome = Outcome("failed", f"{what} {advice}")
 
     def _stop_requested(self) -> bool:

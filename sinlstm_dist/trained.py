@@ -21,6 +21,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.rollout import Forecast, roll_out
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
+from sinlstm_dist.run.layout import shapes, unlike
 from sinlstm_dist.run.record import CHECKPOINTS, SUMMARY, WEIGHTS, Summary, read_run
 
 MEAN, STD = "scaling.mean", "scaling.std"
@@ -108,7 +109,7 @@ def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
             num_layers=config.model.num_layers,
             scaled=config.data.source != SINE,
         )
-    if problem := checkpoint.unlike(weights, checkpoint.shapes(model.state_dict())):
+    if problem := unlike(weights, shapes(model.state_dict())):
         raise ConfigError(f"{origin}: the weights do not fit its configuration: {problem}")
 
 
@@ -146,6 +147,6 @@ def read_weights(path: Path, model: Predictor) -> Tensors:
             f"train.init_from={path}: is not a readable .safetensors file: {error}"
         ) from error
     weights = {k: value.float() for k, value in weights.items() if not k.startswith("scaling.")}
-    if problem := checkpoint.unlike(weights, checkpoint.shapes(dict(model.named_parameters()))):
+    if problem := unlike(weights, shapes(dict(model.named_parameters()))):
         raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")
     return weights

@@ -10,8 +10,9 @@ import torch
 
 from sinlstm_dist.config import load_config
 from sinlstm_dist.run import checkpoint, files
-from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint, Layout, shapes
+from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint
 from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.run.layout import Layout, shapes
 
 CONFIG = load_config(overrides={"optim.momentum": 0.9}).model_dump(mode="json")
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -24,10 +25,11 @@ def example(step: int = 3) -> Checkpoint:
         "step": step,
         "epoch": step // 3,
         "step_in_epoch": 0,
-        "totals": {"squared_error": 0.0, "correct": 0, "samples": 0},
+        "totals": {"loss_sum": 0.0, "correct": 0, "samples": 0, "divisor": None},
         "config": CONFIG,
         "data": "ab" * 32,
         "tracker_id": "",
+        "optimizer": [{"lr": 0.5, "betas": [0.9, 0.99], "fused": None, "params": ["w", "b"]}],
     }
     return Checkpoint(state, weights, {"w.momentum_buffer": torch.randn(5, 3, generator=generator)})
 

@@ -20,6 +20,7 @@ from sinlstm_dist.screen.console import Screen, show_error
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.screen.stream import Stream
 
+BASELINES = {"last value again": Totals(5.0, 83, 100)}
 FACTS = {"processes": "2 on here", "run folder": "runs/x"}
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(\x07|\x1b\\))")
 
@@ -53,7 +54,7 @@ def tell(epochs: int, *, enabled: bool = True) -> None:
         account.epoch(record(epoch))
     account.end_training()
     history = [record(epoch, test_loss=0.1**epoch) for epoch in range(1, epochs + 1)]
-    account.end(summary(), baseline=Totals(5.0, 83, 100), folder="runs/x", history=history)
+    account.end(summary(), baselines=BASELINES, folder="runs/x", history=history)
 
 
 def table_lines(text: str) -> list[str]:
@@ -134,9 +135,9 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
 def test_a_run_that_is_worse_than_its_baseline_says_so(capsys, loss, outcome, is_told):
     account = Report(enabled=True, epochs=3)
     ended = summary(outcome=outcome, metrics=record(3, test_loss=loss))
-    account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/x")
+    account.end(ended, baselines=BASELINES, folder="runs/x")
     last = capsys.readouterr().out.splitlines()[-3:]
-    assert ('worse than "the last value again"' in last[1]) == is_told
+    assert ('worse than "last value again"' in last[1]) == is_told
     assert last[2] == "results in runs/x"
 
 
@@ -160,7 +161,7 @@ def test_messages_on_a_terminal_wrap_between_words(monkeypatch):
 def test_a_run_without_an_epoch_has_no_table(capsys):
     account = Report(enabled=True, epochs=3)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
-    account.end(ended, baseline=Totals(5.0, 83, 100), folder="runs/[x]")
+    account.end(ended, baselines=BASELINES, folder="runs/[x]")
     assert capsys.readouterr().out == "failed: [why] it was\nresults in runs/[x]\n"
 
 

@@ -29,7 +29,6 @@ Tensors = dict[str, torch.Tensor]
 OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE, MANIFEST)
 REMOVED = ".removed-"
-SHOWN = 6  # differences between two models, at most
 
 
 class DamagedCheckpoint(Exception):
@@ -42,39 +41,14 @@ class Checkpoint:
 
     Args:
         state: JSON values: `step` (optimizer steps so far), the rest of the progress, the
-            configuration, the fingerprint of the data.
-        weights: by parameter name.
+            configuration, the fingerprint of the data, the settings of the optimizer's groups.
+        weights: parameters and buffers by name.
         optimizer: the optimizer's tensors by name.
     """
 
     state: Mapping[str, Any]
     weights: Tensors
     optimizer: Tensors
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the checkpoints of a run must hold; see `check_layout`.
-
-    Args:
-        weights: dtype and shape by name, as `shapes` gives them.
-        optimizer: the same, after the first step; before it the optimizer has no tensors.
-        num_steps: in an epoch.
-        samples_per_step: in each step but the last of an epoch.
-    """
-
-    weights: Mapping[str, str]
-    optimizer: Mapping[str, str]
-    num_steps: int
-    samples_per_step: int
-
-
-def shapes(tensors: Tensors) -> dict[str, str]:
-    """{"w": "float32 [5, 3]"}"""
-    return {
-        name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-        for name, value in tensors.items()
-    }
 
 
 def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -171,46 +145,6 @@ def _parse(folder: Path, contents: Mapping[str, bytes]) -> Checkpoint:
                 f"{folder / name}: was not written by this program: {error}"
             ) from error
     return Checkpoint(parsed[STATE], parsed[WEIGHTS], parsed[OPTIMIZER])
-
-
-def check_layout(checkpoint: Checkpoint, layout: Layout, folder: Path) -> None:
-    """See that this run could have written a checkpoint.
-
-    torch trusts the state of an optimizer: with a tensor of another shape it writes out of bounds.
-
-    Raises:
-        DamagedCheckpoint: this run could not.
-    """
-    progress = checkpoint.state
-    step, in_epoch = progress["step"], progress["step_in_epoch"]
-    if in_epoch >= layout.num_steps or step != progress["epoch"] * layout.num_steps + in_epoch:
-        raise DamagedCheckpoint(f"{folder / STATE}: step, epoch and step_in_epoch do not agree")
-    if progress["totals"]["samples"] != in_epoch * layout.samples_per_step:
-        raise DamagedCheckpoint(f"{folder / STATE}: totals are of another number of samples")
-    if is_name(folder.name) and step != step_of(folder):
-        raise DamagedCheckpoint(f"{folder / STATE}: is of step {step}")
-    for name, tensors, wanted in (
-        (WEIGHTS, checkpoint.weights, layout.weights),
-        (OPTIMIZER, checkpoint.optimizer, layout.optimizer if step else {}),
-    ):
-        if problem := unlike(tensors, wanted):
-            raise DamagedCheckpoint(f"{folder / name}: {problem}")
-
-
-def unlike(tensors: Tensors, wanted: Mapping[str, str]) -> str:
-    """How tensors differ from what is `wanted`, given as `shapes` gives it; "" if they do not."""
-    present = shapes(tensors)
-    problems = [
-        f"{name!r:.80} is {present.get(name, 'missing')}, needed {wanted.get(name, 'not')}"
-        for name in sorted({*present, *wanted})
-        if present.get(name) != wanted.get(name)
-    ] or [f"{name} has values that are not finite" for name in not_finite(tensors)]
-    return "; ".join(problems[:SHOWN])
-
-
-def not_finite(tensors: Tensors) -> list[str]:
-    """The names of tensors with an infinite value or a nan."""
-    return [name for name, value in tensors.items() if not torch.isfinite(value).all()]
 
 
 def find(root: Path) -> list[Path]:

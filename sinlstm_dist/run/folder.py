@@ -17,8 +17,9 @@ from safetensors.torch import save
 
 from sinlstm_dist.run import checkpoint as checkpoints
 from sinlstm_dist.run import files
-from sinlstm_dist.run.checkpoint import Checkpoint, Layout, Tensors
+from sinlstm_dist.run.checkpoint import Checkpoint, Tensors
 from sinlstm_dist.run.hold import Hold
+from sinlstm_dist.run.layout import Layout
 from sinlstm_dist.run.record import (
     CHECKPOINTS,
     CONFIG,

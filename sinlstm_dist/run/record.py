@@ -33,6 +33,7 @@ WRITTEN = dict.fromkeys(
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Loss = Annotated[float, Field(allow_inf_nan=False)]  # a task's own may be negative
 
 
 class Epoch(BaseModel):
@@ -42,10 +43,10 @@ class Epoch(BaseModel):
 
     epoch: Annotated[Count, Field(ge=1)]
     step: Annotated[Count, Field(ge=1)]
-    train_loss: Amount
-    train_accuracy: Share
-    test_loss: Amount
-    test_accuracy: Share
+    train_loss: Loss
+    train_accuracy: Share | None = None
+    test_loss: Loss
+    test_accuracy: Share | None = None
     train_samples: Count
     test_samples: Count
     epoch_s: Amount

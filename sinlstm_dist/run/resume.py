@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, show_value, unknown_keys
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import checkpoint, files
-from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint, Layout
+from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint
+from sinlstm_dist.run.layout import Layout, check_layout
 from sinlstm_dist.run.record import (
     CHECKPOINTS,
     CONFIG,
@@ -150,7 +151,7 @@ class Search:
         """A checkpoint that is whole, that this run can continue, and has its layout."""
         content = checkpoint.read(folder)
         self._check_continues(folder, content.state)  # first: another run's layout is no damage
-        checkpoint.check_layout(content, self._layout, folder)
+        check_layout(content, self._layout, folder)
         return content
 
     def _history(self, path: Path, *, epochs: int) -> list[dict[str, Any]]:

@@ -1,18 +1,20 @@
 """The state.json of a checkpoint, checked before it is used.
 
 A file without a format number has format 1; it lacks the fields that have defaults below.
+Formats 1 and 2 are of the built-in task only, and call the sum of its loss `squared_error`.
 """
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from sinlstm_dist.config import Config, first_problem, unknown_keys
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import files
 
-FORMAT = 2
+FORMAT = 3
 LARGEST = 2**53  # up to here every reader of JSON reads counts exactly
+OLDER_TOTALS = {"squared_error", "correct", "samples"}  # in formats 1 and 2
 
 
 class _Part(BaseModel):
@@ -22,17 +24,27 @@ class _Part(BaseModel):
 class _Totals(_Part):
     """Sums over the samples of the running epoch so far."""
 
-    squared_error: float = Field(ge=0)
-    correct: int = Field(ge=0)
+    loss_sum: float
+    correct: int | None = Field(ge=0)
     samples: int = Field(ge=0, le=LARGEST)
+    divisor: float | None
 
     @model_validator(mode="after")
     def _agrees(self) -> "_Totals":
-        if self.correct > self.samples:
+        if self.divisor is None and (self.correct or 0) > self.samples:
             raise ValueError("more samples are correct than there are")
-        if not self.samples and self.squared_error:
-            raise ValueError("there is an error without samples")
+        if not self.samples and (self.loss_sum or self.correct or self.divisor):
+            raise ValueError("there are totals without samples")
         return self
+
+
+class _Group(_Part):
+    """An optimizer's group of parameters: their names, and its settings."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    params: list[str]
 
 
 class _State(_Part):
@@ -42,6 +54,7 @@ class _State(_Part):
     epoch: int = Field(ge=0, le=LARGEST)
     step_in_epoch: int = Field(ge=0, le=LARGEST)
     totals: _Totals
+    optimizer: list[_Group] = []
     config: Config
     data: str = Field(pattern=r"^[0-9a-f]{64}$")
     tracker_id: str = Field(pattern=r"^([0-9a-f]{32})?$")
@@ -90,9 +103,21 @@ def parse(content: bytes) -> dict[str, Any]:
     refuse_newer(number)
     if isinstance(fields.get("config"), dict) and (unknown := unknown_keys(fields["config"])):
         raise NewerVersion(f"has settings of a newer version: {', '.join(unknown)}")
-    if number == 1 and "arithmetic" in fields:
-        raise ValueError("arithmetic: format 1 does not have it")
+    if number < FORMAT:
+        fields = _from_older(fields, number)
     try:
         return _State.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
         raise ValueError(first_problem(error)) from error
+
+
+def _from_older(fields: dict[str, Any], number: int) -> dict[str, Any]:
+    """The fields of a state.json of format 1 or 2, as this version writes them."""
+    for name in ("optimizer", "arithmetic") if number == 1 else ("optimizer",):
+        if name in fields:
+            raise ValueError(f"{name}: format {number} does not have it")
+    totals = fields.get("totals")
+    if not isinstance(totals, dict) or set(totals) != OLDER_TOTALS:
+        raise ValueError(f"totals: needs {', '.join(sorted(OLDER_TOTALS))}")
+    new = {"loss_sum": totals["squared_error"], "divisor": None}
+    return {**fields, "totals": {"correct": totals["correct"], "samples": totals["samples"], **new}}

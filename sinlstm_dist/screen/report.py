@@ -3,6 +3,7 @@
 A report that is enabled never waits for its stream: the other processes would wait for this one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ from sinlstm_dist.screen.live import LiveProgress, Preview
 from sinlstm_dist.screen.stream import Stream
 
 SPARK_COLUMNS = 40
+VALUES = ("loss", "accuracy", "samples")  # columns of the table of results
 WORSE = (
-    'worse than "the last value again", which learns nothing: try more epochs (train.epochs) or '
-    "a larger learning rate (optim.lr)"
+    'worse than "{}", which learns nothing: try more epochs (train.epochs) or another learning rate'
 )
 FILE_WIDTH = 100  # columns where no terminal has a width
 
@@ -119,7 +120,7 @@ class Report:
         self,
         summary: Summary,
         *,
-        baseline: Totals,
+        baselines: Mapping[str, Totals],
         folder: str,
         history: Sequence[Mapping[str, Any]] = (),
     ) -> None:
@@ -127,41 +128,52 @@ class Report:
 
         Args:
             summary: how the run ended.
-            baseline: totals of "the last value again" over the test windows.
+            baselines: predictions that learn nothing, by name: their totals over the test data.
             folder: the run folder.
             history: metrics of all finished epochs, for the small curve.
         """
         if not self._enabled:
             return
         if summary.metrics:
-            self._screen.print(_results(summary, baseline))
+            self._screen.print(_results(summary, baselines))
         if len(history) > 1 and self._screen.can_say(sketch.BLOCKS):
             self._screen.print(_loss_curve([record["test_loss"] for record in history]))
         self._screen.say(f"{summary.outcome}: {summary.reason}")
-        test_loss = summary.metrics.get("test_loss", 0.0)  # of a run that lost files, unknown
-        if summary.outcome == "completed" and test_loss > baseline.loss:
-            self._screen.say(WORSE)
+        if summary.outcome == "completed" and (better := _better(baselines, summary.metrics)):
+            self._screen.say(WORSE.format(better))
         self._screen.say(f"results in {folder}")
 
 
-def _results(summary: Summary, baseline: Totals) -> Table:
-    """Train and test of the last epoch, the best epoch, and the baseline that learns nothing."""
+def _better(baselines: Mapping[str, Totals], metrics: Mapping[str, Any]) -> str:
+    """The best of the baselines that have a lower test loss than the model; "" if there is none.
+
+    Args:
+        metrics: of the last epoch; empty if the run lost its files.
+    """
+    losses = {name: totals.loss for name, totals in baselines.items()}
+    losses = {n: loss for n, loss in losses.items() if loss < metrics.get("test_loss", -math.inf)}
+    return min(losses, key=losses.__getitem__, default="")
+
+
+def _results(summary: Summary, baselines: Mapping[str, Totals]) -> Table:
+    """Train and test of the last epoch, the best epoch, and what learns nothing."""
+    rows = [
+        (f"{name} {record['epoch']}", *(record.get(f"{kind}_{value}") for value in VALUES))
+        for name, record, kind in (
+            ("train, epoch", summary.metrics, "train"),
+            ("test, epoch", summary.metrics, "test"),
+            ("test, best epoch", summary.best, "test"),
+        )
+    ]
+    rows += [(f"test, {name}", t.loss, t.accuracy, t.samples) for name, t in baselines.items()]
+    has_accuracy = any(accuracy is not None for _, _, accuracy, _ in rows)
     table = Table()
     table.add_column("")
-    for heading in ("loss", "accuracy", "samples"):
+    for heading in VALUES if has_accuracy else ("loss", "samples"):
         table.add_column(heading, justify="right")
-
-    def add(name: str, loss: float, accuracy: float, samples: int) -> None:
-        table.add_row(name, f"{loss:.4e}", f"{accuracy:.4f}", f"{samples:,}")
-
-    for name, record, kind in (
-        (f"train, epoch {summary.epochs}", summary.metrics, "train"),
-        (f"test, epoch {summary.epochs}", summary.metrics, "test"),
-        (f"test, best epoch {summary.best['epoch']}", summary.best, "test"),
-    ):
-        values = (record[f"{kind}_{quantity}"] for quantity in ("loss", "accuracy", "samples"))
-        add(name, *values)
-    add("test, last value again", baseline.loss, baseline.accuracy, baseline.samples)
+    for name, loss, accuracy, samples in rows:
+        cell = "" if accuracy is None else f"{accuracy:.4f}"
+        table.add_row(name, f"{loss:.4e}", *[cell] * has_accuracy, f"{samples:,}")
     return table
 
 

@@ -275,6 +275,6 @@ def _miscount(
         )
     if not abs(totals.loss - loss) <= ROUNDING * loss:
         problems.append(f"{what}: loss {totals.loss:.6f}, recount {loss:.6f}")
-    if not fewest <= totals.correct <= most:
+    if totals.correct is None or not fewest <= totals.correct <= most:
         problems.append(f"{what}: {totals.correct} correct, recount {most}")
     return problems
