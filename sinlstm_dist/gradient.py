@@ -21,6 +21,7 @@ from torch import nn
 
 from sinlstm_dist import lstm
 from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.steps import pieces
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
@@ -30,7 +31,6 @@ from sinlstm_dist.reduction import (
     is_fused,
     light,
     new_reduction,
-    pieces,
     some_pieces,
     to_totals,
 )
@@ -154,10 +154,11 @@ def gradient_rows(
         out: (pieces, G + 3) for G parameters; overwritten.
     """
     if not is_fused(model):
-        for row, (windows, targets) in zip(out, pieces(batch, piece_sizes), strict=True):
-            if len(windows) == 0:
+        for row, piece in zip(out, pieces(batch, piece_sizes), strict=True):
+            if piece is None:
                 row.zero_()
                 continue
+            windows, targets = piece
             totals = count(model(windows), targets, tolerance=tolerance)
             gradients = torch.autograd.grad(totals[0], parameters)
             torch.cat([*(g.flatten() for g in gradients), totals.detach()], out=row)

@@ -26,6 +26,7 @@ from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.run.checkpoint import Layout, shapes
 from sinlstm_dist.trained import read_weights
 
@@ -134,10 +135,17 @@ def _splits(config: Config, world: World) -> tuple[Split, Split]:
             seed=settings.seed, epoch=epoch, size=plan.size, sampling=settings.sampling
         )
 
+    fetched = {"whole": True, "by_array": True}
     test_plan = new_test_plan(len(test), config, world, num_pieces=num_pieces)
     return (
-        deal_out(train, plan, order=order),
-        deal_out(test, test_plan, order=lambda _: in_order(test_plan.size)),
+        deal_out(train, plan, order=order, seed=stream(SAMPLES, settings.seed), **fetched),
+        deal_out(
+            test,
+            test_plan,
+            order=lambda _: in_order(test_plan.size),
+            seed=stream(TEST_SAMPLES, settings.seed),
+            **fetched,
+        ),
     )
 
 

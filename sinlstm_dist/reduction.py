@@ -14,7 +14,7 @@ from torch import nn
 
 from sinlstm_dist import lstm
 from sinlstm_dist.data.sine import Batch
-from sinlstm_dist.data.steps import Split
+from sinlstm_dist.data.steps import Split, pieces
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import Plan
@@ -67,16 +67,6 @@ def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float)
     return torch.stack((error.square().sum(), correct.to(error.dtype), samples))
 
 
-def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
-    """Cut a batch into pieces of these sizes, each in memory of its own.
-
-    A matrix library may choose its code by the alignment of its operands. The alignment of a view
-    depends on the number of processes; a fresh copy is always aligned the same way.
-    """
-    windows, targets = batch[0].split(list(sizes)), batch[1].split(list(sizes))
-    return ((w.clone(), t.clone()) for w, t in zip(windows, targets, strict=True))
-
-
 def is_fused(model: nn.Module) -> bool:
     """Whether one call computes the rows of all pieces."""
     return isinstance(model, Predictor) and model.fused
@@ -106,9 +96,12 @@ def totals_rows(
             parameters=list(model.parameters()), num_threads=num_threads,
         )  # fmt: skip
     rows = []
-    for windows, targets in pieces(batch, piece_sizes):
-        predictions = model(windows) if len(windows) else targets
-        rows.append(count(predictions, targets, tolerance=tolerance))
+    for piece in pieces(batch, piece_sizes):
+        if piece is None:
+            rows.append(batch[0].new_zeros(NUM_TOTALS))
+            continue
+        windows, targets = piece
+        rows.append(count(model(windows), targets, tolerance=tolerance))
     return torch.stack(rows)
 
 
@@ -253,8 +246,8 @@ class SharedOut:
         counts = [len(some) for some in self._subtrees]
         sums = torch.stack(self._tree.take()).view(-1, self._size, self._part)
         parts = self._peers.exchange(sums, counts)  # (all subtrees, part)
-        for pieces, part in zip(itertools.chain(*self._subtrees), parts, strict=True):
-            self._tree.add(pieces, part)
+        for some, part in zip(itertools.chain(*self._subtrees), parts, strict=True):
+            self._tree.add(some, part)
         (total,) = self._tree.take()
         return light(self._peers.gather(total)[: self._width])
 
