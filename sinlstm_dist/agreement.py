@@ -39,13 +39,30 @@ SAME = (
 )
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names and every bit of some tensors, hexadecimal."""
+def digest(value: Any) -> str:
+    """SHA-256 of every bit of tensors and other values, nested in mappings and sequences.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     sha256 = hashlib.sha256()
-    for name, tensor in tensors.items():
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha256.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    _add(value, sha256)
     return sha256.hexdigest()
+
+
+def _add(value: Any, sha256: Any) -> None:
+    if isinstance(value, Tensor):
+        sha256.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        sha256.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            sha256.update(f"{name} ".encode())
+            _add(item, sha256)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _add(item, sha256)
+    else:
+        sha256.update(f"{value!r}\n".encode())
 
 
 def check_same_model(

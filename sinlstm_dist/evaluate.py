@@ -26,14 +26,14 @@ from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
-from sinlstm_dist.data.steps import deal_out
+from sinlstm_dist.data.steps import deal_out, pieces
 from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.plan import in_order
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
+from sinlstm_dist.reduction import sum_over, to_totals, totals_rows
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.trained import Trained, read_trained
 from sinlstm_dist.words import counted
@@ -148,7 +148,9 @@ def _assess(
     """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
     plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
     samples = _TestSamples(inputs, targets, config.data)
-    split = deal_out(samples, plan, order=lambda _: in_order(plan.size))
+    split = deal_out(
+        samples, plan, order=lambda _: in_order(plan.size), seed=0, whole=True, by_array=True
+    )
     split = replace(split, loader=world.accelerator.prepare(split.loader))
     largest = torch.zeros(1, SECTORS, device=world.device)
 
@@ -179,7 +181,7 @@ def _assess(
 
 def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> torch.Tensor:
     """Absolute errors (B, 1), computed piece by piece, so they are the same on any process."""
-    parts = [(model(x) - y).abs() for x, y in pieces(batch, piece_sizes) if len(x)]
+    parts = [(model(piece[0]) - piece[1]).abs() for piece in pieces(batch, piece_sizes) if piece]
     return torch.cat(parts) if parts else torch.zeros_like(batch[1])
 
 

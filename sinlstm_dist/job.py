@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
-from sinlstm_dist.agreement import Agreement, check_same_model
+from sinlstm_dist.agreement import Agreement, check_same_model, digest
 from sinlstm_dist.arithmetic import arithmetic, versions
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
@@ -29,9 +29,12 @@ from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.probe import Probed, blame, probe
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.run.layout import Layout, shapes
 from sinlstm_dist.task import Task
 from sinlstm_dist.trained import read_weights
+
+FINGERPRINT_SAMPLES = 64  # at most
 
 
 @dataclass(frozen=True)
@@ -184,13 +187,15 @@ def _splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
     def order(epoch: int) -> np.ndarray:
         return epoch_order(seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling)
 
-    deal = functools.partial(
-        deal_out, seed=settings.seed, by_array=task.by_array, num_workers=settings.num_workers
+    train = deal_out(
+        task.train_data,
+        plan,
+        order=order,
+        seed=stream(SAMPLES, settings.seed),
+        by_array=task.by_array,
+        num_workers=settings.num_workers,
     )
-    return (
-        deal(task.train_data, plan, order=order),
-        deal_out_test(task, config, world, num_pieces=num_pieces),
-    )
+    return train, deal_out_test(task, config, world, num_pieces=num_pieces)
 
 
 def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:
@@ -206,7 +211,7 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
         task.test_data,
         Plan(size, batch_size, num_pieces, world.size, world.rank),
         order=lambda _: in_order(size),
-        seed=config.train.seed,
+        seed=stream(TEST_SAMPLES, config.train.seed),
         by_array=task.by_array,
         num_workers=config.train.num_workers,
     )
@@ -215,9 +220,18 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
 def _check_same_data(train: Split, test: Split, world: World) -> str:
     """Return the fingerprint of the data, which is the same on all processes. Collective: yes."""
     with blame("a data set"):
-        fingerprint = train.fingerprint() + test.fingerprint()
+        fingerprint = _fingerprint(train) + _fingerprint(test)
     world.check_same(data=fingerprint)
     return hashlib.sha256(fingerprint.encode()).hexdigest()
+
+
+def _fingerprint(split: Split) -> str:
+    """SHA-256 of some samples from all over a data set, hexadecimal."""
+    if split.by_array:
+        return str(split.data.fingerprint())
+    size = len(split.data)
+    some = np.linspace(0, size - 1, num=min(FINGERPRINT_SAMPLES, size)).astype(np.int64)
+    return digest((size, split.some(some, [1] * len(some))))
 
 
 def _take_weights(task: Task, config: Config, world: World) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.randomness import PIECE, seed_all, states, stream
+from sinlstm_dist.randomness import PIECES, seed_all, states, stream
 from sinlstm_dist.task import Counts, Task, row_of
 
-TESTING, REHEARSAL = -1, -2  # in place of an epoch, while the model is not trained
+TESTING, REHEARSAL = 2**63, 2**63 + 1  # in place of an epoch, while the model is not trained
 
 
 @dataclass(frozen=True)
@@ -181,4 +181,4 @@ class PieceRows:
     def _seed_for(self, place: Place, piece: int) -> None:
         """Seed all generators for one piece."""
         numbers = (self._seed, place.epoch, place.step, place.first + piece)
-        seed_all(stream(PIECE, *numbers), self.device)
+        seed_all(stream(PIECES, *numbers), self.device)

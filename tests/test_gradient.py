@@ -161,7 +161,7 @@ def test_evaluation_counts_every_test_window_once(world, lstm, size):
         model: totals_over(model, built.test, peers=world, tolerance=0.3)
         for model in (built.model, Persistence())
     }
-    windows, targets = built.test.loader.dataset[np.arange(size)]
+    windows, targets = built.test.data[np.arange(size)]
     for model, totals in found.items():
         errors = (model(windows) - targets).detach()
         assert totals.samples == size
