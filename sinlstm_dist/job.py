@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model, digest
 from sinlstm_dist.arithmetic import arithmetic, versions
+from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
 from sinlstm_dist.errors import ConfigError
@@ -27,7 +28,7 @@ from sinlstm_dist.optimizers import (
 )
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan, epoch_order, in_order
-from sinlstm_dist.probe import Probed, blame, probe
+from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.run.layout import Layout, shapes
@@ -77,7 +78,7 @@ def build(config: Config, world: World) -> Job:
     _check_configuration(config, world)
     task, code = new_task(config, world)
     train, test = _splits(task, config, world)
-    fingerprint = _check_same_data(train, test, world)
+    fingerprint = _check_same_data(train, test, config, world)
     kind = arithmetic(world, code)
     # Compare before anything is broadcast: that would hide that processes begin differently.
     check_same_model(world, kind, task.model, code=code)
@@ -92,7 +93,7 @@ def build(config: Config, world: World) -> Job:
         name: make_rows(replace(task, model=model, rows=None), probed.counts, num_threads=1)
         for name, model in task.baselines.items()
     }
-    layout = _layout(task, train.plan)
+    layout = _layout(task, train.plan, spec=config.task.build)
     gradient, train, test = _prepare(rows, train, test, world, probed, is_exact=is_exact)
     return Job(
         task=task,
@@ -143,7 +144,7 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
 
 def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
     code = user_code.load(config.task.build)
-    with blame(config.task.build):
+    with blamed(config.task.build):
         settings = code.settings.model_validate(config.task.settings())
         task = code.function(settings, config)
         if not isinstance(task, Task):
@@ -217,9 +218,9 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
     )
 
 
-def _check_same_data(train: Split, test: Split, world: World) -> str:
+def _check_same_data(train: Split, test: Split, config: Config, world: World) -> str:
     """Return the fingerprint of the data, which is the same on all processes. Collective: yes."""
-    with blame("a data set"):
+    with blamed(config.task.build):
         fingerprint = _fingerprint(train) + _fingerprint(test)
     world.check_same(data=fingerprint)
     return hashlib.sha256(fingerprint.encode()).hexdigest()
@@ -246,8 +247,7 @@ def _take_weights(task: Task, config: Config, world: World) -> None:
 
 def _probe(task: Task, train: Split, config: Config, world: World) -> Probed:
     settings = config.train
-    is_exact = settings.reduction == "ordered"
-    probed = probe(task, train, world, seed=settings.seed, is_exact=is_exact)
+    probed = probe(task, train, config, world)
     if settings.target_accuracy and not probed.counts.correct:
         raise ConfigError(
             f"train.target_accuracy={settings.target_accuracy:g}: the task counts no correct "
@@ -285,10 +285,10 @@ def _prepare(
     return gradient, train, test
 
 
-def _layout(task: Task, plan: Plan) -> Layout:
+def _layout(task: Task, plan: Plan, *, spec: str) -> Layout:
     """The layout of this run's checkpoints, learned from a step of a copy."""
     weights, state = task.model.state_dict(), optimizer_tensors(task.model, task.optimizer)
-    with blame("the optimizer"):
+    with blamed(spec):
         trial = copy.deepcopy((task.model, task.optimizer))
         trial_step(*trial)
         check_state(*trial)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist import user_code
+from sinlstm_dist.blame import blamed
+from sinlstm_dist.config import Config
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.piece_rows import REHEARSAL, PieceRows, Place
@@ -38,22 +39,22 @@ class Probed:
     keeps_state: bool = False
 
 
-def probe(task: Task, split: Split, world: World, *, seed: int, is_exact: bool) -> Probed:
+def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     """Compute one piece of the train data twice, on every process the same.
 
     Args:
         split: of the train data.
-        seed: of the run.
-        is_exact: whether bits are promised ("ordered").
+        config: of the run.
 
     Raises:
         ConfigError: the task's code fails, or it cannot keep the promise.
     """
+    is_exact, seed = config.train.reduction == "ordered", config.train.seed
     _check_names(task)
     if is_exact:
         _check_float32(task.model)
     size = split.plan.all_sizes(0)[0]
-    with blame("totals or a data set"):
+    with blamed(config.task.build):
         (piece,) = _pieces(split, [size], world)
         counts = counts_of(task.totals(task.model, piece))
         rows = PieceRows(task, counts, seed=seed, device=world.device, num_threads=1)
@@ -174,20 +175,3 @@ def _attributes(model: nn.Module) -> list[dict[str, int]]:
         {key: id(value) for key, value in vars(module).items() if key != "training"}
         for module in model.modules()
     ]
-
-
-@contextlib.contextmanager
-def blame(what: str) -> Iterator[None]:
-    """Turn an error of the user's code into one that names its file and line.
-
-    Raises:
-        ConfigError: in place of any other error.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        where = user_code.where(error)
-        place = f"{where}: " if where else f"{what}: "
-        raise ConfigError(f"task.build: {place}{type(error).__name__}: {error}") from error
