@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import KEYS, flat
+from sinlstm_dist.config import flat
 from sinlstm_dist.run.record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen.console import show_table, width_of_output
 
@@ -26,12 +26,14 @@ IF_WIDE = {"train loss", "best epoch", "processes", "seconds"}
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
     """The configuration keys in which `runs` differ, but for those that decide no result."""
-    may_decide = [key for key in KEYS if not key.startswith(("checkpoint.", "output."))]
+    keys = dict.fromkeys(key for run in runs for key in flat(run.config))
+    may_decide = [key for key in keys if not key.startswith(("checkpoint.", "output."))]
     return [key for key in may_decide if len({_setting(run, key) for run in runs}) > 1]
 
 
 def _setting(run: RunRecord, key: str) -> str:
-    return str(flat(run.config)[key])
+    """A setting of a run; "" if its task does not have it."""
+    return str(flat(run.config).get(key, ""))
 
 
 def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:
@@ -45,7 +47,7 @@ def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:
         "epochs": str(len(run.history)),
         "train loss": f"{last['train_loss']:.2e}" if last else "",
         "test loss": f"{last['test_loss']:.2e}" if last else "",
-        "test acc": f"{last['test_accuracy']:.4f}" if last else "",
+        "test acc": f"{last['test_accuracy']:.4f}" if "test_accuracy" in last else "",
         "best epoch": str(best["epoch"]) if best else "",
         "processes": str(ended.world_size) if ended else "",
         "seconds": f"{ended.wall_s:.1f}" if ended else "",
@@ -71,7 +73,9 @@ def main(options: Namespace) -> int:
         keys = differing_keys([runs[first], runs[path]])
         rows[path] = _row(path, runs[path], keys=keys)
     blank = dict.fromkeys(rows[first], "") | {"outcome": "no run"}
-    left_out = set() if width_of_output() >= WIDE else IF_WIDE
+    left_out = set() if width_of_output() >= WIDE else set(IF_WIDE)
+    if not any(row["test acc"] for row in rows.values()):  # tasks that count no correct predictions
+        left_out.add("test acc")
     shown = [rows.get(path, blank | {"run": path}) for path in options.runs]
     cells = [{name: row[name] for name in row if name not in left_out} for row in shown]
     show_table(cells, numbers=FIGURES, wrap=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist.config import SINE, Config, Data
+from sinlstm_dist.config import SINE, Config, Data, flat
 from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
@@ -44,6 +44,8 @@ class Pictures:
     def draw(self, *, only_missing: bool = False) -> list[str]:
         """Draw the data, the finished epochs and a forecast of the final weights.
 
+        Of a task of the user's own only the finished epochs: its data may be no series.
+
         Args:
             only_missing: draw nothing if the pictures are newer than the end of the run.
 
@@ -53,21 +55,32 @@ class Pictures:
         Raises:
             ConfigError: a picture cannot be written.
         """
-        if not self._enabled or (only_missing and self._are_drawn()):
+        if not self._enabled:
             return []
-        folder, run, drawn = self._folder, read_run(self._folder), [WINDOWS]
-        draw_windows(run.config.data, folder / WINDOWS)
+        folder, run, drawn = self._folder, read_run(self._folder), []
+        is_series = not _is_own_task(run.config)
+        if only_missing and self._is_drawn(FORECAST if is_series else CURVES):
+            return []
+        if is_series:
+            draw_windows(run.config.data, folder / WINDOWS)
+            drawn.append(WINDOWS)
         if run.history:
             draw_curves([folder], folder / CURVES)
             drawn.append(CURVES)
-        if (folder / WEIGHTS).exists():
+        if is_series and (folder / WEIGHTS).exists():
             draw_forecast(read_trained(folder).forecast(), run.config.data, folder / FORECAST)
             drawn.append(FORECAST)
         return drawn
 
-    def _are_drawn(self) -> bool:
-        last, end = self._folder / FORECAST, self._folder / SUMMARY
-        return last.exists() and last.stat().st_mtime_ns >= end.stat().st_mtime_ns
+    def _is_drawn(self, last: str) -> bool:
+        """Whether the last of the pictures is there, and newer than the end of the run."""
+        picture, end = self._folder / last, self._folder / SUMMARY
+        return picture.exists() and picture.stat().st_mtime_ns >= end.stat().st_mtime_ns
+
+
+def _is_own_task(config: Config) -> bool:
+    """Whether the run trained a task of the user's own, whose code is not loaded here."""
+    return bool(flat(config).get("task.build"))
 
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
@@ -87,6 +100,8 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
 
 
 def _curve(name: str, run: RunRecord) -> Curve:
+    if _is_own_task(run.config):
+        return Curve(name=name, history=run.history, resumed_after=run.resumed_after)
     return Curve(
         name=name,
         history=run.history,

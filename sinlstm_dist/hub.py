@@ -78,16 +78,7 @@ def write_card(config: str = "", summary: Summary | None = None) -> str:
     """
     parts = [_HEAD]
     if summary and (metrics := summary.metrics):
-        rows = (
-            f"| {kind} | {metrics[f'{kind}_loss']:.4e} | {metrics[f'{kind}_accuracy']:.4f} "
-            f"| {metrics[f'{kind}_samples']:,} |\n"
-            for kind in ("train", "test")
-        )
-        parts.append(
-            f"## Measured after epoch {metrics['epoch']}\n\n"
-            "| windows | mean squared error | accuracy | number |\n|---|---|---|---|\n"
-            + "".join(rows)
-        )
+        parts.append(f"## Measured after epoch {metrics['epoch']}\n\n{_table(metrics)}")
         versions = ", ".join(f"{name} {value}" for name, value in summary.versions.items())
         parts.append(
             f"Trained on {summary.world_size} process(es), {summary.device}, with {versions}.\n"
@@ -96,6 +87,18 @@ def write_card(config: str = "", summary: Summary | None = None) -> str:
         shared, _, _ = config.partition("\n[output]")  # it names folders of this machine
         parts.append(f"## Configuration\n\n```toml\n{shared}```\n")
     return "\n".join(parts)
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    """The metrics of an epoch; without accuracies if they were not counted."""
+    has_accuracy = all(f"{kind}_accuracy" in metrics for kind in ("train", "test"))
+    rows = [["windows", "mean squared error", *["accuracy"] * has_accuracy, "number"]]
+    rows.append(["---"] * len(rows[0]))
+    for kind in ("train", "test"):
+        accuracy = [f"{metrics[f'{kind}_accuracy']:.4f}"] if has_accuracy else []
+        loss, samples = metrics[f"{kind}_loss"], metrics[f"{kind}_samples"]
+        rows.append([kind, f"{loss:.4e}", *accuracy, f"{samples:,}"])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 _HEAD = """---

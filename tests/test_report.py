@@ -1,6 +1,7 @@
 """What a person sees: plain lines in a file, a panel, a live line and a table on a terminal."""
 
 import io
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from terminals import Terminal, on_terminal
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen import columns, live
-from sinlstm_dist.screen.columns import HEAD, WIDTHS
+from sinlstm_dist.screen.columns import WIDTHS
 from sinlstm_dist.screen.console import Screen, show_error
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.screen.stream import Stream
@@ -71,9 +72,9 @@ def test_a_file_has_few_lines_of_fixed_columns(epochs, capsys):
     head, *rows = table_lines(printed)
     assert len(rows) <= 40
     assert [int(row.split()[0]) for row in (rows[0], rows[-1])] == [1, epochs]
-    assert head.split() == " ".join(HEAD).split()
-    assert {len(line) for line in (head, *rows)} == {sum(WIDTHS)}
-    ends = [sum(WIDTHS[: i + 1]) for i in range(len(WIDTHS))]
+    assert head.split() == " ".join(WIDTHS).split()
+    assert {len(line) for line in (head, *rows)} == {sum(WIDTHS.values())}
+    ends = list(itertools.accumulate(WIDTHS.values()))
     for line in rows:  # every cell ends at its column's edge, and a blank is before it
         assert len(line.split()) == len(WIDTHS)
         assert all(line[end - 1] != " " for end in ends)
@@ -175,7 +176,7 @@ def test_a_long_epoch_gives_a_sign_of_life(capsys, monkeypatch):
     account = Report(enabled=True, epochs=3)
     account.begin_training(finished_epochs=0, num_steps=10)
     account.step(epoch=1, step=4)
-    assert capsys.readouterr().out.endswith("\nepoch 1: step 4 of 10\n")
+    assert capsys.readouterr().out == "epoch 1: step 4 of 10\n"
 
 
 def test_an_error_is_one_line_per_problem_as_it_is_written(capsys):

@@ -87,11 +87,24 @@ def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     contents = {
-        WEIGHTS: save(checkpoint.weights),
-        OPTIMIZER: save(checkpoint.optimizer),
+        WEIGHTS: to_bytes(checkpoint.weights),
+        OPTIMIZER: to_bytes(checkpoint.optimizer),
         STATE: _json_bytes({**checkpoint.state, "format": state.FORMAT}),
     }
     return {**contents, MANIFEST: _manifest(contents)}
+
+
+def to_bytes(tensors: Tensors) -> bytes:
+    """The content of a safetensors file. Tied weights are in it under each of their names.
+
+    safetensors refuses tensors that share memory or are transposed, so it gets plain copies.
+    """
+    return save(
+        {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+    )
 
 
 def read(folder: Path) -> Checkpoint:

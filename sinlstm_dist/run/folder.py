@@ -13,8 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from sinlstm_dist.run import checkpoint as checkpoints
 from sinlstm_dist.run import files
 from sinlstm_dist.run.checkpoint import Checkpoint, Tensors
@@ -136,7 +134,7 @@ class RunFolder:
         """
         folder, digest = self._held(), ""
         if weights is not None:
-            content = save(weights)
+            content = checkpoints.to_bytes(weights)
             digest = hashlib.sha256(content).hexdigest()
             files.replace_synced(folder / WEIGHTS, content)
         if not files.kind_of(folder / CONFIG):  # somebody removed it

@@ -37,16 +37,19 @@ Loss = Annotated[float, Field(allow_inf_nan=False)]  # a task's own may be negat
 
 
 class Epoch(BaseModel):
-    """A line of metrics.jsonl, for checking lines that are read."""
+    """A line of metrics.jsonl, for checking lines that are read.
+
+    A task that counts no correct predictions leaves the accuracies out.
+    """
 
     model_config = ConfigDict(strict=True)
 
     epoch: Annotated[Count, Field(ge=1)]
     step: Annotated[Count, Field(ge=1)]
     train_loss: Loss
-    train_accuracy: Share | None = None
+    train_accuracy: Share = 0.0
     test_loss: Loss
-    test_accuracy: Share | None = None
+    test_accuracy: Share = 0.0
     train_samples: Count
     test_samples: Count
     epoch_s: Amount

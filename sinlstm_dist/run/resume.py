@@ -28,7 +28,7 @@ from sinlstm_dist.run.record import (
 
 # Keys that a resumed run may change: they change no result.
 MAY_CHANGE = {
-    "train.epochs", "train.target_accuracy", "train.timeout_s",
+    "train.epochs", "train.target_accuracy", "train.timeout_s", "train.num_workers",
     "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
     "output.dir", "output.plots", "output.trackers",
 }  # fmt: skip
@@ -194,23 +194,48 @@ class Search:
 
     def _check_continues(self, folder: Path, state: Mapping[str, Any]) -> None:
         self._refuse_another(state["config"], folder)
-        epochs, source = self._config["train"]["epochs"], self._config["data"]["source"]
+        epochs = self._config["train"]["epochs"]
         trained = state["epoch"] + bool(state["step_in_epoch"])
         if trained > epochs:
             raise ConfigError(
                 f"train.epochs={epochs} is fewer than the {trained} that {folder} has begun: set "
                 "at least as many, or choose another output.dir"
             )
-        if state["data"] != self._fingerprint and source != SINE:
-            raise ConfigError(
-                f"{folder} was trained on other values than {source} holds now: restore that file, "
-                "or choose another output.dir"
-            )
         if state["data"] != self._fingerprint:
-            raise ConfigError(
-                f"{folder} was trained on other data than this installation makes from the same "
-                "configuration: continue it with the versions that its summary.json names"
+            raise ConfigError(f"{folder} was trained on other {self._other_data()}")
+        self._check_schedule(folder, state)
+
+    def _other_data(self) -> str:
+        """What a checkpoint with another fingerprint was trained on, and what to do."""
+        source = self._config["data"]["source"]
+        if task := self._config.get("task", {}).get("build"):
+            return (
+                f"samples than task.build={task} gives now: restore its code and its data, or "
+                "choose another output.dir"
             )
+        if source != SINE:
+            return (
+                f"values than {source} holds now: restore that file, or choose another output.dir"
+            )
+        return (
+            "data than this installation makes from the same configuration: continue it with the "
+            "versions that its summary.json names"
+        )
+
+    def _check_schedule(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Refuse another number of epochs with which earlier steps had had other learning rates."""
+        factor, per_epoch = self._layout.lr_factor, self._layout.num_steps
+        before, now = (config["train"]["epochs"] for config in (state["config"], self._config))
+        if factor is None or before == now:
+            return
+        for step in range(state["step"]):
+            old, new = factor(step, before * per_epoch), factor(step, now * per_epoch)
+            if old != new:
+                raise ConfigError(
+                    f"train.epochs was {before} and is {now} (in {folder}), and lr_factor depends "
+                    f"on it: step {step} had the factor {old:g} and would now have {new:g}; keep "
+                    f"train.epochs={before}, or choose another output.dir"
+                )
 
 
 def ended_summary(path: Path, config: Mapping[str, Any]) -> Summary | None:
@@ -252,13 +277,15 @@ def _config_in(path: Path) -> dict[str, Any] | None:
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The differences that make `after` another run than `before`: `key was X and is Y`.
 
-    A key that `before` lacks has its default: an older version wrote it.
+    A key that `before` lacks has its default: an older version wrote it. A setting of a task's own
+    has none, and is then None.
     """
+    own = [f"task.{key}" for config in (before, after) for key in config.get("task", {})]
     changes = []
-    for name in KEYS:
-        section, key = name.split(".")
-        default = SECTIONS[section].model_fields[key].default
-        old, new = before.get(section, {}).get(key, default), after[section][key]
+    for name in dict.fromkeys([*KEYS, *own]):
+        section, _, key = name.partition(".")
+        default = SECTIONS[section].model_fields[key].default if name in KEYS else None
+        old, new = (config.get(section, {}).get(key, default) for config in (before, after))
         if name not in MAY_CHANGE and old != new:
             changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
     return changes

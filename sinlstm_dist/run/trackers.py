@@ -104,7 +104,8 @@ class Trackers:
     def end(self, summary: Summary) -> None:
         """Send the numbers that sum up a run, unless it was stopped."""
         if summary.outcome != "stopped" and summary.metrics:
-            figures = {key: summary.metrics[key] for key in ("test_loss", "test_accuracy")}
+            names = ("test_loss", "test_accuracy")
+            figures = {key: summary.metrics[key] for key in names if key in summary.metrics}
             figures |= {"best_test_loss": summary.best["test_loss"], "wall_s": summary.wall_s}
             values = {f"summary/{key}": value for key, value in figures.items()}
             for name, tracker in list(self._trackers.items()):
@@ -164,7 +165,8 @@ def _plain(value: Any) -> bool | int | float | str:
 
 
 def _log(tracker: Any, record: Mapping[str, Any]) -> None:
-    tracker.log({name: record[name] for name in TRACKED}, step=record["step"])
+    values = {name: record[name] for name in TRACKED if name in record}
+    tracker.log(values, step=record["step"])
 
 
 def _show_hyperparameters(writer: Any, values: dict[str, Any]) -> None:

@@ -25,17 +25,18 @@ class Curve:
     Args:
         name: the run's name in the legend.
         history: metrics of the finished epochs, as in metrics.jsonl; at least one.
-        baseline: loss and accuracy of "the last value again" on the run's test windows.
         resumed_after: the steps after which the run was resumed.
-        tolerance: an error below this counts as correct.
+        baseline: loss and accuracy of "the last value again" on the run's test windows; None for a
+            task of the user's own.
+        tolerance: an error below this counts as correct; None for a task of the user's own.
         unit: of errors and of `tolerance`, such as "std"; "" without one.
     """
 
     name: str
     history: Sequence[Mapping[str, Any]]
-    baseline: tuple[float, float]
     resumed_after: Sequence[int]
-    tolerance: float
+    baseline: tuple[float, float] | None = None
+    tolerance: float | None = None
     unit: str = ""
 
     @property
@@ -45,7 +46,7 @@ class Curve:
 
 
 def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
-    """Draw loss and accuracy of one run or of several.
+    """Draw loss and accuracy of one run or of several; no accuracy if no run has one.
 
     The x axis counts epochs; optimizer steps if an epoch is not the same number of steps in all
     runs.
@@ -56,21 +57,44 @@ def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
     """
     in_steps = len({curve.steps_per_epoch for curve in curves}) > 1
     colored = list(zip(curves, itertools.cycle(COLORS), strict=False))
-    with drawing(path, heights=(3, 2), size=(8, 5)) as (loss, accuracy):
-        for index, (axes, quantity) in enumerate(((loss, "loss"), (accuracy, "accuracy"))):
+    has_accuracy = any(_has(curve, "accuracy") for curve in curves)
+    with drawing(path, heights=(3, 2) if has_accuracy else (1,), size=(8, 5)) as (loss, *others):
+        quantities = zip((loss, *others), ("loss", "accuracy"), strict=False)
+        for index, (axes, quantity) in enumerate(quantities):
             for curve, color in colored:
-                _curve(axes, curve, quantity, color=color, in_steps=in_steps)
+                if _has(curve, quantity):
+                    _curve(axes, curve, quantity, color=color, in_steps=in_steps)
             for baseline, color in _baselines(colored).items():
                 axes.axhline(baseline[index], color=color, zorder=1, **BASELINE_STYLE)
             axes.margins(x=0.01)
-        loss.set_yscale("log")
-        unit = _common([curve.unit for curve in curves])
-        loss.set_ylabel("mean squared error" + (f" ({unit}²)" if unit else ""))
-        accuracy.set_ylim(-0.04, 1.04)
-        accuracy.set_ylabel(_accuracy_label(curves))
-        whole_numbers(accuracy, "optimizer step" if in_steps else "epoch")
-        _legend_of_styles(loss, with_resumed=any(curve.resumed_after for curve in curves))
+        if all(_is_positive(curve) for curve in curves):
+            loss.set_yscale("log")
+        loss.set_ylabel(_loss_label(curves))
+        for accuracy in others:
+            accuracy.set_ylim(-0.04, 1.04)
+            accuracy.set_ylabel(_accuracy_label(curves))
+        whole_numbers([loss, *others][-1], "optimizer step" if in_steps else "epoch")
+        _legend_of_styles(loss, curves)
         _legend_of_runs(loss, colored)
+
+
+def _has(curve: Curve, quantity: str) -> bool:
+    """Whether all of a run's epochs have a loss, or an accuracy."""
+    names = (f"train_{quantity}", f"test_{quantity}")
+    return all(name in record for record in curve.history for name in names)
+
+
+def _is_positive(curve: Curve) -> bool:
+    """Whether a logarithmic scale can show something of a run's losses."""
+    losses = (record[name] for record in curve.history for name in ("train_loss", "test_loss"))
+    return curve.tolerance is not None or min(losses) > 0
+
+
+def _loss_label(curves: Sequence[Curve]) -> str:
+    if any(curve.tolerance is None for curve in curves):
+        return "loss"
+    unit = _common([curve.unit for curve in curves])
+    return "mean squared error" + (f" ({unit}²)" if unit else "")
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -79,6 +103,8 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _accuracy_label(curves: Sequence[Curve]) -> str:
+    if any(curve.tolerance is None for curve in curves):
+        return "accuracy"
     within = _common([f"{curve.tolerance:g} {curve.unit}".strip() for curve in curves])
     return f"accuracy\n(within ±{within})" if within else "accuracy"
 
@@ -87,7 +113,8 @@ def _baselines(colored: Sequence[tuple[Curve, str]]) -> dict[tuple[float, float]
     """The colour of each baseline: grey if there is one, else that of its first run."""
     colors: dict[tuple[float, float], str] = {}
     for curve, color in colored:
-        colors.setdefault(curve.baseline, color)
+        if curve.baseline is not None:
+            colors.setdefault(curve.baseline, color)
     return colors if len(colors) > 1 else dict.fromkeys(colors, GREY)
 
 
@@ -105,14 +132,15 @@ def _curve(axes: "Axes", curve: Curve, quantity: str, *, color: str, in_steps: b
         axes.axvline(place, color=color, **RESUMED_STYLE)
 
 
-def _legend_of_styles(axes: "Axes", *, with_resumed: bool) -> None:
+def _legend_of_styles(axes: "Axes", curves: Sequence[Curve]) -> None:
     """What each style of line means, above the axes."""
     from matplotlib.lines import Line2D
 
     styles: dict[str, Any] = {"test": {}, "train": {"color": tint(GREY), "linewidth": TRAIN_WIDTH}}
-    if with_resumed:
+    if any(curve.resumed_after for curve in curves):
         styles["resumed"] = RESUMED_STYLE
-    styles["the last value again"] = BASELINE_STYLE
+    if any(curve.baseline for curve in curves):
+        styles["the last value again"] = BASELINE_STYLE
     lines = [
         Line2D([], [], **{"color": GREY, **style}, label=label) for label, style in styles.items()
     ]

@@ -96,7 +96,9 @@ class LiveProgress:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Note a finished epoch."""
-        self._figures = f"test loss {record['test_loss']:.2e}  acc {record['test_accuracy']:.3f}"
+        self._figures = f"test loss {record['test_loss']:.2e}"
+        if "test_accuracy" in record:
+            self._figures += f"  acc {record['test_accuracy']:.3f}"
         self._speed = f"  {record['samples_per_s'] / 1000:.0f}k samples/s"
         self._note(record["epoch"])
 

@@ -136,8 +136,9 @@ class Report:
             return
         if summary.metrics:
             self._screen.print(_results(summary, baselines))
-        if len(history) > 1 and self._screen.can_say(sketch.BLOCKS):
-            self._screen.print(_loss_curve([record["test_loss"] for record in history]))
+        losses = [record["test_loss"] for record in history]
+        if len(losses) > 1 and min(losses) >= 0 and self._screen.can_say(sketch.BLOCKS):
+            self._screen.print(_loss_curve(losses))
         self._screen.say(f"{summary.outcome}: {summary.reason}")
         if summary.outcome == "completed" and (better := _better(baselines, summary.metrics)):
             self._screen.say(WORSE.format(better))
