@@ -32,7 +32,7 @@ from sinlstm_dist.model import Persistence
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import sum_over, to_totals, totals_rows
+from sinlstm_dist.reduction import sum_over
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.task import Counts, Task
 from sinlstm_dist.trained import Trained, read_trained

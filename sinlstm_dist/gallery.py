@@ -10,7 +10,7 @@ from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.reduction import count
+from sinlstm_dist.sine import totals
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
 from sinlstm_dist.screen.curves import Curve, curves_picture
@@ -116,9 +116,9 @@ def _baseline(config: Config) -> tuple[float, float]:
     """Loss and accuracy of "the last value again" on the test windows."""
     _, test = datasets(config.data)
     windows, targets = test[np.arange(min(len(test), BASELINE_SAMPLES))]
-    totals = count(Persistence()(windows), targets, tolerance=config.train.tolerance)
-    squared_error, correct, samples = totals.tolist()
-    return squared_error / samples, correct / samples
+    tolerance = config.train.tolerance
+    squared_error, correct = totals(Persistence(), (windows, targets), tolerance=tolerance)
+    return squared_error.item() / len(windows), correct.item() / len(windows)
 
 
 def draw_windows(settings: Data, output: Path) -> None:

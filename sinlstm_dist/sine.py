@@ -32,7 +32,12 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         ConfigError: the series cannot be used.
     """
     train, test = datasets(config.data)
-    model = new_model(config, recurrence)
+    model = Predictor(
+        hidden_size=config.model.hidden_size,
+        num_layers=config.model.num_layers,
+        scaled=config.data.source != SINE,
+        fused=recurrence.name == "fused",
+    )
     if model.scaling and isinstance(train, SeriesDataset):
         model.scaling.set(train.scale.mean, train.scale.std)
     return Task(
@@ -52,16 +57,6 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
             f"{counted(config.data.window, 'step')}, {describe_source(config.data)}",
             "recurrence": f"{recurrence.name} ({recurrence.reason})",
         },
-    )
-
-
-def new_model(config: Config, recurrence: lstm.Choice) -> Predictor:
-    """The untrained model, with weights from torch's generator, on the CPU."""
-    return Predictor(
-        hidden_size=config.model.hidden_size,
-        num_layers=config.model.num_layers,
-        scaled=config.data.source != SINE,
-        fused=recurrence.name == "fused",
     )
 
 
