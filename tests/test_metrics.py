@@ -73,3 +73,18 @@ def test_infinite_and_nan_losses_are_seen():
     assert Totals(1e300, 0, 1).is_finite
     assert not (Totals(1e300, 0, 1) + Totals(math.inf, 0, 1)).is_finite
     assert not (Totals(0.0, 0, 1) + Totals(math.nan, 0, 1)).is_finite
+
+
+def test_a_divisor_takes_the_place_of_the_samples():
+    """Two batches of sentences: their loss is per token, and padding counts for nothing."""
+    total = Totals() + Totals(6.0, 1, 2, divisor=4.0) + Totals(2.0, 5, 2, divisor=12.0)
+    assert total == Totals(8.0, 6, 4, divisor=16.0)
+    assert (total.loss, total.accuracy) == (0.5, 0.375)
+    assert not Totals(0.0, 0, 2, divisor=0.0).is_finite  # nothing but padding
+
+
+def test_what_counts_no_correct_predictions_has_no_accuracy():
+    total = Totals() + Totals(3.0, None, 2) + Totals(1.0, None, 2)
+    assert total == Totals(4.0, None, 4)
+    assert (total.loss, total.accuracy) == (1.0, None)
+    assert (Totals(1.0, None, 1) + Totals(1.0, 1, 1)).accuracy is None

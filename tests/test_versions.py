@@ -13,6 +13,9 @@ import tomli_w
 from launching import SETTINGS, check_same, flags
 from nursery import Nursery
 
+from sinlstm_dist.run import checkpoint
+from sinlstm_dist.run.checkpoint import DamagedCheckpoint
+
 LATER_KEYS = ("model.lstm", "train.timeout_s", "data.test_phase")  # as if they were new, defaults
 
 
@@ -45,8 +48,17 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
+def to_second_format(state: dict[str, Any]) -> None:
+    """As the version wrote it whose only task was the built-in one."""
+    state["format"] = 2
+    state.pop("optimizer", None)
+    del state["totals"]["divisor"]
+    state["totals"]["squared_error"] = state["totals"].pop("loss_sum")
+
+
 def to_first_format(state: dict[str, Any], *, without: tuple[str, ...] = ()) -> None:
     """As the version wrote it that had no number of a format yet."""
+    to_second_format(state)
     del state["format"], state["arithmetic"]
     for name in without:
         section, key = name.split(".")
@@ -75,6 +87,37 @@ def test_an_older_run_goes_on(train, runs: Path, tmp_path: Path, without) -> Non
     check_same(tmp_path / "run", runs / "complete")
 
 
+def test_a_run_goes_on_that_a_kill_ended_in_an_epoch(train, runs: Path, tmp_path: Path) -> None:
+    """The totals of its first steps have another name in format 2."""
+    faults = [{"rank": 0, "of": "step", "at": 9, "do": "kill"}]
+    assert train({"checkpoint.every_steps": 1}, faults=faults).codes == [-signal.SIGKILL]
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        rewrite(folder, to_second_format)
+    totals = json.loads((folder.parent / "step-00000008" / "state.json").read_bytes())["totals"]
+    assert sorted(totals) == ["correct", "samples", "squared_error"]
+    assert totals["squared_error"] > 0
+    again = train({"checkpoint.every_steps": 1}, processes=2)
+    assert again.codes == [0, 0], again.stderr
+    assert "continues in epoch 3, after step 8" in again.stdout
+    check_same(tmp_path / "run", runs / "complete")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"optimizer": []}, "optimizer: format 2 does not have it"),
+        ({"totals": {"loss_sum": 0.0, "correct": 0, "samples": 0}}, "totals: needs correct, "),
+    ],
+)
+def test_an_older_format_has_no_newer_fields(runs: Path, tmp_path: Path, wrong, told: str) -> None:
+    folder = shutil.copytree(runs / "killed" / "checkpoints" / "step-00000006", tmp_path / "one")
+    rewrite(folder, to_second_format)
+    checkpoint.read(folder)  # negative control
+    rewrite(folder, lambda state: state.update(wrong))
+    with pytest.raises(DamagedCheckpoint, match=told):
+        checkpoint.read(folder)
+
+
 def test_an_older_checkpoint_of_another_run_is_another_run(train, runs, tmp_path: Path) -> None:
     """Negative control: a key that it does not know means the default, not whatever is set."""
     shutil.copytree(runs / "killed", tmp_path / "run")
@@ -86,7 +129,7 @@ def test_an_older_checkpoint_of_another_run_is_another_run(train, runs, tmp_path
 
 
 def newer_format(state: dict[str, Any]) -> None:
-    state["format"] = 3
+    state["format"] = 4
 
 
 def newer_key(state: dict[str, Any]) -> None:
@@ -94,15 +137,15 @@ def newer_key(state: dict[str, Any]) -> None:
 
 
 def newer_section(state: dict[str, Any]) -> None:
-    state["config"]["task"] = {"build": ""}
+    state["config"]["schedule"] = {"warm_up": 0}
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (newer_format, "is of format 3, written by a newer version"),
+        (newer_format, "is of format 4, written by a newer version"),
         (newer_key, "has settings of a newer version: data.difference"),
-        (newer_section, "has settings of a newer version: task"),
+        (newer_section, "has settings of a newer version: schedule"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -140,7 +183,7 @@ def test_a_newer_format_may_have_other_files(train, runs, tmp_path: Path, vouche
     started = train()
     if vouched:
         assert started.codes == [2]
-        assert "step-00000006/state.json is of format 3" in started.stderr
+        assert "step-00000006/state.json is of format 4" in started.stderr
         assert content(tmp_path) == before
     else:
         assert started.codes == [0]
@@ -166,7 +209,7 @@ def test_an_older_complete_run_is_left_byte_for_byte(train, runs, tmp_path: Path
 def test_a_newer_complete_run_is_refused(train, runs, tmp_path: Path) -> None:
     shutil.copytree(runs / "complete", tmp_path / "run")
     with (tmp_path / "run" / "config.toml").open("a") as file:
-        file.write('\n[task]\nbuild = ""\n')
+        file.write("\n[schedule]\nwarm_up = 0\n")
     before = content(tmp_path)
     refused = train()
     assert refused.codes == [2]
