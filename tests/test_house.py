@@ -21,8 +21,8 @@ ORDER = [
     "status", "early", "__init__", "words", "errors", "problems", "sections", "blame", "user_code",
     "config", "plan", "data", "lstm", "metrics", "run", "hub", "model", "optim", "rollout",
     "trained", "processes", "arithmetic", "tree", "reduction", "gradient", "agreement", "screen",
-    "gallery", "command_line", "command", "job", "logbook", "train", "evaluate", "forecast", "plot",
-    "export", "compare", "verify", "__main__",
+    "gallery", "flags", "command_line", "command", "job", "logbook", "train", "evaluate",
+    "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -30,7 +30,7 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 # What a fresh process loads, directly or not.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
-    "plan", "metrics", "hub", "rollout", "command_line", "command", "compare", "__main__",
+    "plan", "metrics", "hub", "rollout", "flags", "command_line", "command", "compare", "__main__",
     "processes.launcher", "processes.stop", "processes.alive", "run.record", "run.files",
     "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),

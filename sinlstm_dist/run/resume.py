@@ -28,7 +28,7 @@ from sinlstm_dist.run.record import (
 
 # Keys that a resumed run may change: they change no result.
 MAY_CHANGE = {
-    "train.epochs", "train.target_accuracy", "train.timeout_s",
+    "train.epochs", "train.target_accuracy", "train.timeout_s", "train.num_workers",
     "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
     "output.dir", "output.plots", "output.trackers",
 }  # fmt: skip
@@ -252,13 +252,21 @@ def _config_in(path: Path) -> dict[str, Any] | None:
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The differences that make `after` another run than `before`: `key was X and is Y`.
 
-    A key that `before` lacks has its default: an older version wrote it.
+    A key that `before` lacks has its default: an older version wrote it. The user's own keys have
+    none here. Their code may be named in another way, as after its file was moved.
     """
+    users = [f"task.{key}" for key in {**before.get("task", {}), **after["task"]}]
     changes = []
-    for name in KEYS:
-        section, key = name.split(".")
-        default = SECTIONS[section].model_fields[key].default
-        old, new = before.get(section, {}).get(key, default), after[section][key]
-        if name not in MAY_CHANGE and old != new:
+    for name in dict.fromkeys([*KEYS, *users]):
+        old, new = _value(before, name), _value(after, name)
+        is_same = bool(old) == bool(new) if name == "task.build" else old == new
+        if name not in MAY_CHANGE and not is_same:
             changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
     return changes
+
+
+def _value(config: Mapping[str, Any], name: str) -> Any:
+    """The value of a key; without one its default, and None for a key of the user's own."""
+    section, _, key = name.partition(".")
+    field = SECTIONS[section].model_fields.get(key)
+    return config.get(section, {}).get(key, field.default if field else None)
