@@ -5,14 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist.config import SINE, Config, Data
+from sinlstm_dist.config import SINE, Config, Data, named_build
 from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.reduction import count
 from sinlstm_dist.rollout import Forecast
-from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
+from sinlstm_dist.run.record import (
+    CONFIG,
+    CURVES,
+    FORECAST,
+    SUMMARY,
+    WEIGHTS,
+    WINDOWS,
+    RunRecord,
+    read_run,
+)
 from sinlstm_dist.screen.curves import Curve, curves_picture
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture, windows_picture
 from sinlstm_dist.trained import read_trained
@@ -44,6 +53,8 @@ class Pictures:
     def draw(self, *, only_missing: bool = False) -> list[str]:
         """Draw the data, the finished epochs and a forecast of the final weights.
 
+        Of the user's own model only the epochs are drawn.
+
         Args:
             only_missing: draw nothing if the pictures are newer than the end of the run.
 
@@ -55,18 +66,22 @@ class Pictures:
         """
         if not self._enabled or (only_missing and self._are_drawn()):
             return []
-        folder, run, drawn = self._folder, read_run(self._folder), [WINDOWS]
-        draw_windows(run.config.data, folder / WINDOWS)
+        folder, run, drawn = self._folder, read_run(self._folder), []
+        is_users = run.config.task.build
+        if not is_users:
+            draw_windows(run.config.data, folder / WINDOWS)
+            drawn.append(WINDOWS)
         if run.history:
             draw_curves([folder], folder / CURVES)
             drawn.append(CURVES)
-        if (folder / WEIGHTS).exists():
+        if (folder / WEIGHTS).exists() and not is_users:
             draw_forecast(read_trained(folder).forecast(), run.config.data, folder / FORECAST)
             drawn.append(FORECAST)
         return drawn
 
     def _are_drawn(self) -> bool:
-        last, end = self._folder / FORECAST, self._folder / SUMMARY
+        is_users = named_build(self._folder / CONFIG)
+        last, end = self._folder / (CURVES if is_users else FORECAST), self._folder / SUMMARY
         return last.exists() and last.stat().st_mtime_ns >= end.stat().st_mtime_ns
 
 
@@ -87,12 +102,13 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
 
 
 def _curve(name: str, run: RunRecord) -> Curve:
+    is_users = bool(run.config.task.build)
     return Curve(
         name=name,
         history=run.history,
-        baseline=_baseline(run.config),
+        baseline=None if is_users else _baseline(run.config),
         resumed_after=run.resumed_after,
-        tolerance=run.config.train.tolerance,
+        tolerance=None if is_users else run.config.train.tolerance,
         unit="" if run.config.data.source == SINE else "std",
     )
 

@@ -25,17 +25,18 @@ class Curve:
     Args:
         name: the run's name in the legend.
         history: metrics of the finished epochs, as in metrics.jsonl; at least one.
-        baseline: loss and accuracy of "the last value again" on the run's test windows.
+        baseline: loss and accuracy of "the last value again" on the run's test windows; None for
+            a run of the user's own model.
         resumed_after: the steps after which the run was resumed.
-        tolerance: an error below this counts as correct.
+        tolerance: an error below this counts as correct; None if the user's own model decides it.
         unit: of errors and of `tolerance`, such as "std"; "" without one.
     """
 
     name: str
     history: Sequence[Mapping[str, Any]]
-    baseline: tuple[float, float]
+    baseline: tuple[float, float] | None
     resumed_after: Sequence[int]
-    tolerance: float
+    tolerance: float | None
     unit: str = ""
 
     @property
@@ -65,11 +66,13 @@ def curves_picture(path: Path, curves: Sequence[Curve]) -> None:
             axes.margins(x=0.01)
         loss.set_yscale("log")
         unit = _common([curve.unit for curve in curves])
-        loss.set_ylabel("mean squared error" + (f" ({unit}²)" if unit else ""))
+        is_squared = all(curve.tolerance is not None for curve in curves)
+        what = "mean squared error" if is_squared else "loss"
+        loss.set_ylabel(what + (f" ({unit}²)" if unit else ""))
         accuracy.set_ylim(-0.04, 1.04)
         accuracy.set_ylabel(_accuracy_label(curves))
         whole_numbers(accuracy, "optimizer step" if in_steps else "epoch")
-        _legend_of_styles(loss, with_resumed=any(curve.resumed_after for curve in curves))
+        _legend_of_styles(loss, curves)
         _legend_of_runs(loss, colored)
 
 
@@ -79,7 +82,8 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _accuracy_label(curves: Sequence[Curve]) -> str:
-    within = _common([f"{curve.tolerance:g} {curve.unit}".strip() for curve in curves])
+    tolerance, unit = _common([(curve.tolerance, curve.unit) for curve in curves]) or (None, "")
+    within = "" if tolerance is None else f"{tolerance:g} {unit}".strip()
     return f"accuracy\n(within ±{within})" if within else "accuracy"
 
 
@@ -87,7 +91,8 @@ def _baselines(colored: Sequence[tuple[Curve, str]]) -> dict[tuple[float, float]
     """The colour of each baseline: grey if there is one, else that of its first run."""
     colors: dict[tuple[float, float], str] = {}
     for curve, color in colored:
-        colors.setdefault(curve.baseline, color)
+        if curve.baseline:
+            colors.setdefault(curve.baseline, color)
     return colors if len(colors) > 1 else dict.fromkeys(colors, GREY)
 
 
@@ -105,14 +110,15 @@ def _curve(axes: "Axes", curve: Curve, quantity: str, *, color: str, in_steps: b
         axes.axvline(place, color=color, **RESUMED_STYLE)
 
 
-def _legend_of_styles(axes: "Axes", *, with_resumed: bool) -> None:
+def _legend_of_styles(axes: "Axes", curves: Sequence[Curve]) -> None:
     """What each style of line means, above the axes."""
     from matplotlib.lines import Line2D
 
     styles: dict[str, Any] = {"test": {}, "train": {"color": tint(GREY), "linewidth": TRAIN_WIDTH}}
-    if with_resumed:
+    if any(curve.resumed_after for curve in curves):
         styles["resumed"] = RESUMED_STYLE
-    styles["the last value again"] = BASELINE_STYLE
+    if any(curve.baseline for curve in curves):
+        styles["the last value again"] = BASELINE_STYLE
     lines = [
         Line2D([], [], **{"color": GREY, **style}, label=label) for label, style in styles.items()
     ]
