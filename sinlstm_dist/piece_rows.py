@@ -101,9 +101,7 @@ class PieceRows:
         finally:
             self.model.train()
 
-    def gradients(
-        self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor
-    ) -> None:
+    def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
         """Compute each piece's row.
 
         Args:

@@ -69,9 +69,7 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
         return rows.totals(batch, sizes=sizes, place=Place(TESTING, step, first))
 
     with rows.testing():
-        sums = sum_over(
-            split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole
-        )
+        sums = sum_over(split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole)
     return rows.counts.to_totals(sums.tolist())
 
 

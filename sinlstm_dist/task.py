@@ -130,7 +130,7 @@ class Counts:
 
     @property
     def width(self) -> int:
-        """Numbers in the totals of a piece: loss, correct, samples and, if there is one, divisor."""
+        """Numbers in a piece's totals: loss, correct, samples and, if there is one, divisor."""
         return NUM_TOTALS + self.divisor
 
     def to_totals(self, numbers: Sequence[float]) -> Totals:
@@ -153,7 +153,9 @@ def counts_of(sums: Sums) -> Counts:
     loss = sums[0]
     if not isinstance(loss, Tensor) or loss.dim() or loss.dtype is not torch.float32:
         what = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
-        raise TypeError(f"totals returned the loss {what}: one float32 number in a tensor is needed")
+        raise TypeError(
+            f"totals returned the loss {what}: one float32 number in a tensor is needed"
+        )
     return Counts(correct=sums[1] is not None, divisor=len(sums) == 3)
 
 
