@@ -188,7 +188,8 @@ class SharedOut:
         for first in range(0, len(self._own), num_rows):
             some = slice(first, first + num_rows)
             yield some
-            for piece, row in zip(self._own[some], self._padded, strict=True):
+            # The last group may have fewer pieces.
+            for piece, row in zip(self._own[some], self._padded, strict=False):
                 self._tree.add(range(piece, piece + 1), row)
 
     def total(self) -> Rows:
