@@ -1,5 +1,6 @@
 """Any optimizer of torch: its state by the names of the parameters, and its steps."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,10 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
         values = {key: value for key, value in group.items() if key != "params"}
         for key, value in values.items():
             if not _is_plain(value):
-                raise ValueError(f"its {key} is a {type(value).__name__}: give a number")
+                raise ValueError(
+                    f"the optimizer's {key} is {value!r:.40}: checkpoints hold finite numbers, "
+                    "texts and lists of them"
+                )
         groups.append({**values, "params": [names[p] for p in group["params"]]})
     return groups
 
@@ -55,7 +59,9 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
 def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str)
 
 
 def load_group_values(
