@@ -10,11 +10,11 @@ from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.sine import totals
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
 from sinlstm_dist.screen.curves import Curve, curves_picture
 from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture, windows_picture
+from sinlstm_dist.sine import totals
 from sinlstm_dist.trained import read_trained
 
 BASELINE_SAMPLES = 100_000  # test windows at most: more would not move a line in a picture

@@ -234,7 +234,7 @@ class Search:
             if old != new:
                 raise ConfigError(
                     f"train.epochs was {before} and is {now} (in {folder}), and lr_factor depends "
-                    f"on it: step {step} had the factor {old:g} and would now have {new:g}; keep "
+                    f"on it: step {step} had the factor {old} and would now have {new}; keep "
                     f"train.epochs={before}, or choose another output.dir"
                 )
 
