@@ -14,21 +14,19 @@ do not show it. So each process computes the same small things, and they compare
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes
-from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
-from sinlstm_dist.gradient import gradient_rows
-from sinlstm_dist.metrics import NUM_TOTALS
-from sinlstm_dist.optim import optimizer_tensors, trial_step
+from sinlstm_dist.optimizers import optimizer_tensors, trial_step
+from sinlstm_dist.piece_rows import REHEARSAL, TESTING, PieceRows, Place
 from sinlstm_dist.processes.world import Difference, World
-from sinlstm_dist.reduction import totals_rows
 
 # Samples computed in pieces of each size, in the rehearsal and at a checkpoint. Other code changes
 # few results: about 4 of 100 gradients of one sample, most gradients of 13 (2026-11-25, nn.LSTM of
@@ -41,21 +39,40 @@ SAME = (
 )
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the names and every bit of some tensors, hexadecimal."""
+def digest(value: Any) -> str:
+    """SHA-256 of every bit of tensors and other values, nested in mappings and sequences.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     sha256 = hashlib.sha256()
-    for name, tensor in tensors.items():
-        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha256.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    _add(value, sha256)
     return sha256.hexdigest()
 
 
-def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, code: str) -> None:
+def _add(value: Any, sha256: Any) -> None:
+    if isinstance(value, Tensor):
+        sha256.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        sha256.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            sha256.update(f"{name} ".encode())
+            _add(item, sha256)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _add(item, sha256)
+    else:
+        sha256.update(f"{value!r}\n".encode())
+
+
+def check_same_model(
+    world: World, arithmetic: Arithmetic, model: nn.Module, *, code: Mapping[str, str]
+) -> None:
     """Refuse a world whose processes do not begin with the same model.
 
     Args:
         arithmetic: this process's, to say what differs.
-        code: that computes the recurrence, in words.
+        code: that computes the model, in words.
 
     Raises:
         Disagreement: names what differs and where.
@@ -63,8 +80,7 @@ def check_same_model(world: World, arithmetic: Arithmetic, model: nn.Module, *, 
     Collective: yes, one.
     """
     if world.size > 1:
-        weights = digest(model.state_dict())
-        facts = {"code of the recurrence": code, "initial weights": weights}
+        facts = {**code, "initial weights": digest(model.state_dict())}
         _check_same_bits(world, arithmetic, facts)
 
 
@@ -99,40 +115,29 @@ def _who(difference: Difference, world: World) -> str:
     return f"{world.names(difference.ranks)} {verb} other {difference.fact} than {others}"
 
 
-def _some_samples(split: Split, num_samples: int, device: torch.device, *, step: int) -> Batch:
-    """The same samples on every process, from all over the data; other samples for each step."""
-    windows, targets = split.data[
-        np.random.default_rng(step).integers(0, len(split.data), num_samples)
-    ]
-    return windows.to(device), targets.to(device)
-
-
 class Agreement:
     """Compares this process's results with those of the others; does nothing in a world of one.
 
     Args:
-        model: the model that is trained and tested.
+        rows: computes the pieces' rows of the model that is trained and tested.
         optimizer: of the model's parameters.
         is_exact: whether all gradients must have the same bits ("ordered").
-        tolerance: a smaller absolute error counts as correct.
         arithmetic: this process's.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        rows: PieceRows,
         optimizer: torch.optim.Optimizer,
         *,
         train: Split,
         test: Split,
         world: World,
         is_exact: bool,
-        tolerance: float,
         arithmetic: Arithmetic,
     ) -> None:
-        self._model, self._optimizer, self._world = model, optimizer, world
-        self._train, self._test = train, test
-        self._is_exact, self._tolerance = is_exact, tolerance
+        self._rows, self._optimizer, self._world = rows, optimizer, world
+        self._train, self._test, self._is_exact = train, test, is_exact
         self.arithmetic = arithmetic
 
     def check_start(self) -> None:
@@ -163,12 +168,11 @@ class Agreement:
         if self._world.size == 1:
             return
         facts = {
-            "weights": digest(self._model.state_dict()),
-            "optimizer state": digest(optimizer_tensors(self._model, self._optimizer)),
+            "weights": digest(self._rows.model.state_dict()),
+            "optimizer state": digest(optimizer_tensors(self._rows.model, self._optimizer)),
         }
         if self._is_exact:
-            rows = self._gradients(self._model, NUM_SAMPLES_NOW, step=step)
-            facts["gradients"] = digest(rows)
+            facts["gradients"] = digest(self._gradients(self._rows, NUM_SAMPLES_NOW, step=step))
         if difference := self._world.difference(facts):
             clues = _clues(difference, self._world, self.arithmetic)
             why = f": {SAME}" if clues else ", as with failing memory or a faulty processor"
@@ -193,7 +197,8 @@ class Agreement:
         """Digests of some steps of copies. The steps follow a gradient of fixed numbers, so a
         difference in gradients does not show as a difference in steps.
         """
-        model, optimizer = copy.deepcopy((self._model, self._optimizer))
+        model, optimizer = copy.deepcopy((self._rows.model, self._optimizer))
+        rows = self._rows.of(model)
         steps: list[str] = []
         gradients: list[str] = []
         totals: list[str] = []
@@ -201,42 +206,41 @@ class Agreement:
             steps.append(digest({**model.state_dict(), **optimizer_tensors(model, optimizer)}))
             if self._is_exact:
                 num_samples = NUM_SAMPLES // NUM_STEPS
-                gradients.append(digest(self._gradients(model, num_samples, step=step)))
-                totals.append(digest(self._test_totals(model, num_samples, step=step)))
+                gradients.append(digest(self._gradients(rows, num_samples, step=step)))
+                totals.append(digest(self._test_totals(rows, num_samples, step=step)))
             trial_step(model, optimizer)
         facts = {"weights": steps[0], "optimizer steps": steps}
         facts |= {"gradients": gradients, "test results": totals}
         return {name: str(digests) for name, digests in facts.items()}
 
-    def _gradients(
-        self, model: nn.Module, num_samples: int, *, step: int
-    ) -> dict[str, torch.Tensor]:
-        """(pieces, G + 3) rows for each size of a piece, as training computes them."""
-        parameters, device = list(model.parameters()), self._world.device
-        width = sum(parameter.numel() for parameter in parameters) + NUM_TOTALS
-        rows_by_size: dict[str, torch.Tensor] = {}
+    def _gradients(self, rows: PieceRows, num_samples: int, *, step: int) -> dict[str, Tensor]:
+        """(pieces, width) rows for each size of a piece, as training computes them."""
+        rows_by_size: dict[str, Tensor] = {}
         for size in self._train.plan.distinct_sizes():
-            most = max(1, MOST_NUMBERS // width)
-            sizes = [size] * min(most, -(-num_samples // size))
-            rows = torch.zeros(len(sizes), width, device=device)
-            gradient_rows(
-                model, parameters, _some_samples(self._train, sum(sizes), device, step=step),
-                piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
-                out=rows,
-            )  # fmt: skip
-            rows_by_size[f"of {size}"] = rows
+            most = max(1, MOST_NUMBERS // rows.width)
+            sizes = self._sizes(size, num_samples)[:most]
+            found = torch.zeros(len(sizes), rows.width, device=self._world.device)
+            batch = self._some(self._train, sizes, rows, step=step)
+            rows.gradients(batch, sizes=sizes, place=Place(REHEARSAL, step), out=found)
+            rows_by_size[f"of {size}"] = found
         return rows_by_size
 
-    @torch.no_grad()
-    def _test_totals(
-        self, model: nn.Module, num_samples: int, *, step: int
-    ) -> dict[str, torch.Tensor]:
-        """(pieces, 3) totals for each size of a piece, as testing computes them."""
-        totals_by_size: dict[str, torch.Tensor] = {}
-        for size in self._test.plan.distinct_sizes():
-            sizes = [size] * -(-num_samples // size)
-            totals_by_size[f"of {size}"] = totals_rows(
-                model, _some_samples(self._test, sum(sizes), self._world.device, step=step),
-                piece_sizes=sizes, tolerance=self._tolerance, num_threads=self._world.num_threads,
-            )  # fmt: skip
+    def _test_totals(self, rows: PieceRows, num_samples: int, *, step: int) -> dict[str, Tensor]:
+        """(pieces, width of totals) for each size of a piece, as testing computes them."""
+        totals_by_size: dict[str, Tensor] = {}
+        with rows.testing():
+            for size in self._test.plan.distinct_sizes():
+                sizes = self._sizes(size, num_samples)
+                batch = self._some(self._test, sizes, rows, step=step)
+                place = Place(TESTING, step)
+                totals_by_size[f"of {size}"] = rows.totals(batch, sizes=sizes, place=place)
         return totals_by_size
+
+    def _sizes(self, size: int, num_samples: int) -> list[int]:
+        """Pieces of one size that hold some samples together; one piece if samples are dear."""
+        return [size] * (-(-num_samples // size) if self._rows.task.by_array else 1)
+
+    def _some(self, split: Split, sizes: Sequence[int], rows: PieceRows, *, step: int) -> Any:
+        """The same samples on every process, from all over the data; others for each step."""
+        indices = np.random.default_rng(step).integers(0, len(split.data), sum(sizes))
+        return self._world.to_device(split.some(indices, sizes, whole=rows.is_whole))

@@ -6,7 +6,6 @@ from importlib.metadata import version
 
 import torch
 
-from sinlstm_dist import lstm
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.world import World
 
@@ -21,13 +20,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def arithmetic(recurrence: lstm.Choice, world: World) -> dict[str, str]:
-    """What decides the last bits of a result on this process, in words."""
-    is_fused = recurrence.name == "fused"
+def arithmetic(world: World, code: Mapping[str, str]) -> dict[str, str]:
+    """What decides the last bits of a result on this process, in words.
+
+    Args:
+        code: that computes the task.
+    """
     return {
         "device": world.device.type,
-        "recurrence": recurrence.reason if is_fused else "nn.LSTM",
-        "optimizer": "SGD that rounds each operation",  # before it there was torch's
+        **code,
         "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
         **versions(),
         **launcher.arithmetic_variables(),

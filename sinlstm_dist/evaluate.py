@@ -24,17 +24,17 @@ from torch.utils.data import Dataset
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
-from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
-from sinlstm_dist.data.steps import deal_out
-from sinlstm_dist.job import check_enough_pieces, new_model, new_test_plan
+from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.job import check_enough_pieces, deal_out_test, new_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
-from sinlstm_dist.plan import in_order
+from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import pieces, sum_over, to_totals, totals_rows
+from sinlstm_dist.reduction import sum_over
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.task import Counts, Task
 from sinlstm_dist.trained import Trained, read_trained
 from sinlstm_dist.words import counted
 
@@ -103,20 +103,18 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """
     config = trained.config
     check_enough_pieces(config, world)
+    task, _ = new_task(config, world)
+    task.model.load_state_dict(trained.weights)
+    world.prepare_model(task.model)
     _, test = datasets(config.data, trained.scale)
     unit = (trained.scale or NO_SCALE).std
     assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
+    persistence = replace(task, model=Persistence(), rows=None)
     return Evaluation(
-        model=assess(_load_model(trained, world), inputs=test),
-        last_value=assess(Persistence(), inputs=test),
-        period_ago=assess(Persistence(), inputs=period_ago(config.data, trained.scale)),
+        model=assess(task, inputs=test),
+        last_value=assess(persistence, inputs=test),
+        period_ago=assess(persistence, inputs=period_ago(config.data, trained.scale)),
     )
-
-
-def _load_model(trained: Trained, world: World) -> nn.Module:
-    model, _ = new_model(trained.config, world)
-    model.load_state_dict(trained.weights)
-    return world.prepare_model(model, data_parallel=False)
 
 
 class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
@@ -126,6 +124,9 @@ class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
         self._inputs, self._targets = inputs, targets
         phase = settings.test_phase if settings.source == SINE else 0.0
         self._first, self._period = phase + settings.window, settings.period
+
+    def __len__(self) -> int:
+        return len(self._targets)
 
     def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
         turns = (indices + self._first) / self._period
@@ -137,7 +138,7 @@ class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
 
 @torch.no_grad()
 def _assess(
-    model: nn.Module,
+    task: Task,
     *,
     inputs: WindowDataset,
     targets: WindowDataset,
@@ -146,41 +147,45 @@ def _assess(
     world: World,
 ) -> Quality:
     """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
-    plan = new_test_plan(len(targets), config, world, num_pieces=config.train.virtual_shards)
-    samples = _TestSamples(inputs, targets, config.data)
-    split = deal_out(samples, plan, order=lambda _: in_order(plan.size))
+    task = replace(task, test_data=_TestSamples(inputs, targets, config.data))
+    split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
     split = replace(split, loader=world.accelerator.prepare(split.loader))
+    counter = PieceRows(task, Counts(), seed=0, device=world.device, num_threads=world.num_threads)
     largest = torch.zeros(1, SECTORS, device=world.device)
 
-    def rows(batch: tuple[torch.Tensor, ...], sizes: Sequence[int]) -> torch.Tensor:
-        """(pieces, 3 + 2 * SECTORS): totals, then errors and samples by sector."""
-        windows, answers, sectors = batch
-        totals = totals_rows(
-            model, (windows, answers), piece_sizes=sizes, tolerance=config.train.tolerance,
-            num_threads=world.num_threads,
-        )  # fmt: skip
-        errors = _errors(model, (windows, answers), piece_sizes=sizes) * unit  # (B, 1)
-        place = sectors[:, None] == torch.arange(SECTORS, device=world.device)  # (B, SECTORS)
-        largest.copy_(torch.cat((largest, errors * place)).amax(0, keepdim=True))
-        placed = torch.cat((errors * place, place), dim=1).double()
-        by_piece = torch.stack([piece.sum(0) for piece in placed.split(list(sizes))])
-        return torch.cat((totals, by_piece), dim=1)
+    def rows(step: int, batch: Any, sizes: Sequence[int]) -> torch.Tensor:
+        """(pieces, NUM_TOTALS + 2 * SECTORS): totals, then errors and samples by sector."""
+        cut = pieces(batch, sizes) if counter.is_whole else batch
+        pairs = batch[:2] if counter.is_whole else [piece and piece[:2] for piece in batch]
+        totals = counter.totals(pairs, sizes=sizes, place=Place(TESTING, step))
+        by_sector = torch.zeros(len(sizes), 2 * SECTORS, device=world.device).double()
+        for row, piece in zip(by_sector, cut, strict=True):
+            if piece is not None:
+                errors, place = _errors_by_sector(task.model, piece)
+                row[:] = torch.cat((errors * unit, place), dim=1).double().sum(0)
+                largest.copy_(torch.cat((largest, errors * unit)).amax(0, keepdim=True))
+        return torch.cat((totals, by_sector), dim=1)
 
     width = NUM_TOTALS + 2 * SECTORS
-    numbers = sum_over(split, rows, width=width, peers=world).tolist()  # collective
+    numbers = sum_over(
+        split, rows, width=width, peers=world, whole=counter.is_whole
+    ).tolist()  # collective
     errors, samples = np.reshape(numbers[NUM_TOTALS:], (2, SECTORS))
     return Quality(
-        totals=to_totals(numbers[:NUM_TOTALS]),
+        totals=Counts().to_totals(numbers[:NUM_TOTALS]),
         errors=errors,
         samples=samples,
         largest=world.gather(largest).amax(0).cpu().numpy(),  # collective
     )
 
 
-def _errors(model: nn.Module, batch: Batch, *, piece_sizes: Sequence[int]) -> torch.Tensor:
-    """Absolute errors (B, 1), computed piece by piece, so they are the same on any process."""
-    parts = [(model(x) - y).abs() for x, y in pieces(batch, piece_sizes) if len(x)]
-    return torch.cat(parts) if parts else torch.zeros_like(batch[1])
+def _errors_by_sector(
+    model: nn.Module, piece: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Absolute errors, each in its sector's column, and where they are: both (B, SECTORS)."""
+    windows, targets, sectors = piece
+    place = sectors[:, None] == torch.arange(SECTORS, device=sectors.device)
+    return (model(windows) - targets).abs() * place, place
 
 
 def facts(path: Path, trained: Trained) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Compute one step's gradient over all processes: "ordered" or "ddp".
 
-Both leave in each parameter's `.grad` the gradient of the mean squared error over the *global*
-batch, and return the global batch's totals. They differ in how the processes' parts are added.
+Both leave in each parameter's `.grad` the gradient of the mean loss over the *global* batch, and
+return the global batch's totals. They differ in how the processes' parts are added.
 
 - `OrderedGradient` gives the same bits on any number of processes. The batch is cut into pieces
   of sizes that the configuration alone decides; each piece's gradient is computed alone; the
@@ -12,28 +12,18 @@ batch, and return the global batch's totals. They differ in how the processes' p
 Source: Li et al.: EasyScale (arXiv 2208.14228), for pieces that are independent of processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from sinlstm_dist import lstm
-from sinlstm_dist.data.sine import Batch
-from sinlstm_dist.metrics import NUM_TOTALS, Totals
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.piece_rows import PieceRows, Place
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import (
-    Peers,
-    count,
-    is_fused,
-    light,
-    new_reduction,
-    pieces,
-    some_pieces,
-    to_totals,
-)
+from sinlstm_dist.reduction import Peers, light, new_reduction, some_pieces
 
 
 @dataclass(frozen=True)
@@ -52,11 +42,16 @@ class StepResult:
 class Gradient(Protocol):
     """Computes a step's gradient."""
 
-    def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
+    is_whole: bool  # whether a batch is all pieces in one, not a list of them
+
+    def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
         """Set every parameter's `.grad` from this process's share of a global batch.
 
+        A parameter on which the loss does not depend gets no gradient.
+
         Args:
-            batch: windows (B, W, D) and targets (B, 1) of the share, which may be empty.
+            batch: the pieces of the share, as `Split.batches` gives them.
+            epoch: from 0.
             step: the number of the step in its epoch, from 0.
             stop: whether this process was asked to stop.
 
@@ -64,105 +59,112 @@ class Gradient(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Make the model's buffers the same on all processes. Collective: yes."""
+        ...
+
 
 class OrderedGradient:
     """Adds the pieces' gradients in a fixed order.
 
-    A piece's row is its gradient, then squared error, correct predictions, samples and the
-    request to stop, so totals and requests need no collective of their own.
+    A piece's row ends with the request to stop, so totals and requests need no collective of their
+    own.
 
     Args:
-        model: any module; its parameters' `.grad` become views of one vector.
+        rows: computes the pieces' rows; the parameters' `.grad` become views of one vector.
         plan: cuts the batches into pieces; `plan.rank` is this process.
         peers: the processes that share the batch, such as a `World`.
-        tolerance: a smaller absolute error counts as correct.
     """
 
-    def __init__(self, model: nn.Module, *, plan: Plan, peers: Peers, tolerance: float) -> None:
-        self._model, self._plan, self._peers, self._tolerance = model, plan, peers, tolerance
-        self._parameters = list(model.parameters())
-        sizes = [parameter.numel() for parameter in self._parameters]
+    def __init__(self, rows: PieceRows, *, plan: Plan, peers: Peers) -> None:
+        self._rows, self._plan, self.is_whole = rows, plan, rows.is_whole
+        sizes = [parameter.numel() for parameter in rows.parameters]
         self._width = sum(sizes)
-        self._gradient = torch.zeros(self._width, device=peers.device)
-        for parameter, part in zip(self._parameters, self._gradient.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
-        self._mean = light(self._gradient)
-        self._reduction = new_reduction(
-            plan, peers, width=self._width + NUM_TOTALS + 1, one_by_one=not is_fused(model)
-        )
-        rows = self._reduction.rows
-        self._numbers, self._stops = rows[:, :-1], light(rows)[:, -1]
+        gradient = torch.zeros(self._width, device=peers.device)
+        parts = zip(gradient.split(sizes), rows.parameters, strict=True)
+        self._parts = [part.view_as(parameter) for part, parameter in parts]
+        self._mean = light(gradient)
+        self._set_grads([True] * len(sizes))
+        self._flags = slice(self._width, self._width + rows.num_flags)
+        self._reduction = new_reduction(plan, peers, width=rows.width + 1, at_once=rows.at_once)
+        own = self._reduction.rows
+        self._numbers, self._stops = own[:, :-1], light(own)[:, -1]
+        self._first = plan.owned(plan.rank).start
 
-    def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
+    def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
         sizes = self._plan.piece_sizes(step)
         for some in self._reduction.groups():
-            gradient_rows(
-                self._model, self._parameters, some_pieces(batch, sizes, some),
-                piece_sizes=sizes[some], tolerance=self._tolerance,
-                num_threads=self._peers.num_threads, out=self._numbers,
+            self._rows.gradients(
+                some_pieces(batch, sizes, some), sizes=sizes[some],
+                place=Place(epoch, step, self._first + some.start), out=self._numbers,
             )  # fmt: skip
             self._stops[:] = stop
         total = self._reduction.total()  # the step's collectives
+        *numbers, stops = total[self._flags.stop :].tolist()  # waits for a GPU
+        totals = self._rows.counts.to_totals(numbers)
         # These are the parameters' .grad, as the constructor has laid them out.
-        self._mean[:] = total[: self._width] / self._plan.num_samples(step)
-        *totals, stops = total[self._width :].tolist()  # waits for a GPU
-        return StepResult(to_totals(totals), stops > 0)
+        self._mean[:] = total[: self._width] / totals.divided_by
+        if self._rows.num_flags:
+            self._set_grads((total[self._flags] > 0).tolist())
+        return StepResult(totals, stops > 0)
+
+    def _set_grads(self, used: list[bool]) -> None:
+        for parameter, part, is_used in zip(self._rows.parameters, self._parts, used, strict=True):
+            parameter.grad = part if is_used else None
+
+    def settle(self) -> None:
+        """See Gradient; no buffer changes in a forward pass."""
 
 
 class DdpGradient:
-    """Lets Accelerate's data-parallel wrapper take the mean of the processes' gradients."""
-
-    def __init__(self, model: nn.Module, *, plan: Plan, peers: World, tolerance: float) -> None:
-        self._model, self._plan, self._world, self._tolerance = model, plan, peers, tolerance
-
-    def __call__(self, batch: Batch, *, step: int, stop: bool) -> StepResult:
-        """One step; see Gradient."""
-        windows, targets = batch
-        totals = count(self._model(windows), targets, tolerance=self._tolerance)
-        # The wrapper divides by the number of processes. The loss must be divided by samples
-        # instead: then shares of different sizes, and empty ones, have their right weights.
-        share = totals[0] * (self._world.size / self._plan.num_samples(step))
-        self._model.zero_grad()
-        self._world.accelerator.backward(share)  # collective
-        sums = torch.cat((totals.detach(), totals.new_tensor([stop]))).double()
-        *summed, stops = self._world.sum(sums).tolist()  # collective
-        return StepResult(to_totals(summed), stops > 0)
-
-
-def gradient_rows(
-    model: nn.Module,
-    parameters: Sequence[torch.Tensor],
-    batch: Batch,
-    *,
-    piece_sizes: Sequence[int],
-    tolerance: float,
-    num_threads: int,
-    out: torch.Tensor,
-) -> None:
-    """Compute each piece's row: gradient of its squared error, then its three totals.
-
-    A row depends on the piece's samples and the weights, and on nothing else. Autograd computes it
-    for any model; the fused kernel computes the rows of all pieces in one call.
+    """Lets Accelerate's data-parallel wrapper take the mean of the processes' gradients.
 
     Args:
-        parameters: all of the model's, in its order.
-        batch: windows (B, W, D) and targets (B, 1) of all pieces, in order.
-        piece_sizes: samples in each piece; their sum is B.
-        tolerance: a smaller absolute error counts as correct.
-        num_threads: threads that the fused recurrence may use.
-        out: (pieces, G + 3) for G parameters; overwritten.
+        rows: of the model that is trained.
+        wrapped: the wrapper of that model.
+        plan: cuts each batch into one piece per process.
+        world: the processes.
+        spare: gives a piece for a process that has no samples in a step: the wrapper needs all.
     """
-    if not is_fused(model):
-        for row, (windows, targets) in zip(out, pieces(batch, piece_sizes), strict=True):
-            if len(windows) == 0:
-                row.zero_()
-                continue
-            totals = count(model(windows), targets, tolerance=tolerance)
-            gradients = torch.autograd.grad(totals[0], parameters)
-            torch.cat([*(g.flatten() for g in gradients), totals.detach()], out=row)
-        return
-    lstm.predictor_rows(
-        windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
-        parameters=parameters, num_threads=num_threads, out=out,
-    )  # fmt: skip
+
+    is_whole = False
+
+    def __init__(
+        self,
+        rows: PieceRows,
+        *,
+        wrapped: nn.Module,
+        plan: Plan,
+        world: World,
+        spare: Callable[[], Any],
+    ) -> None:
+        self._rows, self._plan, self._world = rows, plan, world
+        self._wrapped, self._spare = wrapped.train(), spare
+
+    def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
+        """One step; see Gradient."""
+        (piece,), (size,) = batch, self._plan.piece_sizes(step)
+        place = Place(epoch, step, self._plan.rank)
+        piece = self._spare() if piece is None else piece
+        loss, totals = self._rows.loss(self._wrapped, piece, num_samples=size, place=place)
+        if not size:
+            loss, totals = 0 * loss, 0 * totals
+        # The wrapper divides by the number of processes. The loss must be divided by samples
+        # instead: then shares of different sizes, and empty ones, have their right weights.
+        num_samples = self._plan.num_samples(step)
+        self._wrapped.zero_grad()
+        self._world.accelerator.backward(loss * (self._world.size / num_samples))  # collective
+        sums = torch.cat((totals, totals.new_tensor([stop]))).double()
+        *summed, stops = self._world.sum(sums).tolist()  # collective
+        result = self._rows.counts.to_totals(summed)
+        if result.divided_by != num_samples:
+            for parameter in self._rows.parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= num_samples / result.divided_by
+        return StepResult(result, stops > 0)
+
+    def settle(self) -> None:
+        """See Gradient: those of the main process."""
+        for buffer in self._rows.model.buffers():
+            buffer.copy_(self._world.broadcast(buffer.detach().clone()))

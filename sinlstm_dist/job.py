@@ -3,33 +3,38 @@
 import copy
 import functools
 import hashlib
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate.utils import set_seed
-from torch import nn
 
-from sinlstm_dist import lstm
-from sinlstm_dist.agreement import Agreement, check_same_model
+from sinlstm_dist import lstm, sine, user_code
+from sinlstm_dist.agreement import Agreement, check_same_model, digest
 from sinlstm_dist.arithmetic import arithmetic, versions
-from sinlstm_dist.config import SINE, Config, flat
-from sinlstm_dist.data.series import SeriesDataset
-from sinlstm_dist.data.source import WindowDataset, datasets
+from sinlstm_dist.blame import blamed
+from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
-from sinlstm_dist.model import Predictor
-from sinlstm_dist.optim import SGD, optimizer_tensors, trial_step
+from sinlstm_dist.optimizers import (
+    Update,
+    check_state,
+    group_values,
+    optimizer_tensors,
+    trial_step,
+)
+from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan, epoch_order, in_order
+from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.run.layout import Layout, shapes
+from sinlstm_dist.task import Task
 from sinlstm_dist.trained import read_weights
 
-PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
+FINGERPRINT_SAMPLES = 64  # at most
 
 
 @dataclass(frozen=True)
@@ -37,32 +42,32 @@ class Job:
     """The prepared objects of a run; see `build`.
 
     Args:
-        train: the train windows, dealt out.
-        test: the test windows, dealt out.
+        task: what is trained; its model is trained in place.
+        train: the train samples, dealt out.
+        test: the test samples, dealt out.
         fingerprint: SHA-256 of the data.
-        model: trained in place.
-        recurrence: the implementation of the model's recurrence.
-        optimizer: of the model's parameters.
+        rows: computes the rows of the model's pieces.
+        baselines: the same for each of the task's baselines, by name.
         gradient: computes a step's gradient over all processes.
+        update: makes an optimizer step along it.
         agreement: compares what the processes compute.
         layout: of the run's checkpoints.
-        preview: gives one cycle's targets and predictions.
     """
 
+    task: Task
     train: Split
     test: Split
     fingerprint: str
-    model: Predictor
-    recurrence: lstm.Choice
-    optimizer: torch.optim.Optimizer
+    rows: PieceRows
+    baselines: Mapping[str, PieceRows]
     gradient: Gradient
+    update: Update
     agreement: Agreement
     layout: Layout
-    preview: Callable[[], tuple[list[float], list[float]]]
 
 
 def build(config: Config, world: World) -> Job:
-    """Build the data, the model and the optimizer, and let Accelerate prepare them.
+    """Build the task, and let Accelerate prepare it.
 
     Raises:
         ConfigError: this configuration cannot run in this world.
@@ -70,31 +75,81 @@ def build(config: Config, world: World) -> Job:
     Collective: yes, to check that all processes build the same.
     """
     _check_configuration(config, world)
-    train, test = _splits(config, world)
-    fingerprint = _check_same_data(train, test, world)
-    model, recurrence = _first_model(config, world, train)
-    optimizer, gradient, train, test = _prepare(model, train, test, config, world)
+    task, code = new_task(config, world)
+    train, test = _splits(task, config, world)
+    fingerprint = _check_same_data(train, test, config, world)
+    kind = arithmetic(world, code)
+    # Compare before anything is broadcast: that would hide that processes begin differently.
+    check_same_model(world, kind, task.model, code=code)
+    _take_weights(task, config, world)
+    is_exact = config.train.reduction == "ordered"
+    probed = Probed() if task.by_array else _probe(task, train, config, world)
+    make_rows = functools.partial(PieceRows, seed=config.train.seed, device=world.device)
+    rows = make_rows(task, probed.counts, num_threads=world.num_threads)
+    if probed.keeps_state:
+        rows.use_one_thread()
+    baselines = {
+        name: make_rows(replace(task, model=model, rows=None), probed.counts, num_threads=1)
+        for name, model in task.baselines.items()
+    }
+    layout = _layout(task, train.plan, spec=config.task.build)
+    gradient, train, test = _prepare(rows, train, test, world, probed, is_exact=is_exact)
     return Job(
+        task=task,
         train=train,
         test=test,
         fingerprint=fingerprint,
-        model=model,
-        recurrence=recurrence,
-        optimizer=optimizer,
+        rows=rows,
+        baselines=baselines,
         gradient=gradient,
+        update=new_update(task, rows, config, train.plan),
         agreement=Agreement(
-            model,
-            optimizer,
-            train=train,
-            test=test,
-            world=world,
-            is_exact=config.train.reduction == "ordered",
-            tolerance=config.train.tolerance,
-            arithmetic=arithmetic(recurrence, world),
+            rows, task.optimizer, train=train, test=test, world=world, is_exact=is_exact,
+            arithmetic=kind,
         ),
-        layout=_layout(model, optimizer, train.plan),
-        preview=functools.partial(_preview, model, test.data, period=config.data.period),
-    )
+        layout=layout,
+    )  # fmt: skip
+
+
+def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
+    """Build the task, the built-in one or the user's, with the same weights on every process.
+
+    Returns:
+        the task, and the code that computes it, in words.
+
+    Raises:
+        ConfigError: the user's code fails, or `model.lstm` asks for a recurrence that is not
+            available here.
+    """
+    set_seed(config.train.seed)
+    if config.task.build:
+        return _user_task(config)
+    try:
+        recurrence = lstm.choose(
+            config.model.lstm,
+            device_type=world.device.type,
+            input_size=1,
+            hidden_size=config.model.hidden_size,
+            num_layers=config.model.num_layers,
+        )
+    except ValueError as error:
+        raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
+    code = {
+        "recurrence": recurrence.reason if recurrence.name == "fused" else "nn.LSTM",
+        "optimizer": "SGD that rounds each operation",  # before it there was torch's
+    }
+    return sine.build(config, recurrence), code
+
+
+def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
+    code = user_code.load(config.task.build)
+    with blamed(config.task.build):
+        settings = code.settings.model_validate(config.task.settings())
+        task = code.function(settings, config)
+        if not isinstance(task, Task):
+            raise TypeError(f"{config.task.build} returned a {type(task).__name__}, not a Task")
+        group_values(task.model, task.optimizer)
+    return task, {"code of task.build": code.digest, "optimizer": type(task.optimizer).__name__}
 
 
 def _check_configuration(config: Config, world: World) -> None:
@@ -122,129 +177,138 @@ def check_enough_pieces(config: Config, world: World) -> None:
         )
 
 
-def _splits(config: Config, world: World) -> tuple[Split, Split]:
-    """The train and test windows, dealt out; their loaders are not prepared."""
+def _splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
+    """The train and test samples, dealt out; their loaders are not prepared."""
     settings = config.train
-    train, test = datasets(config.data)
     num_pieces = settings.virtual_shards if settings.reduction == "ordered" else world.size
-    plan = Plan(len(train), settings.global_batch_size, num_pieces, world.size, world.rank)
+    size = len(task.train_data)
+    plan = Plan(size, settings.global_batch_size, num_pieces, world.size, world.rank)
 
     def order(epoch: int) -> np.ndarray:
-        return epoch_order(
-            seed=settings.seed, epoch=epoch, size=plan.size, sampling=settings.sampling
-        )
+        return epoch_order(seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling)
 
-    test_plan = new_test_plan(len(test), config, world, num_pieces=num_pieces)
-    return (
-        deal_out(train, plan, order=order),
-        deal_out(test, test_plan, order=lambda _: in_order(test_plan.size)),
+    train = deal_out(
+        task.train_data,
+        plan,
+        order=order,
+        seed=stream(SAMPLES, settings.seed),
+        by_array=task.by_array,
+        num_workers=settings.num_workers,
+    )
+    return train, deal_out_test(task, config, world, num_pieces=num_pieces)
+
+
+def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:
+    """The test samples, dealt out; the loader is not prepared.
+
+    No weight changes while testing, so a batch may hold as many samples as one fetch brings.
+    """
+    batch_size = config.train.global_batch_size
+    if task.by_array:
+        batch_size = max(batch_size, FETCH_SAMPLES)
+    size = len(task.test_data)
+    return deal_out(
+        task.test_data,
+        Plan(size, batch_size, num_pieces, world.size, world.rank),
+        order=lambda _: in_order(size),
+        seed=stream(TEST_SAMPLES, config.train.seed),
+        by_array=task.by_array,
+        num_workers=config.train.num_workers,
     )
 
 
-def new_test_plan(size: int, config: Config, world: World, *, num_pieces: int) -> Plan:
-    """Cut `size` test samples into steps and pieces.
-
-    No weight changes while testing, so each batch holds as many samples as one fetch brings.
-    """
-    batch_size = max(config.train.global_batch_size, FETCH_SAMPLES)
-    return Plan(size, batch_size, num_pieces, world.size, world.rank)
-
-
-def _check_same_data(train: Split, test: Split, world: World) -> str:
+def _check_same_data(train: Split, test: Split, config: Config, world: World) -> str:
     """Return the fingerprint of the data, which is the same on all processes. Collective: yes."""
-    fingerprint = train.data.fingerprint() + test.data.fingerprint()
+    with blamed(config.task.build):
+        fingerprint = _fingerprint(train) + _fingerprint(test)
     world.check_same(data=fingerprint)
     return hashlib.sha256(fingerprint.encode()).hexdigest()
 
 
-def _first_model(config: Config, world: World, train: Split) -> tuple[Predictor, lstm.Choice]:
-    """The model as the first step of the run finds it, and its recurrence.
+def _fingerprint(split: Split) -> str:
+    """SHA-256 of some samples from all over a data set, hexadecimal."""
+    if split.by_array:
+        return str(split.data.fingerprint())
+    size = len(split.data)
+    some = np.linspace(0, size - 1, num=min(FINGERPRINT_SAMPLES, size)).astype(np.int64)
+    return digest((size, split.some(some, [1] * len(some))))
 
-    Collective: yes, to check that the initial weights are the same on all processes.
-    """
-    model, recurrence = new_model(config, world)
-    # Compare before anything is broadcast: that would hide that processes begin differently.
-    check_same_model(world, arithmetic(recurrence, world), model, code=recurrence.reason)
+
+def _take_weights(task: Task, config: Config, world: World) -> None:
+    """Take over the weights of `train.init_from`, and move the model to its device."""
     if config.train.init_from:
         path = Path(config.train.init_from)
-        weights = world.tensors_from_main(read_weights, path, model)
-        model.load_state_dict(model.state_dict() | weights)
-    if model.scaling and isinstance(train.data, SeriesDataset):
-        model.scaling.set(train.data.scale.mean, train.data.scale.std)
-    return model, recurrence
+        weights = world.tensors_from_main(read_weights, path, task.model)
+        task.model.load_state_dict(task.model.state_dict() | weights)
+    world.prepare_model(task.model)
+    task.model.train()
+
+
+def _probe(task: Task, train: Split, config: Config, world: World) -> Probed:
+    settings = config.train
+    probed = probe(task, train, config, world)
+    if settings.target_accuracy and not probed.counts.correct:
+        raise ConfigError(
+            f"train.target_accuracy={settings.target_accuracy:g}: the task counts no correct "
+            "predictions"
+        )
+    return probed
 
 
 def _prepare(
-    model: Predictor, train: Split, test: Split, config: Config, world: World
-) -> tuple[torch.optim.Optimizer, Gradient, Split, Split]:
-    """Let Accelerate prepare the model, its optimizer and the loaders."""
-    is_ordered = config.train.reduction == "ordered"
-    # Ordered reduction adds gradients itself: the model needs no wrapper.
-    wrapped: nn.Module = world.prepare_model(model, data_parallel=not is_ordered)
-    optimizer, train_loader, test_loader = world.accelerator.prepare(
-        new_optimizer(model, config), train.loader, test.loader
+    rows: PieceRows,
+    train: Split,
+    test: Split,
+    world: World,
+    probed: Probed,
+    *,
+    is_exact: bool,
+) -> tuple[Gradient, Split, Split]:
+    """Let Accelerate prepare the optimizer, the loaders and, for "ddp", the model's wrapper."""
+    # Of the optimizer only its state is moved to the device. Accelerate's own step searches the
+    # disk twice for a package of other optimizers: 0.2 ms.
+    _, train_loader, test_loader = world.accelerator.prepare(
+        rows.task.optimizer, train.loader, test.loader
     )
-    make_gradient = OrderedGradient if is_ordered else DdpGradient
-    return (
-        # Accelerate's own step searches the disk twice for a package of other optimizers: 0.2 ms.
-        optimizer.optimizer,
-        make_gradient(wrapped, plan=train.plan, peers=world, tolerance=config.train.tolerance),
-        replace(train, loader=train_loader),
-        replace(test, loader=test_loader),
+    train, test = replace(train, loader=train_loader), replace(test, loader=test_loader)
+    if is_exact:  # it adds gradients itself: the model needs no wrapper
+        return OrderedGradient(rows, plan=train.plan, peers=world), train, test
+    wrapped = world.wrap_model(rows.model, find_unused=probed.has_unused)
+    gradient = DdpGradient(
+        rows,
+        wrapped=wrapped,
+        plan=train.plan,
+        world=world,
+        spare=lambda: world.to_device(train.some(in_order(1), [1], whole=False))[0],
     )
+    return gradient, train, test
 
 
-@torch.no_grad()
-def _preview(
-    model: Predictor, data: WindowDataset, *, period: float
-) -> tuple[list[float], list[float]]:
-    """Targets and predictions of the first cycle of the test windows."""
-    cycle = min(len(data), math.ceil(period))
-    some = np.linspace(0, cycle - 1, min(cycle, PREVIEW_SAMPLES)).astype(np.int64)
-    windows, targets = data[some]
-    device = model.output_layer.weight.device
-    return targets[:, 0].tolist(), model(windows.to(device))[:, 0].tolist()
-
-
-def _layout(model: Predictor, optimizer: torch.optim.Optimizer, train_plan: Plan) -> Layout:
+def _layout(task: Task, plan: Plan, *, spec: str) -> Layout:
     """The layout of this run's checkpoints, learned from a step of a copy."""
-    trial = copy.deepcopy((model, optimizer))
-    trial_step(*trial)
+    weights, state = task.model.state_dict(), optimizer_tensors(task.model, task.optimizer)
+    with blamed(spec):
+        trial = copy.deepcopy((task.model, task.optimizer))
+        trial_step(*trial)
+        check_state(*trial)
     return Layout(
-        weights=shapes(model.state_dict()),
+        weights=shapes(weights),
+        buffers=weights.keys() - dict(task.model.named_parameters(remove_duplicate=False)).keys(),
         optimizer=shapes(optimizer_tensors(*trial)),
-        num_steps=train_plan.num_steps,
-        samples_per_step=train_plan.num_samples(0),
+        optimizer_at_first=shapes(state),
+        may_lack_state=not task.by_array,
+        num_steps=plan.num_steps,
+        samples_per_step=plan.num_samples(0),
+        lr_factor=task.lr_factor,
     )
 
 
-def new_optimizer(model: Predictor, config: Config) -> SGD:
-    """The optimizer of a run."""
-    settings = config.optim
-    return SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
-
-
-def new_model(config: Config, world: World) -> tuple[Predictor, lstm.Choice]:
-    """The untrained model that every process starts from, on the CPU, and its recurrence.
-
-    Raises:
-        ConfigError: `model.lstm` asks for a recurrence that is not available here.
-    """
-    try:
-        choice = lstm.choose(
-            config.model.lstm,
-            device_type=world.device.type,
-            input_size=1,
-            hidden_size=config.model.hidden_size,
-            num_layers=config.model.num_layers,
-        )
-    except ValueError as error:
-        raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
-    set_seed(config.train.seed)  # the same weights on every process
-    model = Predictor(
-        hidden_size=config.model.hidden_size,
-        num_layers=config.model.num_layers,
-        scaled=config.data.source != SINE,
-        fused=choice.name == "fused",
+def new_update(task: Task, rows: PieceRows, config: Config, plan: Plan) -> Update:
+    """What makes the optimizer's steps in a run."""
+    num_steps, lr_factor = config.train.epochs * plan.num_steps, task.lr_factor
+    return Update(
+        task.optimizer,
+        rows.parameters,
+        lr_factor=lr_factor and (lambda step: lr_factor(step, num_steps)),
+        clip_norm=task.clip_norm,
     )
-    return model, choice

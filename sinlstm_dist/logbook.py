@@ -8,11 +8,15 @@ from typing import Any
 
 from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.config import Config, flat, to_toml
-from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.optim import load_optimizer_tensors, optimizer_tensors
+from sinlstm_dist.optimizers import (
+    group_values,
+    load_group_values,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Checkpoint
@@ -98,31 +102,43 @@ class Logbook:
         self.report.begin_training(
             finished_epochs=progress.epoch,
             num_steps=self.job.train.plan.num_steps,
-            preview=self.job.preview,
+            preview=self.job.task.preview,
         )
         return progress
 
     def _facts(self) -> dict[str, str]:
         """The start panel: processes, data, the algebra of a batch, the model."""
-        config, job, world, plan = self.config, self.job, self.world, self.job.train.plan
+        job, world, plan = self.job, self.world, self.job.train.plan
         where = ", ".join(dict.fromkeys(world.hosts))
         why = "CUDA is available" if world.device.type == "cuda" else "no CUDA device"
         sizes = " or ".join(map(str, sorted(set(plan.all_sizes(0)))))
-        parameters = sum(parameter.numel() for parameter in job.model.parameters())
+        num_parameters = sum(parameter.numel() for parameter in job.task.model.parameters())
         return {
             "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
             f"{counted(world.num_threads, 'thread')} each",
             "data": f"{len(job.train.data):,} train and "
-            f"{counted(len(job.test.data), 'test window')} of "
-            f"{counted(config.data.window, 'step')}, {describe_source(config.data)}",
+            f"{counted(len(job.test.data), 'test sample')} of {self.config.task.build}",
             "batch": f"{counted(plan.num_samples(0), 'sample')} per step = "
             f"{counted(plan.num_pieces, 'piece')} of {sizes}; "
             f"{counted(plan.num_steps, 'step')} per epoch",
-            "reduction": config.train.reduction,
-            "model": f"{counted(parameters, 'parameter')}, recurrence: {job.recurrence.name} "
-            f"({job.recurrence.reason})",
-            "run folder": config.output.dir,
+            "reduction": self._reduction(),
+            "model": f"{counted(num_parameters, 'parameter')}, {type(job.task.model).__name__}",
+            **job.task.facts,
+            "run folder": self.config.output.dir,
         }
+
+    def _reduction(self) -> str:
+        """How gradients are added, and what that costs where pieces are computed one by one."""
+        name, at_once = self.config.train.reduction, self.job.rows.at_once
+        plan = self.job.train.plan
+        number = len(plan.owned(0))
+        if name != "ordered" or at_once is None or number == 1:
+            return name
+        how = "one after the other" if at_once == 1 else f"{at_once} at a time"
+        return (
+            f"{name}: a process computes {number} pieces, {how}; fewer are faster, and "
+            "train.virtual_shards need be no more than the most processes you will use"
+        )
 
     def _start_trackers(self) -> None:
         if self.config.output.trackers:
@@ -134,16 +150,19 @@ class Logbook:
             )
 
     def _restore(self, state: Mapping[str, Any]) -> Progress:
-        job, from_main = self.job, self.world.tensors_from_main
-        job.model.load_state_dict(from_main(lambda: self.folder.loaded().weights))
+        task, from_main = self.job.task, self.world.tensors_from_main
+        task.model.load_state_dict(from_main(lambda: self.folder.loaded().weights))
         optimizer = from_main(lambda: self.folder.loaded().optimizer)
-        load_optimizer_tensors(job.model, job.optimizer, optimizer)
+        load_optimizer_tensors(task.model, task.optimizer, optimizer)
+        changes = load_group_values(task.model, task.optimizer, state["optimizer"])
         progress = Progress.from_state(state)
         self.saved_step = progress.step
         self.report.note(
             f"continues in epoch {progress.epoch + 1}, after step {progress.step} of the run"
         )
-        if change := job.agreement.what_changed(state["arithmetic"]):
+        if changes:
+            self.report.note(f"the optimizer goes on as in the checkpoint: {', '.join(changes)}")
+        if change := self.job.agreement.what_changed(state["arithmetic"]):
             self.report.note(change)
         return progress
 
@@ -159,13 +178,14 @@ class Logbook:
         job = self.job
         state = {
             **progress.to_state(),
+            "optimizer": group_values(job.task.model, job.task.optimizer),
             "config": self.config.model_dump(mode="json"),
             "data": job.fingerprint,
             "tracker_id": self._tracker_id,
             "arithmetic": job.agreement.arithmetic,
         }
-        optimizer = optimizer_tensors(job.model, job.optimizer)
-        return Checkpoint(state, job.model.state_dict(), optimizer)
+        optimizer = optimizer_tensors(job.task.model, job.task.optimizer)
+        return Checkpoint(state, job.task.model.state_dict(), optimizer)
 
     def save(self, checkpoint: Checkpoint) -> str:
         """Publish a checkpoint; returns its folder.
@@ -187,7 +207,7 @@ class Logbook:
         summary = self._summary(progress, outcome)
         self.trackers.end(summary)
         is_whole = progress.epoch >= self.config.train.epochs and self.saved_step == progress.step
-        weights = self.job.model.state_dict() if is_whole else None
+        weights = self.job.task.model.state_dict() if is_whole else None
         digest = self.world.on_main(self.folder.end, summary, weights)
         summary = replace(summary, weights_sha256=digest)
         self._show(summary, baselines, only_missing=False)

@@ -38,21 +38,21 @@ class Totals:
         if self.correct is not None and other.correct is not None:
             correct = self.correct + other.correct
         if self.divisor is not None or other.divisor is not None:
-            divisor = self._divisor + other._divisor
+            divisor = self.divided_by + other.divided_by
         samples = self.samples + other.samples
         return Totals(self.loss_sum + other.loss_sum, correct, samples, divisor)
 
     @property
     def loss(self) -> float:
         """Mean loss over samples, or whatever else the divisor counts."""
-        return self.loss_sum / self._divisor if self._divisor else math.nan
+        return self.loss_sum / self.divided_by if self.divided_by else math.nan
 
     @property
     def accuracy(self) -> float | None:
         """Share of correct predictions, 0 to 1; None if they are not counted."""
         if self.correct is None:
             return None
-        return self.correct / self._divisor if self._divisor else math.nan
+        return self.correct / self.divided_by if self.divided_by else math.nan
 
     @property
     def is_finite(self) -> bool:
@@ -60,5 +60,6 @@ class Totals:
         return math.isfinite(self.loss)
 
     @property
-    def _divisor(self) -> float:
+    def divided_by(self) -> float:
+        """What loss and correct predictions are divided by: the samples, or the divisor."""
         return self.samples if self.divisor is None else self.divisor

@@ -4,12 +4,12 @@ optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BUFFER = "momentum_buffer"  # the name of a velocity in a parameter's state, as in torch.optim.SGD
 
@@ -162,36 +162,3 @@ def _parts(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
     """The parts of a vector in the shapes of `like`."""
     parts = vector.split([tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors in the optimizer's state, as `parameter.key`."""
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
-    """Set the optimizer's state to what `optimizer_tensors` returned."""
-    parameters = dict(model.named_parameters())
-    state = optimizer.state_dict()
-    in_order = (p for group in optimizer.param_groups for p in group["params"])
-    numbers = {id(parameter): number for number, parameter in enumerate(in_order)}
-    state["state"] = {}
-    for name, value in tensors.items():
-        parameter, _, key = name.rpartition(".")
-        state["state"].setdefault(numbers[id(parameters[parameter])], {})[key] = value
-    optimizer.load_state_dict(state)
-
-
-def trial_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make a step along a gradient of fixed numbers, with a copy that is thrown away."""
-    for parameter in model.parameters():
-        numbers = torch.arange(parameter.numel()).remainder(251).add(1).div(251)
-        parameter.grad = numbers.to(parameter).view_as(parameter)
-    optimizer.step()

@@ -10,13 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
-from sinlstm_dist import lstm
-from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.steps import Split
-from sinlstm_dist.metrics import NUM_TOTALS, Totals
-from sinlstm_dist.model import Predictor
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.tree import Rows, TreeSum, subtrees, tree_sum
 
@@ -45,99 +42,51 @@ class Peers(Protocol):
         ...
 
 
-def count(predictions: torch.Tensor, targets: torch.Tensor, *, tolerance: float) -> torch.Tensor:
-    """Totals as a tensor of three: squared error, correct predictions, samples.
-
-    The one definition of loss and accuracy. Differentiable in its first element.
+def some_pieces(batch: Any, sizes: Sequence[int], some: slice) -> Any:
+    """Some pieces of a batch that is cut into pieces of these sizes.
 
     Args:
-        predictions: (B, 1).
-        targets: (B, 1).
-        tolerance: a smaller absolute error counts as correct.
-
-    Examples:
-        >>> predictions = torch.tensor([[0.5], [0.75]])
-        >>> targets = torch.tensor([[0.5], [0.25]])
-        >>> count(predictions, targets, tolerance=0.1).tolist()
-        [0.25, 1.0, 2.0]
+        batch: a list of pieces, or tensors (B, ...) of all of them.
     """
-    error = predictions - targets  # (B, 1)
-    correct = (error.detach().abs() < tolerance).sum()
-    samples = error.new_tensor(len(error))
-    return torch.stack((error.square().sum(), correct.to(error.dtype), samples))
-
-
-def pieces(batch: Batch, sizes: Sequence[int]) -> Iterable[Batch]:
-    """Cut a batch into pieces of these sizes, each in memory of its own.
-
-    A matrix library may choose its code by the alignment of its operands. The alignment of a view
-    depends on the number of processes; a fresh copy is always aligned the same way.
-    """
-    windows, targets = batch[0].split(list(sizes)), batch[1].split(list(sizes))
-    return ((w.clone(), t.clone()) for w, t in zip(windows, targets, strict=True))
-
-
-def is_fused(model: nn.Module) -> bool:
-    """Whether one call computes the rows of all pieces."""
-    return isinstance(model, Predictor) and model.fused
-
-
-def some_pieces(batch: Batch, sizes: Sequence[int], some: slice) -> Batch:
-    """The samples of some pieces of a batch that is cut into pieces of these sizes."""
+    if isinstance(batch, list):
+        return batch[some]
     if len(sizes[some]) == len(sizes):
         return batch
     first = sum(sizes[: some.start])
-    windows, targets = (tensor[first : first + sum(sizes[some])] for tensor in batch)
-    return windows, targets
+    return tuple(tensor[first : first + sum(sizes[some])] for tensor in batch)
 
 
-def totals_rows(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    piece_sizes: Sequence[int],
-    tolerance: float,
-    num_threads: int,
-) -> torch.Tensor:
-    """Count each piece: (pieces, 3); arguments as for `gradient.gradient_rows`."""
-    if is_fused(model):
-        return lstm.predictor_totals(
-            windows=batch[0], targets=batch[1], piece_sizes=piece_sizes, tolerance=tolerance,
-            parameters=list(model.parameters()), num_threads=num_threads,
-        )  # fmt: skip
-    rows = []
-    for windows, targets in pieces(batch, piece_sizes):
-        predictions = model(windows) if len(windows) else targets
-        rows.append(count(predictions, targets, tolerance=tolerance))
-    return torch.stack(rows)
-
-
-def totals_over(model: nn.Module, split: Split, *, peers: Peers, tolerance: float) -> Totals:
+def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     """Count a model's predictions over a split; the same bits on any number of processes.
+
+    The model is in evaluation mode meanwhile, and in training mode afterwards.
 
     Collective: yes, one.
     """
+    first = split.plan.owned(split.plan.rank).start
 
-    def rows(batch: Batch, sizes: Sequence[int]) -> torch.Tensor:
-        return totals_rows(
-            model, batch, piece_sizes=sizes, tolerance=tolerance, num_threads=peers.num_threads
-        )
+    def of_pieces(step: int, batch: Any, sizes: Sequence[int]) -> torch.Tensor:
+        return rows.totals(batch, sizes=sizes, place=Place(TESTING, step, first))
 
-    return to_totals(sum_over(split, rows, width=NUM_TOTALS, peers=peers).tolist())
+    with rows.testing():
+        sums = sum_over(split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole)
+    return rows.counts.to_totals(sums.tolist())
 
 
 @torch.no_grad()
 def sum_over(
     split: Split,
-    rows: Callable[[Any, Sequence[int]], torch.Tensor],
+    rows: Callable[[int, Any, Sequence[int]], torch.Tensor],
     *,
     width: int,
     peers: Peers,
+    whole: bool,
 ) -> Rows:
     """Add the rows of all pieces of all steps; the same bits on any number of processes.
 
     Args:
-        rows: computes (pieces, width) numbers from a batch and the sizes of its pieces.
+        rows: computes (pieces, width) numbers from a step, its batch and its pieces' sizes.
+        whole: whether `rows` takes all pieces in one, not a list of them.
 
     Returns:
         (width,) float64.
@@ -146,16 +95,10 @@ def sum_over(
     """
     plan = split.plan
     sums = torch.zeros(len(plan.owned(0)), width, device=peers.device).double()
-    for step, batch in split.batches():
+    for step, batch in split.batches(whole=whole):
         sizes = plan.piece_sizes(step)
-        sums[: len(sizes)] += rows(batch, sizes)
+        sums[: len(sizes)] += rows(step, batch, sizes)
     return tree_sum(light(peers.gather(sums))[places(plan)])
-
-
-def to_totals(numbers: Sequence[float]) -> Totals:
-    """The Totals whose three numbers these are."""
-    loss_sum, correct, samples = numbers
-    return Totals(loss_sum, int(correct), int(samples))
 
 
 def places(plan: Plan) -> np.ndarray:
@@ -226,16 +169,16 @@ class SharedOut:
         plan: which process owns which pieces.
         peers: the processes.
         width: numbers in a row.
-        one_by_one: whether pieces are computed one after the other, in the memory of one row.
+        at_once: pieces that are computed at the same time, each in a row of memory; None for all.
     """
 
-    def __init__(self, plan: Plan, peers: Peers, *, width: int, one_by_one: bool) -> None:
+    def __init__(self, plan: Plan, peers: Peers, *, width: int, at_once: int | None) -> None:
         self._peers, self._width, self._size = peers, width, plan.world_size
         self._own = plan.owned(plan.rank)
         self._subtrees = [subtrees(plan.owned(rank), plan.num_pieces) for rank in range(self._size)]
         self._tree = TreeSum(plan.num_pieces)
         self._part = -(-width // self._size)  # numbers of a row that one process finishes
-        num_rows = 1 if one_by_one else len(self._own)
+        num_rows = min(at_once or len(self._own), len(self._own))
         self._padded = torch.zeros(num_rows, self._part * self._size, device=peers.device)
         self.rows = self._padded[:, :width]
 
@@ -245,7 +188,8 @@ class SharedOut:
         for first in range(0, len(self._own), num_rows):
             some = slice(first, first + num_rows)
             yield some
-            for piece, row in zip(self._own[some], self._padded, strict=True):
+            # The last group may have fewer pieces.
+            for piece, row in zip(self._own[some], self._padded, strict=False):
                 self._tree.add(range(piece, piece + 1), row)
 
     def total(self) -> Rows:
@@ -259,12 +203,12 @@ class SharedOut:
         return light(self._peers.gather(total)[: self._width])
 
 
-def new_reduction(plan: Plan, peers: Peers, *, width: int, one_by_one: bool) -> Reduction:
+def new_reduction(plan: Plan, peers: Peers, *, width: int, at_once: int | None) -> Reduction:
     """The way that sends less; it follows from sizes alone, and no bit depends on it.
 
     Args:
         width: numbers in a row.
-        one_by_one: whether pieces are computed one after the other.
+        at_once: pieces that are computed at the same time; None for all.
     """
     most = len(plan.owned(0))
     most_sums = max(len(subtrees(plan.owned(r), plan.num_pieces)) for r in range(plan.world_size))
@@ -273,4 +217,4 @@ def new_reduction(plan: Plan, peers: Peers, *, width: int, one_by_one: bool) -> 
     gather_sends_less = most * plan.world_size <= most_sums + 1
     if gather_sends_less or plan.num_pieces * width * 4 <= GATHERED_BYTES:
         return Gathered(plan, peers, width=width)
-    return SharedOut(plan, peers, width=width, one_by_one=one_by_one)
+    return SharedOut(plan, peers, width=width, at_once=at_once)

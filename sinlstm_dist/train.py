@@ -13,15 +13,13 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from torch import nn
-
 from sinlstm_dist.command import as_program, command, exit_code_of, exit_code_of_run
-from sinlstm_dist.config import Config, Optim
+from sinlstm_dist.config import Config
 from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.model import Persistence
+from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.launcher import is_speaker, launching_parent
 from sinlstm_dist.processes.stop import StopRequest
@@ -104,27 +102,29 @@ class Training:
         start = self.log.open()
         if start.ended:  # nothing is left to do
             ended = Summary(**start.ended)
-            return self.log.show_ended(ended, baselines=self._baselines())
+            return self.log.show_ended(ended, baselines=self._count_baselines())
         self.progress = self.log.begin(start, self.request)
         while self.progress.epoch < self.config.train.epochs and not self.outcome:
             if self._train_epoch():
                 self._end_epoch()
         self.log.report.end_training()
         outcome = self.outcome or self._final_outcome()
-        return self.log.end(self.progress, outcome, baselines=self._baselines())
+        return self.log.end(self.progress, outcome, baselines=self._count_baselines())
 
     def _train_epoch(self) -> bool:
         """Train the rest of the running epoch. Returns whether it was finished."""
         self.epoch_began, self.samples_before = time.perf_counter(), self.progress.totals.samples
         split, epoch = self.job.train, self.progress.epoch
-        for step, batch in split.batches(epoch=epoch, first_step=self.progress.step_in_epoch):
+        for step, batch in split.batches(
+            epoch=epoch, first_step=self.progress.step_in_epoch, whole=self.job.gradient.is_whole
+        ):
             # Sets every parameter's .grad; its collectives carry requests to stop too.
-            result = self.job.gradient(batch, step=step, stop=self._stop_requested())
+            result = self.job.gradient(batch, epoch=epoch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
                 at = f"at step {self.progress.step + 1}"
                 self._fail(f"the training loss became {result.totals.loss} {at}")
                 return False
-            self.job.optimizer.step()
+            self.job.update(self.progress.step)
             self.progress = self.progress.after_step(result.totals)
             self.log.report.step(epoch=epoch + 1, step=step + 1)
             self.stops = result.stop
@@ -146,7 +146,7 @@ class Training:
     def _end_epoch(self) -> None:
         """Test, record and, when it is due, save."""
         train_s = time.perf_counter() - self.epoch_began
-        trained, test = self.progress.totals, self._count(self.job.model)
+        trained, test = self.progress.totals, self._count(self.job.rows)
         if not test.is_finite:
             self._fail(f"the test loss became {test.loss} after step {self.progress.step}")
             return
@@ -169,14 +169,14 @@ class Training:
         else:
             self._stop_or_save()
 
-    def _baselines(self) -> dict[str, Totals]:
-        """Totals of predictions that learn nothing, by name. Collective: yes."""
-        return {"last value again": self._count(Persistence())}
+    def _count(self, rows: PieceRows) -> Totals:
+        """The totals of a model's predictions for the test samples. Collective: yes."""
+        self.job.gradient.settle()
+        return totals_over(rows, self.job.test, peers=self.world)
 
-    def _count(self, model: nn.Module) -> Totals:
-        """The totals of a model's predictions for the test windows. Collective: yes."""
-        tolerance = self.config.train.tolerance
-        return totals_over(model, self.job.test, peers=self.world, tolerance=tolerance)
+    def _count_baselines(self) -> dict[str, Totals]:
+        """The same for what learns nothing, by name. Collective: yes."""
+        return {name: self._count(rows) for name, rows in self.job.baselines.items()}
 
     def _save(self) -> str:
         """Publish a checkpoint of this instant. Returns its folder; "" if a value is not finite.
@@ -187,6 +187,7 @@ class Training:
         Collective: yes.
         """
         step = self.progress.step
+        self.job.gradient.settle()
         self.job.agreement.check_now(step=step, continues=self._how_to_continue())
         checkpoint = self.log.checkpoint(self.progress)
         saved = {**checkpoint.weights, **checkpoint.optimizer}
@@ -197,7 +198,7 @@ class Training:
 
     def _final_outcome(self) -> Outcome:
         """The outcome of a run whose epochs are all done. Collective: yes."""
-        accuracy = self._count(self.job.model).accuracy  # metrics.jsonl may have been removed
+        accuracy = self._count(self.job.rows).accuracy  # metrics.jsonl may have been removed
         target = self.config.train.target_accuracy
         if accuracy is not None and accuracy < target:
             reason = f"test accuracy {accuracy:.4f} is below train.target_accuracy={target:g}"
@@ -205,9 +206,8 @@ class Training:
         return Outcome("completed", counted(self.progress.epoch, "epoch"))
 
     def _fail(self, what: str) -> None:
-        lr = self.config.optim.lr
-        smaller = min(lr / 10, Optim().lr)
-        advice = f"with optim.lr={lr:g}: try a smaller one, such as {smaller:g}"
+        lr = max(group["lr"] for group in self.job.task.optimizer.param_groups)
+        advice = f"with a learning rate of {lr:g}: try a smaller one, such as {lr / 10:g}"
         self.outcome = Outcome("failed", f"{what} {advice}")
 
     def _stop_requested(self) -> bool:

@@ -1,5 +1,6 @@
 """The sine and its windows: values by the article's formula, noise, memory, and outside users."""
 
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -11,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset, gaussian, philox
-from sinlstm_dist.data.steps import StepSampler, step_batches, step_loader
+from sinlstm_dist.data.steps import Split, deal_out
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 
 NOISY = {"size": 64, "window": 7, "noise": 0.02, "seed": 3}
@@ -280,6 +281,22 @@ def test_no_line_is_executed_for_each_window():
 # Steps and shares
 
 
+class Numbers(Dataset):
+    """Samples that are their own index, and its negative."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __getitem__(self, index):
+        numbers = torch.as_tensor(index)
+        return numbers, -numbers
+
+
+def dealt_out(data: Dataset, plan: Plan, *, order=None, **settings: object) -> Split:
+    settings = {"seed": 0, "whole": True, "by_array": True, **settings}
+    return deal_out(data, plan, order=order or (lambda _: in_order(plan.size)), **settings)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(
     ("size", "batch", "first_step"),
@@ -297,26 +314,29 @@ def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step
     def shares(rank: int) -> list[tuple[int, list[int]]]:
         """Each step with the samples that it brings to `rank`."""
         plan = Plan(size, batch, 8, world_size, rank)
-        mine = itertools.islice(sampler, rank, None, world_size)  # as Accelerate deals them out
-        fetched = [(torch.from_numpy(indices), torch.from_numpy(-indices)) for [indices] in mine]
+        split = dealt_out(Numbers(size), plan, order=order_of)
+        split.sampler.start(epoch=4, step=first_step)
+        assert len(list(split.sampler)) == len(split.sampler)
+        # as Accelerate deals them out
+        mine = itertools.islice(split.sampler, rank, None, world_size)
+        split = dataclasses.replace(split, loader=[split.shares[share] for [share] in mine])
         steps = []
-        for step, (windows, targets) in step_batches(fetched, plan, first_step=first_step):
+        for step, (windows, targets) in split.batches(epoch=4, first_step=first_step):
             assert torch.equal(windows, -targets)
             assert len(windows) == sum(plan.piece_sizes(step))
             steps.append((step, windows.tolist()))
         return steps
 
-    plan = Plan(size, batch, 8, world_size)
-    sampler = StepSampler(plan, order=lambda epoch: epoch_order(seed=0, epoch=epoch, size=size))
-    sampler.start(epoch=4, step=first_step)
-    assert len(list(sampler)) == len(sampler)
-    order = epoch_order(seed=0, epoch=4, size=size).tolist()
+    def order_of(epoch: int) -> np.ndarray:
+        return epoch_order(seed=0, epoch=epoch, size=size)
+
+    order = order_of(4).tolist()
     together = list(zip(*(shares(rank) for rank in range(world_size)), strict=True))
     for step, parts in enumerate(together, start=first_step):
         assert {number for number, _ in parts} == {step}
         joined = list(itertools.chain(*(part for _, part in parts)))
         assert joined == order[step * batch : (step + 1) * batch]
-    assert first_step + len(together) == plan.num_steps
+    assert first_step + len(together) == Plan(size, batch, 8).num_steps
 
 
 def test_small_steps_share_a_fetch_and_large_ones_do_not():
@@ -329,8 +349,8 @@ def test_small_steps_share_a_fetch_and_large_ones_do_not():
                 return super().__getitem__(index)
 
         plan = Plan(size, batch, 8)
-        loader = step_loader(Watched(size=size), StepSampler(plan, order=lambda _: in_order(size)))
-        steps = [len(windows) for _, (windows, _) in step_batches(loader, plan)]
+        split = dealt_out(Watched(size=size), plan)
+        steps = [len(windows) for _, (windows, _) in split.batches()]
         assert steps == [plan.num_samples(step) for step in range(plan.num_steps)]
         return fetches
 
@@ -339,9 +359,9 @@ def test_small_steps_share_a_fetch_and_large_ones_do_not():
 
 
 def test_a_loader_that_brings_too_little_is_noticed():
-    plan = Plan(250, 100, 8)
+    split = dealt_out(Numbers(250), Plan(250, 100, 8))
     with pytest.raises(ValueError, match="shorter"):
-        list(step_batches([], plan))
+        list(dataclasses.replace(split, loader=[]).batches())
 
 
 def test_fingerprint_tells_data_apart():

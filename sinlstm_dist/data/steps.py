@@ -1,106 +1,212 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from sinlstm_dist.plan import Plan
+from sinlstm_dist.randomness import seed_all, stream
+
+FETCH_SAMPLES = 2048  # of all processes together; more would not make a sample cheaper
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """The samples that a process fetches at once.
+
+    Args:
+        epoch: counted from 0.
+        indices: (N,) int64, of the samples.
+        sizes: samples in each of the pieces that are fetched; () for one batch of all.
+    """
+
+    epoch: int
+    indices: np.ndarray
+    sizes: tuple[int, ...] = ()
 
 
 class StepSampler(BatchSampler):
-    """Yields the batches of an epoch: for each fetch, one per process: rank 0's, rank 1's, ...
+    """Yields the shares of an epoch: for each fetch, one per process: rank 0's, rank 1's, ...
 
-    A fetch brings a process its shares of one or more consecutive steps, as many as
-    `FETCH_SAMPLES` allows: fetching a few samples costs the same as fetching a thousand. A batch
-    is a list of one array of indices, which the data set fetches at once.
+    A fetch brings a process its shares of one or more consecutive steps.
 
     Accelerate deals batches out in turn, batch i to process i % world_size. So each process gets
-    its share of every step, even an empty one, and no share is repeated or dropped.
+    its share of every step, even an empty one, and no share is repeated or dropped. A batch is a
+    list of one Share, which is the data set's index.
 
     `start(epoch, step)` sets the epoch that comes next and the step at which it begins.
 
     Args:
         plan: how the data set is cut and shared out.
         order: the sample indices of an epoch, as `plan.epoch_order` has them.
+        by_array: whether a share is fetched by one array of indices. Then a fetch has as many steps
+            as `FETCH_SAMPLES` allows: fetching a few samples costs the same as fetching a thousand.
+            Otherwise it has one step.
     """
 
-    def __init__(self, plan: Plan, *, order: Callable[[int], np.ndarray]) -> None:
-        self._plan, self._order = plan, order
+    def __init__(self, plan: Plan, *, order: Callable[[int], np.ndarray], by_array: bool) -> None:
+        self._plan, self._order, self._by_array = plan, order, by_array
+        self._together = max(1, FETCH_SAMPLES // plan.global_batch_size) if by_array else 1
+        self._plans = [replace(plan, rank=rank) for rank in range(plan.world_size)]
         self.start(epoch=0, step=0)
 
     def start(self, *, epoch: int, step: int) -> None:
         """Begin the next pass at `step` of `epoch`, both counted from 0."""
         self._epoch, self._step = epoch, step
 
+    def fetches(self) -> list[range]:
+        """The steps of the next pass, grouped by fetch."""
+        starts = range(self._step, self._plan.num_steps, self._together)
+        return [range(first, min(first + self._together, self._plan.num_steps)) for first in starts]
+
     def __len__(self) -> int:
-        return len(fetches(self._plan, first_step=self._step)) * self._plan.world_size
+        return len(self.fetches()) * self._plan.world_size
 
-    def __iter__(self) -> Iterator[list[np.ndarray]]:  # type: ignore[override]
-        order, plan = self._order(self._epoch), self._plan
-        for steps in fetches(plan, first_step=self._step):
-            for rank in range(plan.world_size):
-                shares = [order[slice(*plan.share(step, rank))] for step in steps]
-                yield [shares[0] if len(shares) == 1 else np.concatenate(shares)]
-
-
-FETCH_SAMPLES = 2048  # of all processes together; more would not make a sample cheaper
-
-
-def fetches(plan: Plan, *, first_step: int = 0) -> list[range]:
-    """The steps of an epoch from `first_step` on, grouped by fetch."""
-    together = max(1, FETCH_SAMPLES // plan.global_batch_size)
-    starts = range(first_step, plan.num_steps, together)
-    return [range(start, min(start + together, plan.num_steps)) for start in starts]
+    def __iter__(self) -> Iterator[list[Share]]:  # type: ignore[override]
+        epoch, order = self._epoch, self._order(self._epoch)
+        for steps in self.fetches():
+            for plan in self._plans:
+                shares = [order[slice(*plan.share(step, plan.rank))] for step in steps]
+                if self._by_array:
+                    yield [Share(epoch, shares[0] if len(shares) == 1 else np.concatenate(shares))]
+                else:
+                    yield [Share(epoch, shares[0], tuple(plan.piece_sizes(steps[0])))]
 
 
-def step_loader(dataset: Dataset[Any], sampler: StepSampler) -> DataLoader[Any]:
-    """Make a loader that fetches each batch by one array of indices, not sample by sample."""
-    return DataLoader(dataset, batch_sampler=sampler, collate_fn=operator.itemgetter(0))
-
-
-def step_batches(
-    loader: Iterable[Any], plan: Plan, *, first_step: int = 0
-) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each step from `first_step` on, and this process's share of its batch.
+class _ByArray(Dataset[Any]):
+    """Gives a share's samples as one batch, by one array of indices: as cheap as one sample.
 
     Args:
-        loader: a `step_loader`'s fetches for `plan.rank`, tuples of tensors (B, ...); its sampler
-            was told to start at `first_step`.
-        plan: the sampler's.
+        data: gives a batch, a tuple of tensors, for an int64 array of indices.
     """
-    for steps, tensors in zip(fetches(plan, first_step=first_step), loader, strict=True):
-        sizes = [sum(plan.piece_sizes(step)) for step in steps]
-        shares = zip(*(tensor.split(sizes) for tensor in tensors), strict=True)
-        yield from zip(steps, shares, strict=True)
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __getitem__(self, share: Share) -> Any:
+        return self._data[share.indices]
+
+
+class _BySample(Dataset[Any]):
+    """Gives a share as a list of its pieces: each what torch's `default_collate` makes of its
+    samples, or None if it has no samples.
+
+    Before each sample all generators are seeded from seed, epoch and index. So a sample that is
+    drawn at random is the same on any process, and with any number of workers.
+
+    Args:
+        data: gives a sample for an int.
+        seed: 0 to 2**64 - 1.
+    """
+
+    def __init__(self, data: Any, *, seed: int) -> None:
+        self._data, self._seed = data, seed
+
+    def __getitem__(self, share: Share) -> list[Any]:
+        samples = (self._sample(share.epoch, index) for index in share.indices.tolist())
+        pieces = ([next(samples) for _ in range(size)] for size in share.sizes)
+        return [default_collate(piece) if piece else None for piece in pieces]
+
+    def _sample(self, epoch: int, index: int) -> Any:
+        seed_all(stream(self._seed, epoch, index), _CPU)
+        return self._data[index]
+
+
+def pieces(batch: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[Any]:
+    """Cut a batch into pieces of these sizes, each in memory of its own; None for an empty one.
+
+    A matrix library may choose its code by the alignment of its operands. The alignment of a view
+    depends on the number of processes; a fresh copy is always aligned the same way.
+    """
+    cut = zip(*(tensor.split(list(sizes)) for tensor in batch), strict=True)
+    return [tuple(part.clone() for part in parts) if len(parts[0]) else None for parts in cut]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The train or the test part of the data, dealt out to the processes.
+    """The train or the test part of the data, dealt out to the processes; see `deal_out`.
 
     Args:
-        data: a map-style data set that gives a batch for an array of indices.
+        data: the data set.
         plan: cuts an epoch into steps and pieces.
-        sampler: yields the indices of each fetch.
+        sampler: yields the share of each fetch.
         loader: fetches this process's shares.
+        shares: the data set of the loader: gives what a Share holds.
+        by_array: whether a share is fetched as one batch.
     """
 
     data: Any
     plan: Plan
     sampler: StepSampler
     loader: Iterable[Any]
+    shares: Dataset[Any]
+    by_array: bool
 
-    def batches(self, *, epoch: int = 0, first_step: int = 0) -> Iterator[tuple[int, Any]]:
-        """Start an epoch, from 0, at a step; yields as `step_batches`."""
+    def batches(
+        self, *, epoch: int = 0, first_step: int = 0, whole: bool = False
+    ) -> Iterator[tuple[int, Any]]:
+        """Start an epoch, from 0, at a step; yields each step and this process's share of it.
+
+        The share is a list of its pieces, None for an empty one; or, if it is to be `whole`, which
+        only `by_array` can be, a tuple of tensors (B, ...).
+        """
         self.sampler.start(epoch=epoch, step=first_step)
-        return step_batches(self.loader, self.plan, first_step=first_step)
+        for steps, fetched in zip(self.sampler.fetches(), self.loader, strict=True):
+            if not self.by_array:
+                yield steps[0], fetched
+                continue
+            sizes = [sum(self.plan.piece_sizes(step)) for step in steps]
+            shares = zip(*(tensor.split(sizes) for tensor in fetched), strict=True)
+            for step, share in zip(steps, shares, strict=True):
+                yield step, share if whole else pieces(share, self.plan.piece_sizes(step))
+
+    def some(
+        self, indices: np.ndarray, sizes: Sequence[int], *, epoch: int = 0, whole: bool = False
+    ) -> Any:
+        """These samples as `batches` would yield them, fetched here: on the CPU, without a worker.
+
+        Args:
+            indices: (N,) int64.
+            sizes: samples in each piece; their sum is N.
+            epoch: from 0; decides what is drawn at random.
+            whole: as for `batches`.
+        """
+        fetched = self.shares[Share(epoch, indices, tuple(sizes))]
+        return pieces(fetched, sizes) if self.by_array and not whole else fetched
 
 
-def deal_out(data: Any, plan: Plan, *, order: Callable[[int], np.ndarray]) -> Split:
-    """Deal a data set out; arguments as for `StepSampler`. Accelerate prepares the loader."""
-    sampler = StepSampler(plan, order=order)
-    return Split(data, plan, sampler, step_loader(data, sampler))
+def deal_out(
+    data: Any,
+    plan: Plan,
+    *,
+    order: Callable[[int], np.ndarray],
+    seed: int,
+    by_array: bool,
+    num_workers: int = 0,
+) -> Split:
+    """Deal a data set out. Accelerate prepares the loader.
+
+    Args:
+        data: a map-style data set.
+        plan: cuts an epoch into steps and pieces.
+        order: the sample indices of an epoch, as `plan.epoch_order` has them.
+        seed: 0 to 2**64 - 1, of what is drawn at random in a sample; another one for each split.
+        by_array: whether the data set gives a batch, a tuple of tensors, for an array of indices.
+        num_workers: processes that fetch samples in advance; with 0 this one does, in between.
+    """
+    shares = _ByArray(data) if by_array else _BySample(data, seed=seed)
+    sampler = StepSampler(plan, order=order, by_array=by_array)
+    loader = DataLoader(
+        shares,
+        batch_sampler=sampler,
+        collate_fn=operator.itemgetter(0),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
+    return Split(data, plan, sampler, loader, shares, by_array)

@@ -19,7 +19,7 @@ import torch
 # Test: test_runs_one_after_the_other_in_the_same_processes[ddp-2]
 import torch.distributed.nn.functional
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, send_to_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,22 +58,27 @@ class World:
         self.num_threads = launcher.num_threads()
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
-    def prepare_model(self, model: nn.Module, *, data_parallel: bool) -> nn.Module:
-        """Move a model to this process's device, and wrap it in DDP if asked.
+    def prepare_model(self, model: nn.Module) -> None:
+        """Let Accelerate move a model to this process's device."""
+        # Without device_placement=True, Accelerate imports DTensor to decide on it: 0.6 s
+        self.accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+
+    def wrap_model(self, model: nn.Module, *, find_unused: bool) -> nn.Module:
+        """Wrap a model in Accelerate's data-parallel wrapper.
 
         Args:
-            model: in float32.
-            data_parallel: whether to return Accelerate's data-parallel wrapper.
+            model: on this process's device.
+            find_unused: whether the loss may not depend on some parameter.
 
         Collective: yes.
         """
-        # Without device_placement=True, Accelerate imports DTensor to decide on it: 0.6 s
-        prepared: nn.Module = self.accelerator.prepare_model(
-            model, device_placement=True, evaluation_mode=not data_parallel
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(
+            find_unused_parameters=find_unused
         )
-        if isinstance(prepared, DistributedDataParallel):
-            self._wrappers.add(prepared)
-        return prepared
+        wrapper: nn.Module = self.accelerator.prepare_model(model, device_placement=True)
+        if isinstance(wrapper, DistributedDataParallel):
+            self._wrappers.add(wrapper)
+        return wrapper
 
     def release_wrappers(self) -> None:
         """Drop the DDP wrappers' references to the process group, so that its connections close.
@@ -86,6 +91,10 @@ class World:
         for wrapper in self._wrappers:
             for part in ("reducer", "logger", "process_group"):
                 vars(wrapper).pop(part, None)
+
+    def to_device(self, batch: Any) -> Any:
+        """A batch, its tensors moved to this process's device."""
+        return send_to_device(batch, self.device)
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Gather all processes' rows, in order of rank.

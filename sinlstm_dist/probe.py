@@ -1,0 +1,179 @@
+"""Look at a user's task before its first step: what it counts, and what cannot keep its promise.
+
+The bits of a run do not depend on the number of processes only if a piece's row is a function of
+the piece's samples, its random numbers and the weights.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinlstm_dist.blame import blamed
+from sinlstm_dist.config import Config
+from sinlstm_dist.data.steps import Split
+from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.piece_rows import REHEARSAL, PieceRows, Place
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.task import Counts, Task, counts_of
+
+DDP = 'or set train.reduction="ddp", which makes no promise about bits'
+MOST_SAMPLES = 16  # for the check that losses are sums
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a task was seen to do with one piece.
+
+    Args:
+        counts: what its `totals` returns.
+        has_unused: whether the loss does not depend on some parameter.
+        keeps_state: whether its modules' attributes change in a forward pass, which threads share.
+    """
+
+    counts: Counts = field(default_factory=Counts)
+    has_unused: bool = False
+    keeps_state: bool = False
+
+
+def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
+    """Compute one piece of the train data twice, on every process the same.
+
+    Args:
+        split: of the train data.
+        config: of the run.
+
+    Raises:
+        ConfigError: the task's code fails, or it cannot keep the promise.
+    """
+    is_exact, seed = config.train.reduction == "ordered", config.train.seed
+    _check_names(task)
+    if is_exact:
+        _check_float32(task.model)
+    size = split.plan.all_sizes(0)[0]
+    with blamed(config.task.build):
+        (piece,) = _pieces(split, [size], world)
+        counts = counts_of(task.totals(task.model, piece))
+        rows = PieceRows(task, counts, seed=seed, device=world.device, num_threads=1)
+        before = _attributes(task.model)
+        with _kept_buffers(task.model) as buffers:
+            first, second = (_row(rows, piece, size) for _ in range(2))
+            changed = [name for name, was, now in buffers() if not _same(was, now)]
+        if is_exact:
+            _check_function(rows, first, second, changed)
+        _check_sums(task, split, world)
+    flags = first[-counts.width - rows.num_flags : -counts.width]
+    return Probed(counts, not bool(flags.all()), _attributes(task.model) != before)
+
+
+def _check_names(task: Task) -> None:
+    """Refuse what a checkpoint cannot hold."""
+    odd = [n for n, value in task.model.state_dict().items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ConfigError(
+            f"task.build: the model's state_dict has {odd[0]}, which is no tensor: checkpoints "
+            "hold tensors only"
+        )
+    own = set(task.model.parameters())
+    held = [p for group in task.optimizer.param_groups for p in group["params"]]
+    if strange := [p for p in held if p not in own]:
+        raise ConfigError(
+            f"task.build: the optimizer has a parameter of shape {tuple(strange[0].shape)} that "
+            "is not the model's, so no checkpoint would hold it: make it a part of the model"
+        )
+
+
+def _check_float32(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is not torch.float32:
+            raise ConfigError(
+                f"task.build: parameter {name} is {str(parameter.dtype).removeprefix('torch.')}: "
+                f"ordered reduction adds float32; build the model with .float(), {DDP}"
+            )
+
+
+def _check_function(rows: PieceRows, first: Tensor, second: Tensor, changed: list[str]) -> None:
+    """Refuse a model whose result for a piece depends on what it computed before."""
+    if changed:
+        owner = changed[0].rpartition(".")[0]
+        kind = type(rows.model.get_submodule(owner)).__name__
+        norm = " (such as GroupNorm in place of BatchNorm)" if "Norm" in kind else ""
+        raise ConfigError(
+            f"task.build: {changed[0]} of {kind} changes in each forward pass, so the result would "
+            f"depend on the number of processes: use a layer that keeps no statistics{norm}, {DDP}"
+        )
+    if torch.equal(first, second):
+        return
+    names = {parameter: name for name, parameter in rows.model.named_parameters()}
+    sizes = [parameter.numel() for parameter in rows.parameters]
+    parts = zip(
+        rows.parameters,
+        first.split([*sizes, len(first) - sum(sizes)]),
+        second.split([*sizes, len(first) - sum(sizes)]),
+        strict=False,
+    )
+    differing = [names[parameter] for parameter, a, b in parts if not torch.equal(a, b)]
+    what = f"the gradient of {differing[0]}" if differing else "totals"
+    raise ConfigError(
+        f"task.build: for the same samples, {what} had other bits the second time: the model keeps "
+        "a state, draws from a generator of its own, or uses an operation that is not "
+        f"deterministic; change that, {DDP}"
+    )
+
+
+def _check_sums(task: Task, split: Split, world: World) -> None:
+    """Refuse a loss that is a mean over the batch, which is easily returned by mistake."""
+    half = min(MOST_SAMPLES, len(split.data), split.plan.num_samples(0)) // 2
+    if not half:
+        return
+    task.model.eval()
+    with torch.no_grad():
+        parts = _pieces(split, [half, half], world)
+        left, right = (task.totals(task.model, part)[0].item() for part in parts)
+        both = task.totals(task.model, *_pieces(split, [2 * half], world))[0].item()
+    task.model.train()
+    mean, total = (left + right) / 2, left + right
+    if abs(both - mean) <= 1e-3 * abs(mean) < 1e-2 * abs(both - total):
+        raise ConfigError(
+            f"task.build: totals returned the loss {both:.4g} for {2 * half} samples, and "
+            f"{left:.4g} and {right:.4g} for their halves: it seems to be a mean; return the sum "
+            '(reduction="sum")'
+        )
+
+
+def _pieces(split: Split, sizes: list[int], world: World) -> list[Any]:
+    """Pieces of the first samples."""
+    indices = torch.arange(sum(sizes)).numpy() % len(split.data)
+    return world.to_device(split.some(indices, sizes, whole=False))
+
+
+def _row(rows: PieceRows, piece: Any, size: int) -> Tensor:
+    out = torch.zeros(1, rows.width, device=rows.device)
+    rows.gradients([piece], sizes=[size], place=Place(REHEARSAL, 0), out=out)
+    return out[0]
+
+
+@contextlib.contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[Any]:
+    """Give back the model's buffers their values; yields a function of (name, before, now)."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield lambda: [(name, before[name], now) for name, now in model.named_buffers()]
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+
+def _same(was: Tensor, now: Tensor) -> bool:
+    return was.shape == now.shape and bool(((was == now) | (was != was)).all())
+
+
+def _attributes(model: nn.Module) -> list[dict[str, int]]:
+    """The identities of all modules' own attributes."""
+    return [
+        {key: id(value) for key, value in vars(module).items() if key != "training"}
+        for module in model.modules()
+    ]

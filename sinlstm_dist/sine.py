@@ -1,0 +1,114 @@
+"""The built-in task: predict the next value of a sine, or of a series from a file."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sinlstm_dist import lstm
+from sinlstm_dist.config import SINE, Config
+from sinlstm_dist.data.series import SeriesDataset
+from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.data.source import WindowDataset, datasets, describe_source
+from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.optim import SGD
+from sinlstm_dist.task import Task
+from sinlstm_dist.words import counted
+
+PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
+
+
+def build(config: Config, recurrence: lstm.Choice) -> Task:
+    """Build the built-in task.
+
+    Args:
+        config: its data, model, optim and train sections.
+        recurrence: the implementation of the model's recurrence.
+
+    Raises:
+        ConfigError: the series cannot be used.
+    """
+    train, test = datasets(config.data)
+    model = Predictor(
+        hidden_size=config.model.hidden_size,
+        num_layers=config.model.num_layers,
+        scaled=config.data.source != SINE,
+        fused=recurrence.name == "fused",
+    )
+    if model.scaling and isinstance(train, SeriesDataset):
+        model.scaling.set(train.scale.mean, train.scale.std)
+    return Task(
+        model=model,
+        train_data=train,
+        test_data=test,
+        totals=functools.partial(totals, tolerance=config.train.tolerance),
+        optimizer=SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum),
+        rows=functools.partial(batch_rows, tolerance=config.train.tolerance)
+        if recurrence.name == "fused"
+        else None,
+        by_array=True,
+        baselines={"last value again": Persistence()},
+        preview=functools.partial(_preview, model, test, period=config.data.period),
+        facts={
+            "data": f"{len(train):,} train and {counted(len(test), 'test window')} of "
+            f"{counted(config.data.window, 'step')}, {describe_source(config.data)}",
+            "recurrence": f"{recurrence.name} ({recurrence.reason})",
+        },
+    )
+
+
+def totals(model: nn.Module, batch: Batch, *, tolerance: float) -> tuple[Tensor, Tensor]:
+    """The sum of squared errors, and the number of correct predictions.
+
+    The one definition of the built-in task's loss and accuracy; the fused kernel has the same.
+
+    Args:
+        model: (B, W, D) to (B, 1).
+        batch: windows (B, W, D) and targets (B, 1).
+        tolerance: a smaller absolute error counts as correct.
+
+    Examples:
+        >>> batch = torch.zeros(2, 50, 1), torch.tensor([[0.0], [0.5]])
+        >>> loss, correct = totals(Persistence(), batch, tolerance=0.1)
+        >>> loss.item(), correct.item()
+        (0.25, 1)
+    """
+    windows, targets = batch
+    error = model(windows) - targets  # (B, 1)
+    return error.square().sum(), (error.detach().abs() < tolerance).sum()
+
+
+def batch_rows(
+    parameters: Sequence[Tensor],
+    batch: Batch,
+    *,
+    piece_sizes: Sequence[int],
+    num_threads: int,
+    out: Tensor | None = None,
+    tolerance: float,
+) -> Tensor:
+    """The rows of all pieces by the fused kernel; see `task.BatchRows`."""
+    windows, targets = batch
+    arguments: dict[str, Any] = {
+        "windows": windows, "targets": targets, "piece_sizes": piece_sizes,
+        "parameters": parameters, "tolerance": tolerance, "num_threads": num_threads,
+    }  # fmt: skip
+    if out is None:
+        return lstm.predictor_totals(**arguments)
+    return lstm.predictor_rows(**arguments, out=out)
+
+
+@torch.no_grad()
+def _preview(
+    model: Predictor, data: WindowDataset, *, period: float
+) -> tuple[list[float], list[float]]:
+    """Targets and predictions of the first cycle of the test windows."""
+    cycle = min(len(data), math.ceil(period))
+    some = np.linspace(0, cycle - 1, min(cycle, PREVIEW_SAMPLES)).astype(np.int64)
+    windows, targets = data[some]
+    device = model.output_layer.weight.device
+    return targets[:, 0].tolist(), model(windows.to(device))[:, 0].tolist()
