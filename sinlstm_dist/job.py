@@ -82,7 +82,7 @@ def build(config: Config, world: World) -> Job:
     probed = Probed() if task.by_array else _probe(task, train, config, world)
     make_rows = functools.partial(PieceRows, seed=config.train.seed, device=world.device)
     rows = make_rows(task, probed.counts, num_threads=world.num_threads)
-    if probed.keeps_state:
+    if not probed.fits_threads:
         rows.use_one_thread()
     baselines = {
         name: make_rows(replace(task, model=model, rows=None), probed.counts, num_threads=1)
