@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import sinlstm_dist
-from sinlstm_dist.config import (
-    KEYS,
-    SECTIONS,
-    check_keys,
-    did_you_mean,
-    load_config,
-    show_value,
-    to_toml,
-)
+from sinlstm_dist.config import KEYS, SECTIONS, check_keys, load_config, to_toml
 from sinlstm_dist.errors import ConfigError, ExitCode
+from sinlstm_dist.problems import did_you_mean, show_value
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.screen.console import show_text, show_toml
 

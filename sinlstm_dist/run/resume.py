@@ -9,8 +9,9 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, show_value, unknown_keys
+from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, unknown_keys
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.problems import show_value
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint
 from sinlstm_dist.run.layout import Layout, check_layout
