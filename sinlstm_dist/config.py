@@ -5,7 +5,6 @@ Precedence: defaults < TOML file < command line. One report names the problems o
     python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
 """
 
-import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,27 +89,30 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     return _resolve({}, values, code=_load_code(_nest(overrides)))
 
 
-def named_code(path: str | Path | None, build: str | None) -> UserCode | None:
-    """The code that a command line names by --task.build, or else by its --config file.
+def named_build(path: str | Path) -> str:
+    """`task.build` in a TOML file; "" if it is not there, or `load_config` would refuse the file.
 
-    Raises:
-        ConfigError: it cannot be loaded.
+    Nothing is loaded.
     """
-    if build is None and path is not None:
-        with contextlib.suppress(ConfigError):  # of the file: `load_config` reports it
-            return _load_code(_read_toml(Path(path)))
-    return user_code.load(build) if build else None
+    try:
+        return _build_in(_read_toml(Path(path)))
+    except ConfigError:
+        return ""
 
 
 def _load_code(*sources: Mapping[str, Any]) -> UserCode | None:
     """The code that the last of the sources names which has `task.build`."""
-    builds = [_task(values)["build"] for values in sources if "build" in _task(values)]
-    spec = builds[-1] if builds else ""
-    return user_code.load(spec) if spec and isinstance(spec, str) else None
+    builds = [_build_in(values) for values in sources if "build" in _task(values)]
+    return user_code.load(builds[-1]) if builds and builds[-1] else None
+
+
+def _build_in(values: Mapping[str, Any]) -> str:
+    spec = _task(values).get("build")
+    return spec if isinstance(spec, str) else ""  # another type is reported later
 
 
 def _task(values: Mapping[str, Any]) -> dict[str, Any]:
-    table = values.get("task", {})
+    table = values.get("task")
     return table if isinstance(table, dict) else {}
 
 
@@ -148,9 +150,9 @@ def _settings(
     """The user's settings as TOML holds them, with their defaults, and what is wrong with them."""
     problems = {}
     for table, source in ((from_file, origin), (from_overrides, "")):
-        for key in table.keys() - {"build", *code.settings.model_fields}:
-            name = f"task.{key}"
-            problems[source, name] = f"{source}unknown key {name}{suggestion(name, code.keys)}"
+        for name in (f"task.{key}" for key in table):
+            if name not in {"task.build", *code.keys}:
+                problems[source, name] = f"{source}unknown key {name}{suggestion(name, code.keys)}"
     for problem in code.findings({**from_overrides, **from_file}, strict=True):
         if set(problem["loc"][1:2]) & from_file.keys():
             problems[problem["loc"]] = origin + _describe(problem, code)

@@ -150,9 +150,7 @@ def _assess(
     task = replace(task, test_data=_TestSamples(inputs, targets, config.data))
     split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
     split = replace(split, loader=world.accelerator.prepare(split.loader))
-    counter = PieceRows(
-        task, Counts(), seed=0, device=world.device, num_threads=world.num_threads
-    )
+    counter = PieceRows(task, Counts(), seed=0, device=world.device, num_threads=world.num_threads)
     largest = torch.zeros(1, SECTORS, device=world.device)
 
     def rows(step: int, batch: Any, sizes: Sequence[int]) -> torch.Tensor:

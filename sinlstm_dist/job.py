@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code

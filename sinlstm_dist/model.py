@@ -57,7 +57,7 @@ class Predictor(nn.Module):
         output_size: values in a prediction.
         num_layers: stacked LSTM layers.
         scaled: whether the model learns from a series in the user's units; see `predict`.
-        fused: use the compiled kernel in `forward` (CPU only; on a GPU only `gradient.py` uses a
+        fused: use the compiled kernel in `forward` (CPU only; on a GPU only `sine.py` uses a
             fused kernel). `lstm.choose` says whether it can be used.
 
     Examples:

@@ -136,8 +136,8 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key} of {name}: "
-                    "checkpoints hold tensors only; use an optimizer of torch.optim"
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key} of "
+                    f"{name}: checkpoints hold tensors only; use an optimizer of torch.optim"
                 )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sinlstm_dist.randomness import PIECES, seed_all, states, stream
-from sinlstm_dist.task import Counts, Task, row_of
+from sinlstm_dist.task import Counts, Task, counts_of, row_of
 
 TESTING, REHEARSAL = 2**63, 2**63 + 1  # in place of an epoch, while the model is not trained
 
@@ -101,9 +101,7 @@ class PieceRows:
         finally:
             self.model.train()
 
-    def gradients(
-        self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor
-    ) -> None:
+    def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
         """Compute each piece's row.
 
         Args:
@@ -159,8 +157,8 @@ class PieceRows:
 
     def _sums(self, model: nn.Module, piece: Any, num_samples: int) -> tuple[Tensor, Tensor]:
         sums = self.task.totals(model, piece)
-        if len(sums) - 2 != self.counts.divisor:
-            raise TypeError("totals returned two values for one batch and three for another")
+        if counts_of(sums) != self.counts:
+            raise TypeError("totals returned other kinds of values for one batch than for another")
         return sums[0], row_of(sums, num_samples)
 
     def _each(self, compute: Callable[[int], None], number: int, place: Place) -> None:

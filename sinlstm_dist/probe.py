@@ -6,7 +6,7 @@ the piece's samples, its random numbers and the weights.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class Probed:
         keeps_state: whether its modules' attributes change in a forward pass, which threads share.
     """
 
-    counts: Counts = Counts()
+    counts: Counts = field(default_factory=Counts)
     has_unused: bool = False
     keeps_state: bool = False
 
@@ -95,9 +95,7 @@ def _check_float32(model: nn.Module) -> None:
             )
 
 
-def _check_function(
-    rows: PieceRows, first: Tensor, second: Tensor, changed: list[str]
-) -> None:
+def _check_function(rows: PieceRows, first: Tensor, second: Tensor, changed: list[str]) -> None:
     """Refuse a model whose result for a piece depends on what it computed before."""
     if changed:
         owner = changed[0].rpartition(".")[0]
@@ -111,8 +109,12 @@ def _check_function(
         return
     names = {parameter: name for name, parameter in rows.model.named_parameters()}
     sizes = [parameter.numel() for parameter in rows.parameters]
-    parts = zip(rows.parameters, first.split([*sizes, len(first) - sum(sizes)]),
-                second.split([*sizes, len(first) - sum(sizes)]), strict=False)
+    parts = zip(
+        rows.parameters,
+        first.split([*sizes, len(first) - sum(sizes)]),
+        second.split([*sizes, len(first) - sum(sizes)]),
+        strict=False,
+    )
     differing = [names[parameter] for parameter, a, b in parts if not torch.equal(a, b)]
     what = f"the gradient of {differing[0]}" if differing else "totals"
     raise ConfigError(

@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 
 def show_value(value: Any) -> str:
-    """A value on one line of a message, as TOML writes it."""
+    """A value on one line of a message, as TOML writes it; None is a key that is left out."""
+    if value is None:
+        return "not set"
     if isinstance(value, bool | str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):

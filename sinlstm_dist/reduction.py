@@ -69,9 +69,7 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
         return rows.totals(batch, sizes=sizes, place=Place(TESTING, step, first))
 
     with rows.testing():
-        sums = sum_over(
-            split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole
-        )
+        sums = sum_over(split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole)
     return rows.counts.to_totals(sums.tolist())
 
 
@@ -190,7 +188,8 @@ class SharedOut:
         for first in range(0, len(self._own), num_rows):
             some = slice(first, first + num_rows)
             yield some
-            for piece, row in zip(self._own[some], self._padded, strict=True):
+            # The last group may have fewer pieces.
+            for piece, row in zip(self._own[some], self._padded, strict=False):
                 self._tree.add(range(piece, piece + 1), row)
 
     def total(self) -> Rows:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def batch_rows(
 ) -> Tensor:
     """The rows of all pieces by the fused kernel; see `task.BatchRows`."""
     windows, targets = batch
-    arguments = {
+    arguments: dict[str, Any] = {
         "windows": windows, "targets": targets, "piece_sizes": piece_sizes,
         "parameters": parameters, "tolerance": tolerance, "num_threads": num_threads,
     }  # fmt: skip

@@ -12,6 +12,7 @@ The sine is built in the same way, by sine.py.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -94,7 +95,7 @@ class Task:
         kinds = {"model": nn.Module, "optimizer": torch.optim.Optimizer}
         for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
-                raise TypeError(f"Task: {name} is {_kind(value)}, not a {kind.__name__}")
+                raise TypeError(f"Task: {name} is {_kind(value)}, not {_a(kind.__name__)}")
         for name in ("train_data", "test_data"):
             data = getattr(self, name)
             if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
@@ -113,7 +114,11 @@ class Task:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else _a(type(value).__name__)
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIOUaeiou" else f"a {name}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class Counts:
 
     @property
     def width(self) -> int:
-        """Numbers in the totals of a piece: loss, correct, samples and, if there is one, divisor."""
+        """Numbers in a piece's totals: loss, correct, samples and, if there is one, divisor."""
         return NUM_TOTALS + self.divisor
 
     def to_totals(self, numbers: Sequence[float]) -> Totals:
@@ -146,15 +151,28 @@ def counts_of(sums: Sums) -> Counts:
         TypeError: it must not return that.
     """
     if not isinstance(sums, tuple) or len(sums) not in (2, 3):
+        what = f"{len(sums)} values" if isinstance(sums, tuple) else _kind(sums)
         raise TypeError(
-            f"totals returned {_kind(sums)}: a tuple of the sum of losses and the number of "
-            "correct predictions (or None) is needed"
+            f"totals returned {what}: a tuple of the sum of losses and the number of correct "
+            "predictions (or None) is needed"
         )
-    loss = sums[0]
+    loss, correct, *divisor = sums
     if not isinstance(loss, Tensor) or loss.dim() or loss.dtype is not torch.float32:
         what = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
-        raise TypeError(f"totals returned the loss {what}: one float32 number in a tensor is needed")
-    return Counts(correct=sums[1] is not None, divisor=len(sums) == 3)
+        raise TypeError(
+            f"totals returned the loss {what}: one float32 number in a tensor is needed"
+        )
+    if correct is not None:
+        _check_number(correct, "correct predictions")
+    for number in divisor:
+        _check_number(number, "the divisor")
+    return Counts(correct=correct is not None, divisor=bool(divisor))
+
+
+def _check_number(value: object, what: str) -> None:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    if not isinstance(value, Real) and shape != " of shape ()":
+        raise TypeError(f"totals returned {_kind(value)}{shape} for {what}: one number is needed")
 
 
 def row_of(sums: Sums, num_samples: int) -> Tensor:

@@ -119,9 +119,7 @@ class Training:
             epoch=epoch, first_step=self.progress.step_in_epoch, whole=self.job.gradient.is_whole
         ):
             # Sets every parameter's .grad; its collectives carry requests to stop too.
-            result = self.job.gradient(
-                batch, epoch=epoch, step=step, stop=self._stop_requested()
-            )
+            result = self.job.gradient(batch, epoch=epoch, step=step, stop=self._stop_requested())
             if not result.totals.is_finite:
                 at = f"at step {self.progress.step + 1}"
                 self._fail(f"the training loss became {result.totals.loss} {at}")

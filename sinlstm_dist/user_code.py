@@ -118,9 +118,9 @@ def load(spec: str) -> UserCode:
     if not place or not name:
         _refuse(spec, f"names no function: {HOW}")
     module = _import_file(place, spec) if place.endswith(".py") else _import_module(place, spec)
-    if not module.__file__:
+    if not getattr(module, "__file__", None):  # built in, or a folder
         _refuse(spec, f"{place} is no Python file: {HOW}")
-    file = Path(module.__file__)
+    file = Path(str(module.__file__))
     function = _function(module, name, spec)
     settings = _settings(function, spec)
     return UserCode(spec, function, settings, file, _digest(file, _home(module)))
@@ -234,12 +234,11 @@ def _home(module: ModuleType) -> Path:
 
 
 def _digest(file: Path, folder: Path) -> str:
-    paths = {file}
-    for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        if path and name != "__main__" and is_users(path) and Path(path).is_relative_to(folder):
-            paths.add(Path(path))
-    named = {os.path.relpath(path, folder): path for path in paths}
+    modules = {name: module for name, module in sys.modules.items() if name != "__main__"}
+    loaded = {str(getattr(module, "__file__", None) or "") for module in modules.values()}
+    paths = {file, *(Path(path) for path in loaded if is_users(path))}
+    inside = [path for path in paths if path.is_relative_to(folder) and path.is_file()]
+    named = {os.path.relpath(path, folder): path for path in inside}
     digest = hashlib.sha256()
     for name in sorted(named):
         content = hashlib.sha256(named[name].read_bytes()).hexdigest()

@@ -425,7 +425,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
             if count[0] == fault["at"]:
                 _act(fault)
                 if fault["do"] == "flip":
-                    _flip_bit(arguments[0]._model)
+                    _flip_bit(arguments[0]._rows.model)
                 if fault["do"] == "spoil":
                     _spoil_rows()
             return function(*arguments, **keywords)
@@ -445,15 +445,15 @@ def _flip_bit(model: Any) -> None:
 
 def _spoil_rows() -> None:
     """What a processor would do that computes wrongly from now on."""
-    from sinlstm_dist import agreement, gradient
+    from sinlstm_dist.piece_rows import PieceRows
 
-    right = gradient.gradient_rows
+    right = PieceRows.gradients
 
     def spoiled(*arguments: Any, out: Any, **keywords: Any) -> None:
         right(*arguments, out=out, **keywords)
         out[:, 0] += 1e-3
 
-    gradient.gradient_rows = agreement.gradient_rows = spoiled
+    PieceRows.gradients = spoiled
 
 
 if __name__ == "__main__":

@@ -1,24 +1,26 @@
 """A step's gradient, both ways, against one plain backward over the whole batch."""
 
-import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from launching import FUSED
+from peers import Peer, Threads
 from torch import nn
 
-from sinlstm_dist import job, metrics
+from sinlstm_dist import job, reduction
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
-from sinlstm_dist.data.steps import FETCH_SAMPLES
-from sinlstm_dist.gradient import gradient_rows
-from sinlstm_dist.model import Persistence, Predictor
+from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.gradient import OrderedGradient, StepResult
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.model import Predictor
+from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan, epoch_order
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import totals_over, totals_rows
-from sinlstm_dist.tree import tree_sum
+from sinlstm_dist.task import Counts, Task
 
 SETTINGS = {
     "data.train_size": 53,
@@ -31,7 +33,7 @@ SETTINGS = {
 
 
 @pytest.fixture
-def world():
+def world() -> Iterator[World]:
     with join_world(timeout_s=60, one_thread=True) as joined:
         yield joined
 
@@ -39,6 +41,11 @@ def world():
 def build(world: World, **settings: object) -> job.Job:
     """What a run is made of."""
     return job.build(load_config(overrides={**SETTINGS, **settings}), world)
+
+
+def batches(built: job.Job):
+    """The steps of an epoch as the training loop gets them."""
+    return built.train.batches(whole=built.gradient.is_whole)
 
 
 def sample_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,115 +69,216 @@ def test_gradient_is_that_of_the_mean_of_the_whole_batch(world, reduction, lstm,
     built = build(world, **{
         "train.reduction": reduction, "model.lstm": lstm, "train.virtual_shards": shards
     })  # fmt: skip
-    sizes = []
-    for step, batch in built.train.batches():
-        assert torch.equal(batch[0], sample_batch(step)[0])
-        result = built.gradient(batch, step=step, stop=False)
-        loss, expected = plain_gradient(built.model, batch)
-        for name, parameter in built.model.named_parameters():
+    sizes, model = [], built.task.model
+    for step, share in batches(built):
+        parts = [share] if built.gradient.is_whole else [piece for piece in share if piece]
+        batch = tuple(map(torch.cat, zip(*parts, strict=True)))
+        assert all(map(torch.equal, batch, sample_batch(step)))
+        result = built.gradient(share, epoch=0, step=step, stop=False)
+        loss, expected = plain_gradient(model, batch)
+        for name, parameter in model.named_parameters():
             # float32 sums in another order: a few units in the last place
             torch.testing.assert_close(
                 parameter.grad, expected[name], rtol=2e-5, atol=1e-6, msg=name
             )
         assert result.totals.loss == pytest.approx(loss, rel=1e-6)
-        errors = (built.model(batch[0]) - batch[1]).abs()
+        errors = (model(batch[0]) - batch[1]).abs()
         assert result.totals.correct == int((errors < 0.3).sum())
         sizes.append(result.totals.samples)
-        built.optimizer.step()
+        built.update(step)
     assert sizes == [20, 20, 13]
 
 
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_a_request_to_stop_is_heard(world, reduction):
     built = build(world, **{"train.reduction": reduction})
-    _, batch = next(built.train.batches())
-    assert built.gradient(batch, step=0, stop=True).stop
-    assert not built.gradient(batch, step=0, stop=False).stop
+    _, batch = next(batches(built))
+    assert built.gradient(batch, epoch=0, step=0, stop=True).stop
+    assert not built.gradient(batch, epoch=0, step=0, stop=False).stop
 
 
-@pytest.mark.kernel
-@pytest.mark.parametrize("sizes", [[5, 4, 4], [13], [6, 0, 7, 0]])
-def test_fused_rows_are_those_of_autograd(sizes):
-    torch.manual_seed(1)
-    plain, fused = Predictor(hidden_size=6), Predictor(hidden_size=6, fused=True)
-    fused.load_state_dict(plain.state_dict())
-    batch = SineDataset(size=13, window=11, noise=0.1)[np.arange(13)]
-    arguments = {"piece_sizes": sizes, "tolerance": 0.5}
-    width = sum(p.numel() for p in plain.parameters()) + metrics.NUM_TOTALS
-    rows = {}
-    for model in (plain, fused):
-        rows[model.fused] = torch.full((len(sizes), width), math.nan)
-        parameters = list(model.parameters())
-        gradient_rows(model, parameters, batch, num_threads=1, out=rows[model.fused], **arguments)
-        totals = totals_rows(model, batch, num_threads=1, **arguments)
-        torch.testing.assert_close(totals.float(), rows[model.fused][:, -3:], rtol=1e-6, atol=0)
-    torch.testing.assert_close(rows[True], rows[False], rtol=2e-5, atol=2e-6)
-    assert torch.equal(rows[True][:, -2:], rows[False][:, -2:])  # counts
-    assert rows[True][:, -1].tolist() == sizes
+# A task of any kind, on threads that stand for processes
+
+BATCH, PIECES = 14, 7
 
 
-def test_a_row_is_the_gradient_of_the_sum_of_squares_of_its_piece():
-    """Whatever module it is, and whatever its neighbours are."""
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
-    windows, targets = torch.randn(5, 4, 1), torch.randn(5, 1)
-    out = torch.empty(2, 5 + metrics.NUM_TOTALS)
-    gradient_rows(
-        model, list(model.parameters()), (windows, targets), piece_sizes=[3, 2], tolerance=0.5,
-        num_threads=1, out=out,
-    )  # fmt: skip
-    for row, part in zip(out, (slice(0, 3), slice(3, 5)), strict=True):
-        model.zero_grad()
-        errors = model(windows[part]) - targets[part]
-        errors.square().sum().backward()
-        assert row[:4].tolist() == pytest.approx(model[1].weight.grad[0].tolist(), rel=1e-5)
-        assert row[4].item() == pytest.approx(model[1].bias.grad.item(), rel=1e-5)
-        assert row[5].item() == pytest.approx(errors.square().sum().item(), rel=1e-6)
-        assert row[6:].tolist() == [int((errors.abs() < 0.5).sum()), len(errors)]
+class Branches(nn.Module):
+    """Two of its layers are used for some samples only; one is frozen, one never used, two tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+        self.some, self.few = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.frozen, self.unused, self.tied = (nn.Linear(5, 5) for _ in range(3))
+        self.frozen.requires_grad_(False)
+        self.tied.weight = self.stem.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.tied(torch.tanh(self.frozen(self.stem(inputs[:, :5]))))
+        if (inputs[:, 5] > 0).any():
+            hidden = hidden + self.some(hidden) * (inputs[:, 5:] > 0)
+        if (inputs[:, 5] > 1).any():
+            hidden = hidden + self.few(hidden) * (inputs[:, 5:] > 1)
+        return self.head(hidden)
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "order"),
-    [
-        (1, 0),
-        (2, (0, 1)),
-        (3, ((0, 1), 2)),
-        (4, ((0, 1), (2, 3))),
-        (5, (((0, 1), (2, 3)), 4)),
-        (6, (((0, 1), (2, 3)), (4, 5))),
-        (7, (((0, 1), (2, 3)), ((4, 5), 6))),
-    ],
-)
-def test_tree_sum_adds_neighbours_first(num_rows, order):
-    rows = torch.randn(num_rows, 1000, generator=torch.Generator().manual_seed(0))
-
-    def add(order):
-        return rows[order] if isinstance(order, int) else add(order[0]) + add(order[1])
-
-    assert torch.equal(tree_sum(rows), add(order))
-    assert tree_sum(rows.numpy()).tolist() == add(order).tolist()
-    if num_rows > 3:  # this many float32 numbers tell one order of adding from another
-        assert not torch.equal(add(order), sum(rows))
+def totals(model: nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs, targets = batch
+    outputs = model(inputs)
+    loss = nn.functional.cross_entropy(outputs, targets, reduction="sum")
+    return loss, (outputs.argmax(1) == targets).sum()
 
 
-@pytest.mark.parametrize("lstm", [FUSED, "torch"])
-@pytest.mark.parametrize("size", [21, 2 * FETCH_SAMPLES + 5])
-def test_evaluation_counts_every_test_window_once(world, lstm, size):
-    built = build(world, **{"model.lstm": lstm, "data.test_size": size})
-    found = {
-        model: totals_over(model, built.test, peers=world, tolerance=0.3)
-        for model in (built.model, Persistence())
-    }
-    windows, targets = built.test.data[np.arange(size)]
-    for model, totals in found.items():
-        errors = (model(windows) - targets).detach()
-        assert totals.samples == size
-        assert totals.correct == int((errors.abs() < 0.3).sum())
-        assert totals.loss == pytest.approx(errors.square().mean().item(), rel=1e-6)
+def with_divisor(model: nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some samples weigh more than others."""
+    return *totals(model, batch), (batch[1] + 1).sum()
 
 
-def test_test_batches_are_as_large_as_a_fetch(world):
-    built = build(world)
-    assert built.test.plan == Plan(21, FETCH_SAMPLES, 8, 1, 0)
-    large = build(world, **{"train.global_batch_size": 5000})
-    assert large.test.plan == Plan(21, 5000, 8, 1, 0)
+def steps() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches that use `some` and `few`: in no piece, in one, in all, in none again."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for kinds in ([0] * BATCH, [0] * 4 + [2] + [0] * 9, [2] * BATCH, [1] * BATCH):
+        inputs = torch.randn(BATCH, 5, generator=generator)
+        kind = torch.tensor(kinds)[:, None].float()
+        found.append((torch.cat((inputs, kind), dim=1), torch.arange(BATCH) % 3))
+    return found
+
+
+def rows_of(model: nn.Module, totals: Callable, *, num_threads: int = 1) -> PieceRows:
+    task = Task(model, [0], [0], totals, torch.optim.SGD(model.parameters(), lr=0.1))
+    counts, device = Counts(divisor=totals is with_divisor), torch.device("cpu")
+    return PieceRows(task, counts, seed=0, device=device, num_threads=num_threads)
+
+
+Gradients = list[dict[str, torch.Tensor | None]]
+
+
+def shared_gradients(
+    processes: int, totals: Callable, *, num_threads: int = 1
+) -> tuple[Gradients, list[StepResult]]:
+    """Each step's `.grad`s and result; they are the same on all processes."""
+
+    def work(peer: Peer) -> tuple[Gradients, list[StepResult]]:
+        model = Branches()
+        plan = Plan(BATCH, BATCH, PIECES, processes, peer.rank)
+        rows = rows_of(model, totals, num_threads=num_threads)
+        gradient = OrderedGradient(rows, plan=plan, peers=peer)
+        grads, results = [], []
+        for inputs, targets in steps():
+            share = slice(*plan.share(0, peer.rank))
+            batch = pieces((inputs[share], targets[share]), plan.piece_sizes(0))
+            results.append(gradient(batch, epoch=0, step=0, stop=peer.rank == 1))
+            grads.append({
+                name: None if p.grad is None else p.grad.clone()
+                for name, p in model.named_parameters()
+            })  # fmt: skip
+        return grads, results
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = Threads(processes).run(work)
+    finally:
+        torch.set_num_threads(before)
+    for grads, results in found[1:]:
+        assert results == found[0][1]
+        assert all(map(same, grads, found[0][0]))
+    return found[0]
+
+
+def same(one: dict[str, torch.Tensor | None], other: dict[str, torch.Tensor | None]) -> bool:
+    """Whether these are the same names and bits, and None for the same names."""
+    return one.keys() == other.keys() and all(
+        (a is b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(one.values(), other.values(), strict=True)
+    )
+
+
+@pytest.fixture(params=["gathered", "shared out"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of adding rows: so small a model takes the first."""
+    if request.param == "shared out":
+        monkeypatch.setattr(reduction, "GATHERED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("count", [totals, with_divisor])
+def test_any_task_has_the_same_bits_on_any_number_of_processes_and_threads(count):
+    grads, results = shared_gradients(1, count)
+    for processes in (1, 2, 3, 5, 7):
+        for num_threads in (1, 2):
+            its_grads, its_results = shared_gradients(processes, count, num_threads=num_threads)
+            assert all(map(same, its_grads, grads))
+            assert [result.totals for result in its_results] == [r.totals for r in results]
+            assert all(result.stop == (processes > 1) for result in its_results)
+
+
+@pytest.mark.parametrize("count", [totals, with_divisor])
+def test_any_task_has_the_gradient_of_its_mean_loss(count):
+    grads, results = shared_gradients(1, count)
+    for found, result, (inputs, targets) in zip(grads, results, steps(), strict=True):
+        model = Branches()
+        loss, correct, *divisor = count(model, (inputs, targets))
+        mean = loss / (divisor[0] if divisor else BATCH)
+        mean.backward()
+        assert result.totals.loss == pytest.approx(mean.item(), rel=1e-6)
+        assert result.totals.correct == correct
+        assert result.totals.samples == BATCH
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is None) == (found[name] is None), name
+            if parameter.grad is not None:
+                torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_parameter_has_no_gradient_only_if_no_piece_of_the_global_batch_used_it(processes):
+    """AdamW decays a parameter whose gradient is zeros, and leaves one alone that has none."""
+    grads, _ = shared_gradients(processes, totals)
+    without = [{n.split(".")[0] for n, g in grad.items() if g is None} for grad in grads]
+    always = {"frozen", "unused"}
+    assert without == [always | {"some", "few"}, always, always, always | {"few"}]
+
+
+def test_gradients_are_views_of_one_vector_when_a_parameter_is_used_again():
+    """Where the optimizer has laid them out, and clipping finds them."""
+    model = Branches()
+    gradient = OrderedGradient(
+        rows_of(model, totals), plan=Plan(BATCH, BATCH, PIECES), peers=Peer(Threads(1), 0)
+    )
+    storages = set()
+    for batch in steps():
+        gradient(pieces(batch, [2] * PIECES), epoch=0, step=0, stop=False)
+        storages |= {p.grad.untyped_storage().data_ptr() for p in model.parameters()
+                     if p.grad is not None}  # fmt: skip
+    assert len(storages) == 1
+
+
+def test_a_divisor_of_0_is_a_loss_that_is_no_number():
+    """A batch of nothing but padding; pytest makes errors of warnings."""
+
+    def padding(model: nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor, float]:
+        return *totals(model, batch), 0.0
+
+    task_rows = rows_of(Branches(), padding)
+    task_rows = PieceRows(
+        task_rows.task, Counts(divisor=True), seed=0, device=task_rows.device, num_threads=1
+    )
+    gradient = OrderedGradient(
+        task_rows, plan=Plan(BATCH, BATCH, PIECES), peers=Peer(Threads(1), 0)
+    )
+    result = gradient(pieces(steps()[0], [2] * PIECES), epoch=0, step=0, stop=False)
+    assert not result.totals.is_finite
+
+
+def test_the_fused_rows_are_not_copied_piece_by_piece(world):
+    """The built-in task's hot path: all pieces in one call, and no flags."""
+    built = build(world, **{"model.lstm": "auto"})
+    if built.task.rows:
+        assert built.gradient.is_whole
+        assert built.rows.num_flags == 0
+        assert built.rows.at_once is None
+    assert isinstance(Totals(), Totals)
+    assert np.float32(1) == 1

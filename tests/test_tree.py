@@ -1,10 +1,9 @@
 """Sums along the fixed tree: whole, in subtrees, and shared out among processes."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
+from peers import Peer, Threads
 
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.reduction import Gathered, SharedOut, new_reduction
@@ -15,59 +14,45 @@ def rows_of(num_rows: int, width: int = 7) -> torch.Tensor:
     return torch.randn(num_rows, width, generator=torch.Generator().manual_seed(num_rows))
 
 
-class Threads:
-    """Processes that are threads of this one: what each sends, the others read."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self._sent = size, [torch.empty(0)] * size
-        self._barrier = threading.Barrier(size, timeout=60)
-        self.collectives = 0
-
-    def _share(self, rank: int, rows: torch.Tensor) -> list[torch.Tensor]:
-        self._sent[rank] = rows
-        self._barrier.wait()
-        everyones = [sent.clone() for sent in self._sent]
-        self._barrier.wait()
-        self.collectives += rank == 0
-        return everyones
-
-    def peer(self, rank: int) -> "Thread":
-        return Thread(self, rank)
-
-
-class Thread:
-    device, num_threads = torch.device("cpu"), 1
-
-    def __init__(self, threads: Threads, rank: int) -> None:
-        self._threads, self._rank = threads, rank
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self._threads._share(self._rank, rows))
-
-    def exchange(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        assert len(rows) == counts[self._rank]
-        return torch.cat([sent[:, self._rank] for sent in self._threads._share(self._rank, rows)])
-
-
 def shared_sums(rows: torch.Tensor, size: int, *, make=SharedOut, **keywords) -> tuple[list, int]:
     """The total that each of `size` processes finds, and the number of collectives."""
-    threads, found = Threads(size), {}
+    threads = Threads(size)
 
-    def work(rank: int) -> None:
-        plan = Plan(len(rows), len(rows), len(rows), size, rank)
-        reduction = make(plan, threads.peer(rank), width=rows.shape[1], **keywords)
+    def work(peer: Peer) -> np.ndarray:
+        plan = Plan(len(rows), len(rows), len(rows), size, peer.rank)
+        reduction = make(plan, peer, width=rows.shape[1], **keywords)
+        own = rows[plan.owned(peer.rank).start : plan.owned(peer.rank).stop]
         for _ in range(2):  # the second step must not see the first
-            own = rows[plan.owned(rank).start : plan.owned(rank).stop]
             for some in reduction.groups():
-                reduction.rows[:] = own[some]
-            found[rank] = np.array(reduction.total())
+                reduction.rows[: len(own[some])] = own[some]
+            total = np.array(reduction.total())
+        return total
 
-    workers = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return [found[rank] for rank in range(size)], threads.collectives // 2
+    return threads.run(work), threads.collectives // 2
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "order"),
+    [
+        (1, 0),
+        (2, (0, 1)),
+        (3, ((0, 1), 2)),
+        (4, ((0, 1), (2, 3))),
+        (5, (((0, 1), (2, 3)), 4)),
+        (6, (((0, 1), (2, 3)), (4, 5))),
+        (7, (((0, 1), (2, 3)), ((4, 5), 6))),
+    ],
+)
+def test_tree_sum_adds_neighbours_first(num_rows, order):
+    rows = torch.randn(num_rows, 1000, generator=torch.Generator().manual_seed(0))
+
+    def add(order):
+        return rows[order] if isinstance(order, int) else add(order[0]) + add(order[1])
+
+    assert torch.equal(tree_sum(rows), add(order))
+    assert tree_sum(rows.numpy()).tolist() == add(order).tolist()
+    if num_rows > 3:  # this many float32 numbers tell one order of adding from another
+        assert not torch.equal(add(order), sum(rows))
 
 
 @pytest.mark.parametrize("num_rows", range(1, 34))
@@ -75,8 +60,8 @@ def test_the_shared_out_tree_is_the_plain_tree(num_rows):
     rows = rows_of(num_rows)
     expected = tree_sum(rows.numpy())
     for size in range(1, num_rows + 1):
-        for one_by_one in (False, True):
-            totals, _ = shared_sums(rows, size, one_by_one=one_by_one)
+        for at_once in (1, 2, 3, None):
+            totals, _ = shared_sums(rows, size, at_once=at_once)
             assert all(total.tobytes() == expected.tobytes() for total in totals), size
         totals, _ = shared_sums(rows, size, make=Gathered)
         assert all(total.tobytes() == expected.tobytes() for total in totals), size
@@ -111,7 +96,7 @@ def test_another_order_gives_other_bits():
 
 @pytest.mark.parametrize(("make", "size", "collectives"), [(SharedOut, 3, 2), (Gathered, 3, 1)])
 def test_collectives_per_step(make, size, collectives):
-    keywords = {"one_by_one": True} if make is SharedOut else {}
+    keywords = {"at_once": 1} if make is SharedOut else {}
     assert shared_sums(rows_of(8), size, make=make, **keywords)[1] == collectives
 
 
@@ -128,8 +113,8 @@ def test_collectives_per_step(make, size, collectives):
 )
 def test_the_way_that_sends_less_is_taken(num_pieces, size, width, expected):
     plan = Plan(num_pieces, num_pieces, num_pieces, size, 0)
-    peer = Thread(Threads(size), 0)
-    assert type(new_reduction(plan, peer, width=width, one_by_one=True)) is expected
+    peer = Peer(Threads(size), 0)
+    assert type(new_reduction(plan, peer, width=width, at_once=1)) is expected
 
 
 @pytest.mark.parametrize("num_pieces", [1, 8, 33, 1024])
