@@ -66,8 +66,7 @@ class OtherLstm(nn.LSTM):
 
 
 class OtherRows(PieceRows):
-    """Rows of the built-in task by autograd, also where the fused kernel computes those of others.
-    """
+    """Rows of the built-in task by autograd, also where the fused kernel computes those of others."""
 
     def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
         """See PieceRows."""

@@ -103,16 +103,17 @@ def _after_step(spoil: Callable[[Job, World, Any, Place, StepResult], None]) -> 
 def _drop_gradient(job: Job, world: World, batch: Any, place: Place, result: StepResult) -> None:
     """Subtract the contribution of the last process from the gradient."""
     rows, plan = job.rows, job.train.plan
-    sizes, first = plan.piece_sizes(place.step), plan.owned(plan.rank).start
+    sizes = plan.piece_sizes(place.step)
     parts = torch.zeros(len(sizes), rows.width, device=world.device)
     if is_last(world) and sum(sizes):
         share = batch if rows.is_whole == job.gradient.is_whole else batch[0]
-        here = dataclasses.replace(place, first=first)
+        here = dataclasses.replace(place, first=plan.owned(plan.rank).start)
         rows.gradients(share, sizes=sizes, place=here, out=parts)
     lost = world.sum(parts.sum(dim=0)) / result.totals.divided_by
     start = 0
     for parameter in rows.parameters:
-        part = lost[start : (start := start + parameter.numel())]
+        part = lost[start : start + parameter.numel()]
+        start += parameter.numel()
         if parameter.grad is not None:
             parameter.grad -= part.view_as(parameter)
 

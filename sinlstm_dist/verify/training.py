@@ -1,6 +1,5 @@
 """Check gradients, weights and metrics against what each process computes alone."""
 
-
 import torch
 from torch import Tensor
 
