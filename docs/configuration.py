@@ -9,7 +9,8 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from sinlstm_dist.config import KEYS, SECTIONS, show_value
+from sinlstm_dist.config import KEYS, SECTIONS
+from sinlstm_dist.problems import show_value
 from sinlstm_dist.run.resume import MAY_CHANGE
 from sinlstm_dist.verify.bench import PATH
 

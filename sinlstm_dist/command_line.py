@@ -2,7 +2,8 @@
 
     sinlstm-dist train --config configs/noisy.toml --train.epochs 20 --print-config
 
-It imports no torch, so help and mistakes appear at once.
+It imports no torch, so help and mistakes appear at once. The user's own code is imported only if
+the arguments name it; then its settings are flags too.
 """
 
 import argparse
@@ -11,21 +12,17 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import sinlstm_dist
-from sinlstm_dist.config import (
-    KEYS,
-    SECTIONS,
-    check_keys,
-    did_you_mean,
-    load_config,
-    show_value,
-    to_toml,
-)
+from sinlstm_dist import status, user_code
+from sinlstm_dist.config import KEYS, SECTIONS, check_keys, load_config, named_build, to_toml
 from sinlstm_dist.errors import ConfigError, ExitCode
+from sinlstm_dist.flags import as_flag, bind_negative
+from sinlstm_dist.problems import did_you_mean
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.screen.console import show_text, show_toml
+from sinlstm_dist.user_code import UserCode
 
 PROGRAM = "sinlstm-dist"
 
@@ -75,7 +72,7 @@ COMMANDS = {
     "evaluate": Syntax(
         "Test a trained model and compare it with two baselines",
         {"path": _TRAINED},
-        keys=[*_DATA_KEYS, "model.lstm", "train.tolerance", "train.timeout_s"],
+        keys=[*_DATA_KEYS, "model.lstm", "train.tolerance", "train.timeout_s", "task.build"],
     ),
     "forecast": Syntax(
         "Forecast far ahead by a trained model's own predictions",
@@ -198,8 +195,9 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Namespace:
         ConfigError: names every problem of the file and of the arguments.
         SystemExit: help, the version or the configuration was asked for, and is shown.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    options, unknown = _new_parser(name).parse_known_args(_bind_negative(given))
+    given = bind_negative(sys.argv[1:] if arguments is None else arguments)
+    code = _named_code(given) if COMMANDS[name].keys is KEYS else None
+    options, unknown = _new_parser(name, code).parse_known_args(given)
     options.keys = {key: value for key, value in vars(options).items() if "." in key}
     if unknown:
         options.keys |= _unknown_keys(name, unknown)
@@ -214,43 +212,34 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Namespace:
     return options
 
 
-def _new_parser(name: str) -> Parser:
+def _named_code(arguments: Sequence[str]) -> UserCode | None:
+    """The user's code, if the arguments name it."""
+    parser = Parser("", "", add_help=False)
+    parser.add_argument("--config")
+    parser.add_argument("--task.build", dest="build")
+    options, _ = parser.parse_known_args(arguments)
+    spec = options.build
+    if spec is None and options.config is not None:
+        spec = named_build(options.config)
+    if spec:
+        status.say(f"loading {spec} ...")  # it imports torch
+    return user_code.load(spec) if spec else None
+
+
+def _new_parser(name: str, code: UserCode | None) -> Parser:
     command = COMMANDS[name]
     parser = Parser(f"{PROGRAM} {name}", f"{command.does}.")
     for argument, options in command.arguments.items():
         parser.add_argument(argument, **options)
-    _add_key_flags(parser, command.keys)
-    return parser
-
-
-def _add_key_flags(parser: Parser, keys: Sequence[str]) -> None:
     for section, model in SECTIONS.items():
-        wanted = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in keys}
-        if not wanted:
-            continue
-        group = parser.add_argument_group(section, model.__doc__)
-        for key, field in wanted.items():
-            is_choice = get_origin(field.annotation) is Literal
-            default = show_value(field.default)
-            group.add_argument(
-                f"--{section}.{key}",
-                default=argparse.SUPPRESS,
-                metavar="|".join(get_args(field.annotation)) if is_choice else "VALUE",
-                help=f"{field.description} (default: {default})".replace("%", "%%"),
-                nargs="*" if get_origin(field.annotation) is list else None,
-            )
-
-
-def _bind_negative(arguments: Sequence[str]) -> list[str]:
-    """Write `--key -1e-3` as `--key=-1e-3`: argparse takes some negative numbers for flags."""
-    bound: list[str] = []
-    for argument in arguments:
-        is_value = argument.startswith("-") and not argument.startswith(("--", "-h"))
-        if is_value and bound and bound[-1].startswith("--") and "=" not in bound[-1]:
-            bound[-1] += f"={argument}"
-        else:
-            bound.append(argument)
-    return bound
+        fields = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in command.keys}
+        if section == "task" and code:
+            fields |= code.settings.model_fields
+        if fields:
+            group = parser.add_argument_group(section, model.__doc__)
+            for key, field in fields.items():
+                group.add_argument(f"--{section}.{key}", **as_flag(field))
+    return parser
 
 
 def _unknown_keys(name: str, unknown: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import flat
+from sinlstm_dist.problems import show_value
 from sinlstm_dist.run.record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen.console import show_table, width_of_output
 
@@ -21,19 +22,20 @@ FIGURES = (
     "epochs", "train loss", "test loss", "test acc", "best epoch", "processes", "seconds"
 )  # fmt: skip
 WIDE = 130  # columns that a table with all figures needs
+DECIDE_NOTHING = ("checkpoint.", "output.", "train.timeout_s", "train.num_workers")
 IF_WIDE = {"train loss", "best epoch", "processes", "seconds"}
 
 
 def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
     """The configuration keys in which `runs` differ, but for those that decide no result."""
     keys = dict.fromkeys(key for run in runs for key in flat(run.config))
-    may_decide = [key for key in keys if not key.startswith(("checkpoint.", "output."))]
+    may_decide = [key for key in keys if not key.startswith(DECIDE_NOTHING)]
     return [key for key in may_decide if len({_setting(run, key) for run in runs}) > 1]
 
 
 def _setting(run: RunRecord, key: str) -> str:
-    """A setting of a run; "" if its task does not have it."""
-    return str(flat(run.config).get(key, ""))
+    value = flat(run.config).get(key)  # another run's task may have other settings
+    return show_value(None) if value is None else str(value)
 
 
 def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:

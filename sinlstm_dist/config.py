@@ -1,4 +1,4 @@
-"""The configuration: keys, defaults, precedence, and validation errors.
+"""The configuration: precedence, what is wrong with it, and the way to and from TOML.
 
 Precedence: defaults < TOML file < command line. One report names the problems of all sources.
 
@@ -6,135 +6,30 @@ Precedence: defaults < TOML file < command line. One report names the problems o
 """
 
 import difflib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import tomli
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
+from sinlstm_dist import user_code
 from sinlstm_dist.errors import ConfigError as ConfigError  # where users look for it
+from sinlstm_dist.problems import describe, did_you_mean, show_value
+from sinlstm_dist.sections import KEYS as KEYS
+from sinlstm_dist.sections import SECTIONS as SECTIONS
+from sinlstm_dist.sections import SINE as SINE
+from sinlstm_dist.sections import Config as Config
+from sinlstm_dist.sections import Data as Data
+from sinlstm_dist.sections import Optim as Optim
+from sinlstm_dist.sections import Train as Train
+from sinlstm_dist.user_code import UserCode
 
-
-class Section(BaseModel):
-    """One table of the TOML file: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _check_text(value: str) -> str:
-    """Refuse what neither TOML nor a file name can hold."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8
-        raise PydanticCustomError("text", "Input should be UTF-8") from error
-    if "\0" in value:
-        raise PydanticCustomError("text", "Input should have no NUL character")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_check_text)]
-
-SINE = "sine"  # data.source's value for the series that needs no file
-
-
-class Data(Section):
-    """The series and its windows."""
-
-    train_size: int = Field(10_000, ge=1, le=10**9, description="training windows")
-    test_size: int = Field(1_000, ge=1, le=10**9, description="test windows")
-    window: int = Field(50, ge=1, le=10_000, description="input time steps per window")
-    period: float = Field(60.0, gt=0, description="time steps in one cycle")
-    noise: float = Field(
-        0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
-    )
-    source: Text = Field(SINE, description='"sine" or a file with a series: .csv or .npy')
-    column: Text = Field("", description="which column of that file")
-    test_phase: float = Field(
-        0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"
-    )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the noise")
-
-
-class Model(Section):
-    """The model: its size and the implementation of the LSTM."""
-
-    hidden_size: int = Field(5, ge=1, le=4096, description="features of the hidden state")
-    num_layers: int = Field(1, ge=1, le=16, description="stacked LSTM layers")
-    lstm: Literal["auto", "fused", "torch"] = Field(
-        "auto", description="implementation of the recurrence"
-    )
-
-
-class Optim(Section):
-    """Stochastic gradient descent."""
-
-    lr: float = Field(0.01, gt=0, description="learning rate")
-    momentum: float = Field(0.0, ge=0, lt=1, description="momentum")
-
-
-class Train(Section):
-    """The training run."""
-
-    epochs: int = Field(100, ge=1, description="passes over the training windows")
-    global_batch_size: int = Field(
-        100, ge=1, le=2**24, description="samples in one optimizer step over all processes"
-    )
-    tolerance: float = Field(
-        0.1, gt=0, description="|prediction - target| below this counts as correct"
-    )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of weights and sample order")
-    sampling: Literal["permutation", "replacement"] = Field(
-        "permutation", description="how an epoch draws its samples"
-    )
-    reduction: Literal["ordered", "ddp"] = Field(
-        "ordered", description="same bits on any number of processes, or Accelerate's wrapper"
-    )
-    virtual_shards: int = Field(
-        8, ge=1, le=1024, description="pieces of each global batch in ordered reduction"
-    )
-    init_from: Text = Field("", description="a .safetensors file with starting weights")
-    target_accuracy: float = Field(
-        0.0, ge=0, le=1, description="a run whose test accuracy ends below it has failed"
-    )
-    timeout_s: float = Field(
-        60.0, gt=0, le=86_400, description="longest wait for other processes, in seconds"
-    )
-
-
-class Checkpoint(Section):
-    """When the training state is saved, and what a start continues from."""
-
-    every_epochs: int = Field(10, ge=0, description="epochs between checkpoints; 0 = the last only")
-    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0 = by epochs only")
-    keep: int = Field(2, ge=2, description="newest checkpoints that are kept")
-    resume: Text = Field("auto", description='"auto", "never" or a checkpoint folder')
-
-
-class Output(Section):
-    """Where results go."""
-
-    dir: Text = Field("", description='run folder; "" = runs/<name of the config file, or default>')
-    plots: bool = Field(False, description="write pictures at the end of a run")
-    trackers: list[Text] = Field([], description='Accelerate trackers, such as "tensorboard"')
-
-
-class Config(Section):
-    """The whole configuration of a run, one attribute per TOML table; its values never change."""
-
-    data: Data = Data()
-    model: Model = Model()
-    optim: Optim = Optim()
-    train: Train = Train()
-    checkpoint: Checkpoint = Checkpoint()
-    output: Output = Output()
-
-
-SECTIONS: dict[str, type[Section]] = {name: type(section) for name, section in Config()}
-KEYS = [f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields]
+# Keys that mean nothing to a user's own model.
+OF_THE_SINE = [
+    key for key in KEYS if key.startswith(("data.", "model.", "optim.", "train.tolerance"))
+]
 
 
 def load_config(
@@ -157,17 +52,17 @@ def load_config(
     """
     from_file = _read_toml(Path(path)) if path is not None else {}
     from_overrides = _nest(overrides or {})
-    problems = _problems(from_file, origin=f"{path}: ", strict=True)
-    problems += _problems(from_overrides, origin="", strict=False)
-    if not problems:
-        merged = {k: {**from_file.get(k, {}), **from_overrides.get(k, {})} for k in SECTIONS}
-        if not merged["output"].get("dir"):
-            merged["output"]["dir"] = f"runs/{Path(path).stem if path else 'default'}"
-        config = Config.model_validate(merged)
-        problems = _unsupported(config)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return config
+    code = _load_code(from_file, from_overrides)
+    return _resolve(from_file, from_overrides, path=path, code=code)
+
+
+def read_config(path: str | Path) -> Config:
+    """The configuration in a run folder; it loads no code, so `[task]` is as the file has it.
+
+    Raises:
+        ConfigError: names every problem of the file.
+    """
+    return _resolve(_read_toml(Path(path)), {}, path=path)
 
 
 def check_keys(overrides: Mapping[str, Any]) -> Config:
@@ -179,14 +74,97 @@ def check_keys(overrides: Mapping[str, Any]) -> Config:
         ConfigError: names every problem of the overrides.
     """
     nested = _nest(overrides)
+    _load_code(nested)
     if problems := _problems(nested, origin="", strict=False):
         raise ConfigError("\n".join(problems))
     return Config.model_validate(nested)
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """`config` with other values of some keys; arguments and errors as for `load_config`."""
-    return load_config(None, {**flat(config), **overrides})
+    """`config` with other values of some keys; arguments and errors as for `load_config`.
+
+    It loads only code that `overrides` name.
+    """
+    values = _nest({**flat(config), **overrides})
+    return _resolve({}, values, code=_load_code(_nest(overrides)))
+
+
+def named_build(path: str | Path) -> str:
+    """`task.build` in a TOML file; "" if it is not there, or `load_config` would refuse the file.
+
+    Nothing is loaded.
+    """
+    try:
+        return _build_in(_read_toml(Path(path)))
+    except ConfigError:
+        return ""
+
+
+def _load_code(*sources: Mapping[str, Any]) -> UserCode | None:
+    """The code that the last of the sources names which has `task.build`."""
+    builds = [_build_in(values) for values in sources if "build" in _task(values)]
+    return user_code.load(builds[-1]) if builds and builds[-1] else None
+
+
+def _build_in(values: Mapping[str, Any]) -> str:
+    spec = _task(values).get("build")
+    return spec if isinstance(spec, str) else ""  # another type is reported later
+
+
+def _task(values: Mapping[str, Any]) -> dict[str, Any]:
+    table = values.get("task")
+    return table if isinstance(table, dict) else {}
+
+
+def _resolve(
+    from_file: dict[str, Any],
+    from_overrides: dict[str, Any],
+    *,
+    path: str | Path | None = None,
+    code: UserCode | None = None,
+) -> Config:
+    """Merge both with the defaults; without `code`, settings in `[task]` stay as they are."""
+    origin = f"{path}: "
+    problems = _problems(from_file, origin=origin, strict=True, code=code)
+    problems += _problems(from_overrides, origin="", strict=False, code=code)
+    settings: dict[str, Any] = {}
+    if code:
+        settings, found = _settings(code, _task(from_file), _task(from_overrides), origin=origin)
+        problems += found
+    if not problems:
+        merged = {k: {**from_file.get(k, {}), **from_overrides.get(k, {})} for k in SECTIONS}
+        if code:
+            merged["task"] = {"build": code.spec, **settings}
+        if not merged["output"].get("dir"):
+            merged["output"]["dir"] = f"runs/{Path(path).stem if path else 'default'}"
+        config = Config.model_validate(merged)
+        problems = _unsupported(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _settings(
+    code: UserCode, from_file: dict[str, Any], from_overrides: dict[str, Any], *, origin: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The user's settings as TOML holds them, with their defaults, and what is wrong with them."""
+    problems = {}
+    for table, source in ((from_file, origin), (from_overrides, "")):
+        for name in (f"task.{key}" for key in table):
+            if name not in {"task.build", *code.keys}:
+                problems[source, name] = f"{source}unknown key {name}{suggestion(name, code.keys)}"
+    for problem in code.findings({**from_overrides, **from_file}, strict=True):
+        if set(problem["loc"][1:2]) & from_file.keys():
+            problems[problem["loc"]] = origin + _describe(problem, code)
+    for problem in code.findings({**from_file, **from_overrides}, strict=False):
+        problems.setdefault(problem["loc"], _describe(problem, code))
+    if problems:
+        return {}, list(problems.values())
+    try:
+        settings = code.as_toml({**from_file, **from_overrides})
+    except ValueError as error:
+        return {}, [f"task.{error}"]
+    return settings, _problems({"task": settings}, origin="", strict=True)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -210,47 +188,42 @@ def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _problems(values: dict[str, Any], *, origin: str, strict: bool) -> list[str]:
-    """One line per problem of `values`."""
+def _problems(
+    values: dict[str, Any], *, origin: str, strict: bool, code: UserCode | None = None
+) -> list[str]:
+    """One line per problem of `values`; `_settings` has those of the user's own."""
+    if code and isinstance(task := values.get("task"), dict):
+        values = {**values, "task": {key: task[key] for key in task if key == "build"}}
     try:
         Config.model_validate(values, strict=strict)
     except ValidationError as error:
-        return [origin + _describe(problem) for problem in error.errors()]
+        return [origin + _describe(problem, code) for problem in error.errors()]
     return []
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first problem, in one line where pydantic writes a paragraph."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}".removeprefix(": ")
-
-
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, code: UserCode | None) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {name}" + suggestion(name)
-    if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{name} is a section: write its keys below [{name}] or as --{name}.key"
-    message = problem["msg"].removeprefix("Input ")
-    return f"{name}={show_value(problem['input'])}: {message}"
+        return f"unknown key {name}" + suggestion(name, code.keys if code else ())
+    if problem["type"] == "missing" and code:
+        return f"{name} is not set: {code.spec} needs it"
+    return describe(problem)
 
 
-def suggestion(name: str) -> str:
-    """`": did you mean data.noise?"` for a name that is near a known key, else `""`."""
+def suggestion(name: str, users: Sequence[str] = ()) -> str:
+    """`": did you mean data.noise?"` for a name that is near a known key, else `""`.
+
+    Args:
+        users: the keys that the user's own code adds.
+    """
     section, _, key = name.rpartition(".")
-    homes = [known for known in KEYS if known.split(".")[1] == key]
+    keys = [*KEYS, *users]
+    homes = [known for known in keys if known.split(".")[1] == key]
     if homes:  # the right key in the wrong section, or without one
         return f": did you mean {' or '.join(homes)}?"
     if not section and (nearest := difflib.get_close_matches(key, SECTIONS, n=1)):
         return f": did you mean [{nearest[0]}]?"
-    return did_you_mean(name, KEYS, cutoff=0.5) or f"; sections are {', '.join(SECTIONS)}"
-
-
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """`": did you mean train?"` for a name that is near a known one, else `""`."""
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f": did you mean {nearest[0]}?" if nearest else ""
+    return did_you_mean(name, keys, cutoff=0.5) or f"; sections are {', '.join(SECTIONS)}"
 
 
 def _unsupported(config: Config) -> list[str]:
@@ -262,6 +235,19 @@ def _unsupported(config: Config) -> list[str]:
         value, source = getattr(config.data, key), config.data.source
         if value != Data.model_fields[key].default:
             problems.append(f"data.{key}={value:g} is not for data.source={source}: leave it out")
+    if config.task.build:
+        values, defaults = flat(config), flat(Config())
+        problems += [
+            f"{key}={show_value(values[key])} is for the built-in task, not for "
+            f"task.build={config.task.build}: leave it out"
+            for key in OF_THE_SINE
+            if values[key] != defaults[key]
+        ]
+    else:
+        for key in config.task.settings():
+            near = did_you_mean(f"task.{key}", ["task.build"], cutoff=0.8)
+            what = near or ": set task.build, the code whose setting it is"
+            problems.append(f"unknown key task.{key}{what}")
     return problems
 
 
@@ -272,7 +258,7 @@ def to_toml(config: Config) -> str:
 
 def flat(config: Config) -> dict[str, Any]:
     """The configuration as dotted keys and their values: {"data.train_size": 10000, ...}."""
-    return {name: getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) for name in KEYS}
+    return {f"{section}.{key}": value for section, table in config for key, value in table}
 
 
 def is_set(config: Config, name: str) -> bool:
@@ -281,18 +267,12 @@ def is_set(config: Config, name: str) -> bool:
     return key in getattr(config, section).model_fields_set
 
 
-def show_value(value: Any) -> str:
-    """A value on one line of a message, as TOML writes it."""
-    if isinstance(value, bool | str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Sequence):
-        return "[" + ", ".join(show_value(item) for item in value) + "]"
-    return str(value)
-
-
 def unknown_keys(values: Mapping[str, Any]) -> list[str]:
-    """The keys of a resolved configuration that this version does not have."""
+    """The keys of a resolved configuration that this version does not have.
+
+    Those of `[task]` are the user's own.
+    """
     unknown = [section for section in values if section not in SECTIONS]
     tables = [(section, values.get(section)) for section in SECTIONS]
     keys = (f"{s}.{key}" for s, table in tables if isinstance(table, Mapping) for key in table)
-    return unknown + [key for key in keys if key not in KEYS]
+    return unknown + [key for key in keys if key not in KEYS and not key.startswith("task.")]

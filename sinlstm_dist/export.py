@@ -23,6 +23,7 @@ from sinlstm_dist.command import as_program, command
 from sinlstm_dist.errors import ConfigError, MissingPackage, RunError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.screen.console import show_text
+from sinlstm_dist.trained import refuse_task
 from sinlstm_dist.words import counted
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
@@ -150,6 +151,7 @@ def main(options: Namespace) -> int:
     """Write a trained model as ONNX."""
     if not os.path.isdir(options.path):
         raise ConfigError(f"{options.path} is not a folder: name the folder of a finished run")
+    refuse_task(Path(options.path), "an ONNX graph")
     model = Predictor.from_pretrained(options.path)
     content = to_onnx(model)
     difference = check(content, model)

@@ -20,7 +20,7 @@ from sinlstm_dist.gallery import draw_forecast
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
-from sinlstm_dist.trained import read_trained
+from sinlstm_dist.trained import read_trained, refuse_task
 from sinlstm_dist.words import counted
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
@@ -68,6 +68,7 @@ def main(options: Namespace) -> int:
         check_matplotlib()
     if options.steps is not None and options.steps < 1:
         raise ConfigError(f"--steps {options.steps}: at least 1 is needed")
+    refuse_task(Path(options.path), "a forecast")
     trained = read_trained(Path(options.path), options.keys)
     forecast = trained.forecast(steps=options.steps)
     if options.csv:  # the files that were asked for come before the screen

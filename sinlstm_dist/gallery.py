@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist.config import SINE, Config, Data, flat
+from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
 from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
@@ -44,7 +44,7 @@ class Pictures:
     def draw(self, *, only_missing: bool = False) -> list[str]:
         """Draw the data, the finished epochs and a forecast of the final weights.
 
-        Of a task of the user's own only the finished epochs: its data may be no series.
+        Of the user's own model only the epochs are drawn.
 
         Args:
             only_missing: draw nothing if the pictures are newer than the end of the run.
@@ -58,16 +58,16 @@ class Pictures:
         if not self._enabled:
             return []
         folder, run, drawn = self._folder, read_run(self._folder), []
-        is_series = not _is_own_task(run.config)
-        if only_missing and self._is_drawn(FORECAST if is_series else CURVES):
+        is_users = bool(run.config.task.build)
+        if only_missing and self._is_drawn(CURVES if is_users else FORECAST):
             return []
-        if is_series:
+        if not is_users:
             draw_windows(run.config.data, folder / WINDOWS)
             drawn.append(WINDOWS)
         if run.history:
             draw_curves([folder], folder / CURVES)
             drawn.append(CURVES)
-        if is_series and (folder / WEIGHTS).exists():
+        if (folder / WEIGHTS).exists() and not is_users:
             draw_forecast(read_trained(folder).forecast(), run.config.data, folder / FORECAST)
             drawn.append(FORECAST)
         return drawn
@@ -76,11 +76,6 @@ class Pictures:
         """Whether the last of the pictures is there, and newer than the end of the run."""
         picture, end = self._folder / last, self._folder / SUMMARY
         return picture.exists() and picture.stat().st_mtime_ns >= end.stat().st_mtime_ns
-
-
-def _is_own_task(config: Config) -> bool:
-    """Whether the run trained a task of the user's own, whose code is not loaded here."""
-    return bool(flat(config).get("task.build"))
 
 
 def draw_curves(folders: Sequence[Path], output: Path) -> None:
@@ -100,14 +95,13 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
 
 
 def _curve(name: str, run: RunRecord) -> Curve:
-    if _is_own_task(run.config):
-        return Curve(name=name, history=run.history, resumed_after=run.resumed_after)
+    is_users = bool(run.config.task.build)
     return Curve(
         name=name,
         history=run.history,
-        baseline=_baseline(run.config),
+        baseline=None if is_users else _baseline(run.config),
         resumed_after=run.resumed_after,
-        tolerance=run.config.train.tolerance,
+        tolerance=None if is_users else run.config.train.tolerance,
         unit="" if run.config.data.source == SINE else "std",
     )
 

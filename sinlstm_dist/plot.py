@@ -24,6 +24,11 @@ def main(options: Namespace) -> int:
     """Draw the curves of runs, or the windows of a data set."""
     check_matplotlib()
     if options.what == ["data"]:
+        if build := options.config.task.build:
+            raise ConfigError(
+                f"plot data: {options.config_file} is for task.build={build}: only the built-in "
+                "task has windows to draw"
+            )
         output = Path(options.output or WINDOWS)
         draw_windows(options.config.data, output)
     elif options.config_file or options.keys:

@@ -3,6 +3,7 @@
 It is named by the folder of a finished run, or by one of the run's checkpoints.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
-from sinlstm_dist.config import SINE, Config, override
+from sinlstm_dist.config import SINE, Config, named_build, override
 from sinlstm_dist.data.series import NO_SCALE, Scale
 from sinlstm_dist.data.source import continuation
 from sinlstm_dist.errors import ConfigError
@@ -22,7 +23,7 @@ from sinlstm_dist.rollout import Forecast, roll_out
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.run.layout import shapes, unlike
-from sinlstm_dist.run.record import CHECKPOINTS, SUMMARY, WEIGHTS, Summary, read_run
+from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, SUMMARY, WEIGHTS, Summary, read_run
 
 MEAN, STD = "scaling.mean", "scaling.std"
 
@@ -80,6 +81,11 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
     else:
         record = read_run(path)
         config, weights = record.config, _read_final_weights(path, record.summary)
+    if config.task.build:
+        raise ConfigError(
+            f"{path} is a run of task.build={config.task.build}: name its code with "
+            "--task.build FILE.py:FUNCTION"
+        )
     _check(weights, config, origin=path)
     trained = Trained(override(config, overrides or {}), weights)
     source = trained.config.data.source
@@ -89,6 +95,26 @@ def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trai
             "on the sine has no units for a series (and vice versa)"
         )
     return trained
+
+
+def refuse_task(path: Path, what: str) -> None:
+    """Refuse the folder of a run, or of a checkpoint, of the user's own model.
+
+    Args:
+        path: the folder.
+        what: what only the built-in task has, such as "a forecast".
+
+    Raises:
+        ConfigError: it is one.
+    """
+    build = named_build(path / CONFIG)
+    if (path / checkpoint.STATE).exists():
+        with contextlib.suppress(DamagedCheckpoint, OSError):  # for the caller to report
+            build = checkpoint.read(path).state["config"]["task"]["build"]
+    if build:
+        raise ConfigError(
+            f"{path} is a run of task.build={build}: only the built-in task has {what}"
+        )
 
 
 def _read_checkpoint(path: Path) -> tuple[Config, Tensors]:

@@ -3,16 +3,18 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sinlstm_dist.config import load_config
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint
 from sinlstm_dist.run.folder import RunFolder
-from sinlstm_dist.run.layout import Layout, shapes
+from sinlstm_dist.run.layout import Layout, check_layout, not_finite, shapes
 
 CONFIG = load_config(overrides={"optim.momentum": 0.9}).model_dump(mode="json")
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
@@ -257,3 +259,127 @@ def test_all_damaged_means_a_fresh_start_that_says_so(tmp_path: Path) -> None:
     assert len([note for note in found["notes"] if "set aside" in note]) == 2
     assert "starts from step 0" in found["notes"][-1]
     assert not checkpoint.find(run / "checkpoints")
+
+
+# What a task of the user's own may need
+
+ADAM = {"w.exp_avg": "float32 [5, 3]", "w.step": "float32 []", "b.exp_avg": "float32 [3]",
+        "b.step": "float32 []"}  # fmt: skip
+OF_W = {"w.exp_avg": torch.ones(5, 3), "w.step": torch.tensor(3.0)}
+OF_B = {"b.exp_avg": torch.ones(3), "b.step": torch.tensor(3.0)}
+
+
+def problem_of(content: Checkpoint, **layout: object) -> str:
+    """Why a run of this layout could not have written a checkpoint; "" if it could."""
+    settings = {"weights": shapes(content.weights), "optimizer": ADAM, "num_steps": 3}
+    try:
+        check_layout(content, Layout(**settings, samples_per_step=100, **layout), Path("x"))
+    except DamagedCheckpoint as damage:
+        return str(damage)
+    return ""
+
+
+def test_an_optimizer_may_have_tensors_before_the_first_step() -> None:
+    """As Adagrad does."""
+    at_first = replace(example(0), optimizer={"w.sum": torch.zeros(5, 3)})
+    assert problem_of(at_first, optimizer_at_first=shapes(at_first.optimizer)) == ""
+    assert "'w.sum' is missing" in problem_of(
+        replace(at_first, optimizer={}), optimizer_at_first=shapes(at_first.optimizer)
+    )
+    assert "'w.sum' is float32 [5, 3], needed not" in problem_of(at_first)
+
+
+def test_a_parameter_that_was_never_used_may_lack_all_of_its_state() -> None:
+    whole, of_w, torn = (
+        replace(example(), optimizer=tensors)
+        for tensors in (OF_W | OF_B, OF_W, OF_W | {"b.step": torch.tensor(3.0)})
+    )
+    assert problem_of(whole) == problem_of(whole, may_lack_state=True) == ""
+    assert "'b.exp_avg' is missing" in problem_of(of_w)
+    assert problem_of(of_w, may_lack_state=True) == ""
+    assert "'b.exp_avg' is missing" in problem_of(torn, may_lack_state=True)
+    more = replace(example(), optimizer=OF_W | {"c.step": torch.tensor(3.0)})
+    assert "'c.step' is float32 [], needed not" in problem_of(more, may_lack_state=True)
+    at_first = {"b.step": "float32 []"}  # what was there from the first is not missing later
+    lacking = problem_of(of_w, may_lack_state=True, optimizer_at_first=at_first)
+    assert "'b.exp_avg' is missing" in lacking
+
+
+def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
+    masked = {"w": torch.zeros(2), "mask": torch.tensor([0.0, -torch.inf])}
+    content = replace(example(), weights=masked, optimizer=OF_W | OF_B)
+    assert problem_of(content, buffers={"mask"}) == ""
+    assert "mask has values that are not finite" in problem_of(content)
+    assert not_finite(masked) == ["mask"]
+    assert not_finite(masked, buffers={"mask"}) == []
+    broken = replace(content, weights=masked | {"w": torch.tensor([0.0, torch.nan])})
+    assert "w has values that are not finite" in problem_of(broken, buffers={"mask"})
+    assert not_finite(broken.weights, buffers={"mask"}) == ["w"]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"correct": None}, {"divisor": 1.0}, {"loss_sum": -1.0}], ids=str
+)
+def test_totals_of_a_task_are_none_of_the_built_in_one(changed: dict[str, object]) -> None:
+    content = replace(example(4), optimizer=OF_W | OF_B)
+    totals = {"loss_sum": 1.0, "correct": 7, "samples": 100, "divisor": None}
+    state = {**content.state, "step_in_epoch": 1, "totals": totals}
+    assert problem_of(replace(content, state=state)) == ""
+    state["totals"] = {**totals, **changed}
+    assert "totals are not of squared errors" in problem_of(replace(content, state=state))
+    state["config"] = {**CONFIG, "task": {"build": "mine.py:build"}}
+    assert problem_of(replace(content, state=state)) == ""
+
+
+class Tied(nn.Module):
+    """Weights that share memory, one that is transposed, and buffers of other kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        self.output.weight = self.embedding.weight
+        self.turned = nn.Parameter(torch.randn(3, 5).T)
+        self.register_buffer("view", self.embedding.weight.detach()[2:4])
+        self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("mask", torch.ones(3, 3, dtype=torch.bool).tril())
+        self.register_buffer("few", torch.tensor([1, 2], dtype=torch.int8))
+
+
+def test_tied_and_transposed_weights_come_back(tmp_path: Path) -> None:
+    model = Tied()
+    weights = model.state_dict()
+    optimizer = {"turned.exp_avg": torch.randn(3, 5).T, "turned.step": torch.tensor(3)}
+    folder = checkpoint.write(tmp_path, replace(example(), weights=weights, optimizer=optimizer),
+                              keep=2)  # fmt: skip
+    found = checkpoint.read(folder)
+    for written, read in ((weights, found.weights), (optimizer, found.optimizer)):
+        assert shapes(written) == shapes(read)
+        assert all(torch.equal(written[name], read[name]) for name in written)
+    other = Tied()
+    other.load_state_dict(found.weights)
+    assert other.output.weight is other.embedding.weight
+    assert all(map(torch.equal, other.state_dict().values(), weights.values()))
+    check_layout(
+        found, Layout(shapes(weights), shapes(optimizer), num_steps=3, samples_per_step=1), folder
+    )
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [{"lr": 0.1, "betas": [0.9, 0.99], "fused": None, "name": "é", "params": []}],
+        [{"params": ["w"]}, {"params": ["b"], "amsgrad": True}],
+    ],
+)
+def test_the_settings_of_an_optimizers_groups_come_back(tmp_path: Path, groups: list) -> None:
+    state = {**example().state, "optimizer": groups}
+    folder = checkpoint.write(tmp_path, replace(example(), state=state), keep=2)
+    assert checkpoint.read(folder).state["optimizer"] == groups
+
+
+@pytest.mark.parametrize("groups", [None, {}, [1], [{"lr": 0.1}], [{"params": [1]}]])
+def test_other_groups_are_damage(tmp_path: Path, groups: object) -> None:
+    state = {**example().state, "optimizer": groups}
+    folder = checkpoint.write(tmp_path, replace(example(), state=state), keep=2)
+    with pytest.raises(DamagedCheckpoint, match=r"state\.json: was not written .*optimizer"):
+        checkpoint.read(folder)

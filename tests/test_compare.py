@@ -157,3 +157,22 @@ def test_one_process_of_several_speaks(runs, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert compare.main([str(runs / "a")]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_task_without_correct_predictions_has_no_accuracy(runs, capsys, tmp_path):
+    """Its column is there if another run has one."""
+    shutil.copytree(runs / "a", tmp_path / "own")
+    file = tmp_path / "own" / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        del record["train_accuracy"], record["test_accuracy"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    head, _, alone = shown_for(capsys, tmp_path / "own")[:3]
+    assert "test loss" in head
+    assert "acc" not in head
+    assert f"{records[-1]['test_loss']:.2e}" in alone
+    head, _, _, last = shown_for(capsys, "a", tmp_path / "own")[:4]
+    assert "test acc" in head
+    assert last[: head.index("test acc") + len("test acc")].split()[-1] == (
+        f"{records[-1]['test_loss']:.2e}"
+    )

@@ -178,8 +178,10 @@ def test_defaults_are_those_of_the_contract():
             "epochs": 100, "global_batch_size": 100, "tolerance": 0.1, "seed": 0,
             "sampling": "permutation", "reduction": "ordered", "virtual_shards": 8,
             "init_from": "", "target_accuracy": 0.0, "timeout_s": 60.0,
+            "num_workers": 0,
         },
         "checkpoint": {"every_epochs": 10, "every_steps": 0, "keep": 2, "resume": "auto"},
+        "task": {"build": ""},
         "output": {"dir": "runs/default", "plots": False, "trackers": []},
     }  # fmt: skip
 
@@ -274,7 +276,7 @@ def test_help_names_every_key_with_its_default(capsys):
         ("seed", ": did you mean data.seed or train.seed?"),
         ("batch_size", ": did you mean train.global_batch_size?"),
         ("trian", ": did you mean [train]?"),
-        ("xyz", "; sections are data, model, optim, train, checkpoint, output"),
+        ("xyz", "; sections are data, model, optim, train, checkpoint, task, output"),
     ],
 )
 def test_the_nearest_known_key_is_suggested(name, expected):

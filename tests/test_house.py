@@ -18,10 +18,11 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PLACES = (ROOT, PACKAGE)  # to which names on that page are relative
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
-    "status", "early", "__init__", "words", "errors", "config", "plan", "randomness", "data",
-    "lstm", "metrics", "run", "hub", "model", "optim", "rollout", "trained", "processes",
-    "arithmetic", "tree", "reduction", "gradient", "agreement", "screen", "gallery",
-    "command_line", "command", "job", "logbook", "train", "evaluate",
+    "status", "early", "__init__", "words", "errors", "problems", "sections", "blame", "user_code",
+    "config", "plan", "randomness", "data", "lstm", "metrics", "run", "hub", "model", "optim",
+    "rollout", "trained", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
+    "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
+    "command_line", "command", "probe", "job", "logbook", "train", "evaluate",
     "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
@@ -29,9 +30,10 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 
 # What a fresh process loads, directly or not.
 NO_TORCH = [
-    "status", "early", "words", "errors", "config", "plan", "metrics", "hub", "rollout",
-    "command_line", "command", "compare", "__main__", "processes.launcher", "processes.stop",
-    "processes.alive", "run.record", "run.files", "run.state",
+    "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
+    "plan", "metrics", "hub", "rollout", "flags", "command_line", "command", "compare", "__main__",
+    "processes.launcher", "processes.stop", "processes.alive", "run.record", "run.files",
+    "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]

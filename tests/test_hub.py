@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from nursery import Nursery
 from safetensors.torch import load_file, save_file
 
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.hub import write_card
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.run.record import Summary
 
 WINDOWS = torch.linspace(-1, 1, 36).reshape(3, 12, 1)
 
@@ -59,6 +62,16 @@ def test_what_is_saved_is_the_same_model_with_a_card(run, tmp_path):
     again = Predictor.from_pretrained(tmp_path / "saved")
     check_same(model, again)
     assert again.card == card
+
+
+def test_a_card_has_no_accuracy_that_was_not_counted(run):
+    ended = Summary(**summary(run))
+    card = write_card("", ended)
+    assert "| windows | mean squared error | accuracy | number |\n| --- | --- | --- | --- |" in card
+    metrics = {name: value for name, value in ended.metrics.items() if "accuracy" not in name}
+    card = write_card("", replace(ended, metrics=metrics))
+    assert "| windows | mean squared error | number |\n| --- | --- | --- |\n| train | " in card
+    assert f"| test | {metrics['test_loss']:.4e} | 101 |\n" in card
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[]", b"\xff", b'{"metrics": {"epoch": 1}}'])

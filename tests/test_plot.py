@@ -187,6 +187,34 @@ def test_errors_of_a_series_are_in_standard_deviations(tmp_path, figures):
     assert accuracy.get_ylabel() == "accuracy\n(within ±0.1 std)"
 
 
+def own_curve(name: str, **changed: float) -> Curve:
+    """Of a task of the user's own, which counts no correct predictions."""
+    losses = {"train_loss": 0.2, "test_loss": 0.1, **changed}
+    return Curve(
+        name, history=[{"epoch": i, "step": i, **losses} for i in (1, 2)], resumed_after=[]
+    )
+
+
+def test_a_task_of_ones_own_has_no_baseline_and_may_have_no_accuracy(tmp_path, figures):
+    curves_picture(tmp_path / "own.png", [own_curve("own")])
+    curves_picture(tmp_path / "negative.png", [own_curve("own", test_loss=-3.0)])
+    counted = own_curve("counted", train_accuracy=0.5, test_accuracy=0.6)
+    curves_picture(tmp_path / "both.png", [own_curve("own"), counted])
+    for figure in figures:
+        check_readable(figure)
+        assert figure.axes[0].get_ylabel() == "loss"
+        assert figure.axes[-1].get_xlabel() == "epoch"
+        assert styles(figure) == ["test", "train"]
+        assert all(not lines(axes, "-.") for axes in figure.axes)
+    both = figures[2]
+    assert [len(figure.axes) for figure in figures] == [1, 1, 2]
+    assert [f.axes[0].get_yscale() for f in figures] == ["log", "linear", "log"]
+    assert both.axes[1].get_ylabel() == "accuracy"
+    assert not colored(both.axes[1], BLUE)
+    (accuracy,) = colored(both.axes[1], RED)
+    assert accuracy[:, 1].tolist() == [0.6, 0.6]
+
+
 def test_train_and_test_differ_without_colours():
     def lightness(color: str) -> float:
         return float(np.dot([0.299, 0.587, 0.114], to_rgb(color)))

@@ -142,6 +142,72 @@ def test_a_run_that_is_worse_than_its_baseline_says_so(capsys, loss, outcome, is
     assert last[2] == "results in runs/x"
 
 
+def test_the_better_baseline_is_named(capsys):
+    account = Report(enabled=True, epochs=3)
+    baselines = {"the mean": Totals(5.0, 1, 10), "the last": Totals(4.0, 1, 10)}
+    for loss, better in ((0.6, "the last"), (0.45, "the last"), (0.3, ""), (0.4, "")):
+        ended = summary(metrics=record(3, test_loss=loss))
+        account.end(ended, baselines=baselines, folder="runs/x")
+        printed = capsys.readouterr().out
+        assert [name for name in baselines if f"│ test, {name} " in printed] == list(baselines)
+        assert (f'worse than "{better}", which learns nothing: try' in printed) == bool(better)
+    account.end(summary(), baselines={}, folder="runs/x")  # a task without any
+    assert "worse" not in capsys.readouterr().out
+
+
+def without_accuracy(epoch: int, **changed: float) -> dict[str, float]:
+    """The record of a task that counts no correct predictions."""
+    metrics = record(epoch, **changed)
+    return {name: value for name, value in metrics.items() if not name.endswith("accuracy")}
+
+
+def test_a_task_without_correct_predictions_has_no_accuracies(capsys):
+    account = Report(enabled=True, epochs=3)
+    account.begin_training(finished_epochs=0, num_steps=10)
+    history = [without_accuracy(epoch, test_loss=-1.0 * epoch) for epoch in (1, 2, 3)]
+    for figures in history:
+        account.epoch(figures)
+    account.end_training()
+    ended = summary(metrics=history[-1], best=history[-1])
+    baseline = {"the mean": Totals(5.0, None, 100)}
+    account.end(ended, baselines=baseline, folder="runs/x", history=history)
+    printed = capsys.readouterr().out
+    assert "acc" not in printed
+    head, *rows = table_lines(printed)
+    assert head.split() == ["epoch", "step", "train", "loss", "test", "loss", "samples/s"]
+    assert rows[1].split() == ["2", "20", "2.5000e-01", "-2.0000e+00", "100000"]
+    cells = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in cells] == [
+        ["train, epoch 3", "1.6667e-01", "1,000"],
+        ["test, epoch 3", "-3.0000e+00", "100"],
+        ["test, best epoch 3", "-3.0000e+00", "100"],
+        ["test, the mean", "5.0000e-02", "100"],
+    ]
+    assert "log scale" not in printed  # of negative losses
+
+
+def test_a_baseline_without_accuracy_leaves_its_cell_empty(capsys):
+    account = Report(enabled=True, epochs=3)
+    account.end(summary(), baselines={"the mean": Totals(5.0, None, 100)}, folder="runs/x")
+    [row] = (line for line in capsys.readouterr().out.splitlines() if "the mean" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "test, the mean", "5.0000e-02", "", "100"
+    ]  # fmt: skip
+
+
+def test_the_live_line_has_an_accuracy_if_there_is_one(clock, monkeypatch):
+    terminal = screen(monkeypatch, columns=120, lines=10)
+    line = live.LiveProgress(
+        terminal, Stream("stdout"), epochs=9, num_steps=2, finished_epochs=0, preview=None
+    )
+    for figures, shown in (
+        (record(1, test_loss=0.5), "test loss 5.00e-01  acc 1.000"),
+        (without_accuracy(2, test_loss=0.5), "test loss 5.00e-01"),
+    ):
+        line.epoch(figures)
+        assert line._figures == shown
+
+
 def test_messages_on_a_terminal_wrap_between_words(monkeypatch):
     """A folder's name stays in one piece, so that it can be copied."""
     terminal = screen(monkeypatch, columns=60, lines=40)

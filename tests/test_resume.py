@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import launching
 import pytest
+import torch
 from launching import (
     SETTINGS,
     check_same,
@@ -22,6 +24,12 @@ from launching import (
     weights_digest,
 )
 from nursery import Nursery
+
+from sinlstm_dist.config import load_config
+from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run import checkpoint
+from sinlstm_dist.run.layout import Layout, shapes
+from sinlstm_dist.run.resume import Search, Start, changed_keys
 
 
 def steps(run: Path) -> list[str]:
@@ -103,8 +111,6 @@ def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
 
 def test_momentum_is_part_of_the_state(train, straight: Path, tmp_path: Path) -> None:
     """Negative control: with another momentum a run ends elsewhere; without, it is damaged."""
-    from sinlstm_dist.run import checkpoint
-
     assert train({"train.epochs": 2}).codes == [0]
     folder = checkpoint.find(tmp_path / "run" / "checkpoints")[0]
     found = checkpoint.read(folder)
@@ -374,3 +380,108 @@ def test_a_folder_that_may_not_be_written(train, straight: Path, tmp_path: Path)
     assert json.loads((run / "summary.json").read_text())["outcome"] == "failed"
     assert train().codes == [0]
     check_same(run, straight)
+
+
+# A task of the user's own: its schedule, its settings and its data
+
+OWN = load_config(overrides={"train.epochs": 3}).model_dump(mode="json")
+WEIGHTS = {"w": torch.ones(2)}
+DATA = "ab" * 32
+
+
+def saved(path: Path, *, step: int) -> Path:
+    """A run folder with a checkpoint after `step` of three epochs of four steps."""
+    samples = 10 * (step % 4)
+    totals = {"loss_sum": 0.5, "correct": 1, "samples": samples} if samples else {
+        "loss_sum": 0.0, "correct": 0, "samples": 0
+    }  # fmt: skip
+    state = {
+        "step": step, "epoch": step // 4, "step_in_epoch": step % 4, "config": OWN, "data": DATA,
+        "totals": {**totals, "divisor": None}, "tracker_id": "",
+    }  # fmt: skip
+    folder = path / "checkpoints"
+    folder.mkdir(parents=True)
+    checkpoint.write(folder, checkpoint.Checkpoint(state, WEIGHTS, {}), keep=2)
+    return path
+
+
+def search(path: Path, *, epochs: int = 3, data: str = DATA, lr_factor=None) -> Start:
+    """What a start with these settings continues from."""
+    config = {**OWN, "train": {**OWN["train"], "epochs": epochs}}
+    layout = Layout(
+        shapes(WEIGHTS), {}, num_steps=4, samples_per_step=10, lr_factor=lr_factor
+    )  # fmt: skip
+    found, _ = Search(path, config=config, layout=layout, fingerprint=data).start()
+    return found
+
+
+def cosine(step: int, num_steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+def constant_until_ten(step: int, num_steps: int) -> float:
+    return 1.0 if step < 10 else 1 - step / num_steps
+
+
+def test_a_schedule_of_all_steps_keeps_the_number_of_epochs(tmp_path: Path) -> None:
+    run = saved(tmp_path, step=6)
+    assert search(run, lr_factor=cosine).step == 6
+    told = (
+        r"train\.epochs was 3 and is 5 \(in .*step-00000006\), and lr_factor depends on it: step "
+        r"1 had the factor 0\.98296\d+ and would now have 0\.99384\d+; keep train\.epochs=3, or"
+    )
+    with pytest.raises(ConfigError, match=told):
+        search(run, epochs=5, lr_factor=cosine)
+    with pytest.raises(ConfigError, match=r"train\.epochs was 3 and is 2"):
+        search(run, epochs=2, lr_factor=cosine)
+    assert search(run, epochs=5, lr_factor=lambda step, _: 0.9**step).step == 6
+    assert search(run, epochs=5).step == 6
+
+
+@pytest.mark.parametrize("step", [10, 11])
+def test_a_schedule_that_does_not_differ_so_far_goes_on(tmp_path: Path, step: int) -> None:
+    """Step 10, the eleventh, is the first with another factor."""
+    run = saved(tmp_path, step=step)
+    if step == 10:
+        assert search(run, epochs=5, lr_factor=constant_until_ten).step == 10
+    else:
+        with pytest.raises(ConfigError, match=r"step 10 had the factor 0\.1666\d+ and would"):
+            search(run, epochs=5, lr_factor=constant_until_ten)
+
+
+def test_an_error_in_a_schedule_is_the_users(tmp_path: Path) -> None:
+    def broken(step: int, num_steps: int) -> float:
+        return 1 / (num_steps - 20)
+
+    with pytest.raises(ZeroDivisionError):
+        search(saved(tmp_path, step=6), epochs=5, lr_factor=broken)
+
+
+def test_other_samples_of_a_task_are_refused(tmp_path: Path) -> None:
+    config = {**OWN, "task": {"build": "mine.py:build"}}
+    told = "was trained on other samples than task.build=mine.py:build gives now"
+    layout = Layout({}, {}, num_steps=4, samples_per_step=10)
+    found = Search(tmp_path, config=config, layout=layout, fingerprint=DATA)
+    with pytest.raises(ConfigError, match=told):
+        found._check_continues(tmp_path, {"config": config, "data": "cd" * 32, **FIRST})
+    found._check_continues(tmp_path, {"config": config, "data": DATA, **FIRST})
+
+
+FIRST = {"step": 4, "epoch": 1, "step_in_epoch": 0}
+
+
+def test_other_settings_of_a_task_are_another_run() -> None:
+    before = {**OWN, "task": {"build": "mine.py:build", "width": 16, "rates": [0.1, 0.2]}}
+    for changed, told in (
+        ({"width": 32}, ["task.width was 16 and is 32"]),
+        ({"rates": [0.1]}, ["task.rates was [0.1, 0.2] and is [0.1]"]),
+        ({"depth": 2}, ["task.depth was None and is 2"]),
+        ({"build": "other.py:build"}, ['task.build was "mine.py:build" and is "other.py:build"']),
+        ({}, []),
+    ):
+        assert changed_keys(before, {**before, "task": {**before["task"], **changed}}) == told
+    assert changed_keys(before, OWN | {"task": {"build": "mine.py:build"}}) == [
+        "task.width was 16 and is None", "task.rates was [0.1, 0.2] and is None"
+    ]  # fmt: skip
+    workers = {**OWN, "train": {**OWN["train"], "num_workers": 2}}
+    assert changed_keys(OWN, workers) == []

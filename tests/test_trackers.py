@@ -163,6 +163,22 @@ def test_a_tracker_that_fails_is_left_out_and_training_goes_on(tmp_path, fragile
     assert notes == ["fragile is disabled from here on: no network"]
 
 
+def test_accuracies_that_were_not_counted_are_not_sent(tmp_path, fragile, monkeypatch):
+    sent: list[dict[str, float]] = []
+    monkeypatch.setattr(Fragile, "log", lambda self, values, step: sent.append(values))
+    tracked = start(tmp_path, [])
+    losses = {"train_loss": 0.5, "test_loss": 0.25, "samples_per_s": 10.0}
+    tracked.epoch({**losses, "step": 1})
+    tracked.end(
+        Summary(
+            outcome="completed", reason="", epochs=1, step=1, metrics=losses, best=losses,
+            world_size=1, device="cpu", reduction="ordered", wall_s=0.0, versions={},
+        )
+    )  # fmt: skip
+    assert sent[0] == losses
+    assert sorted(sent[1]) == ["summary/best_test_loss", "summary/test_loss", "summary/wall_s"]
+
+
 def test_a_tracker_that_does_not_start_is_named(tmp_path, fragile, monkeypatch):
     monkeypatch.setitem(trackers._RESUMES, "fragile", lambda _: {"breaks_at": "start"})
     with pytest.raises(ConfigError, match="fragile does not start: no network"):

@@ -217,7 +217,8 @@ def _is_resolved(content: bytes) -> bool:
         values = tomli.loads(content.decode())
     except (ValueError, RecursionError):
         return False
-    return all(isinstance(values.get(section), dict) for section in SECTIONS)
+    sections = SECTIONS.keys() - {"task"}  # which older versions lack
+    return all(isinstance(values.get(section), dict) for section in sections)
 
 
 def _is_epoch(line: bytes) -> bool:

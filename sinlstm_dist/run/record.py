@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from sinlstm_dist.config import Config, first_problem, load_config
+from sinlstm_dist.config import Config, read_config
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.problems import first_problem
 from sinlstm_dist.run import files
 
 WEIGHTS, METRICS, STARTS, SUMMARY, CONFIG, STOP, LOCK = (
@@ -135,7 +136,7 @@ def read_run(path: Path) -> RunRecord:
         raise NoRun(f"{path} is not a run folder: it is not a folder; name the output.dir of a run")
     if not os.path.isfile(path / CONFIG):
         raise NoRun(f"{path} is not a run folder: it has no {CONFIG}; name the output.dir of a run")
-    config = load_config(path / CONFIG)
+    config = read_config(path / CONFIG)
     try:
         file = path / METRICS
         history = [read_epoch(line) for line in whole_lines(file)]

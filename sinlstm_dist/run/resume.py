@@ -9,8 +9,9 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, show_value, unknown_keys
+from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, unknown_keys
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.problems import show_value
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint
 from sinlstm_dist.run.layout import Layout, check_layout
@@ -233,7 +234,7 @@ class Search:
             if old != new:
                 raise ConfigError(
                     f"train.epochs was {before} and is {now} (in {folder}), and lr_factor depends "
-                    f"on it: step {step} had the factor {old:g} and would now have {new:g}; keep "
+                    f"on it: step {step} had the factor {old} and would now have {new}; keep "
                     f"train.epochs={before}, or choose another output.dir"
                 )
 
@@ -277,15 +278,21 @@ def _config_in(path: Path) -> dict[str, Any] | None:
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The differences that make `after` another run than `before`: `key was X and is Y`.
 
-    A key that `before` lacks has its default: an older version wrote it. A setting of a task's own
-    has none, and is then None.
+    A key that `before` lacks has its default: an older version wrote it. The user's own keys have
+    none here. Their code may be named in another way, as after its file was moved.
     """
-    own = [f"task.{key}" for config in (before, after) for key in config.get("task", {})]
+    users = [f"task.{key}" for key in {**before.get("task", {}), **after["task"]}]
     changes = []
-    for name in dict.fromkeys([*KEYS, *own]):
-        section, _, key = name.partition(".")
-        default = SECTIONS[section].model_fields[key].default if name in KEYS else None
-        old, new = (config.get(section, {}).get(key, default) for config in (before, after))
-        if name not in MAY_CHANGE and old != new:
+    for name in dict.fromkeys([*KEYS, *users]):
+        old, new = _value(before, name), _value(after, name)
+        is_same = bool(old) == bool(new) if name == "task.build" else old == new
+        if name not in MAY_CHANGE and not is_same:
             changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
     return changes
+
+
+def _value(config: Mapping[str, Any], name: str) -> Any:
+    """The value of a key; without one its default, and None for a key of the user's own."""
+    section, _, key = name.partition(".")
+    field = SECTIONS[section].model_fields.get(key)
+    return config.get(section, {}).get(key, field.default if field else None)

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from sinlstm_dist.config import Config, first_problem, unknown_keys
+from sinlstm_dist.config import Config, unknown_keys
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.problems import first_problem
 from sinlstm_dist.run import files
 
 FORMAT = 3

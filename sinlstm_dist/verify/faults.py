@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sinlstm_dist.config import Config, did_you_mean
+from sinlstm_dist.config import Config
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import StepResult
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
+from sinlstm_dist.problems import did_you_mean
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import count
 from sinlstm_dist.run import checkpoint
