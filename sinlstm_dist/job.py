@@ -3,7 +3,7 @@
 import copy
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,8 +66,11 @@ class Job:
     layout: Layout
 
 
-def build(config: Config, world: World) -> Job:
+def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda task: task) -> Job:
     """Build the task, and let Accelerate prepare it.
+
+    Args:
+        adapt: changes the task before anything is made of it.
 
     Raises:
         ConfigError: this configuration cannot run in this world.
@@ -76,6 +79,7 @@ def build(config: Config, world: World) -> Job:
     """
     _check_configuration(config, world)
     task, code = new_task(config, world)
+    task = adapt(task)
     train, test = _splits(task, config, world)
     fingerprint = _check_same_data(train, test, config, world)
     kind = arithmetic(world, code)

@@ -75,6 +75,7 @@ class World:
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(
             find_unused_parameters=find_unused
         )
+        vars(model).pop("_is_accelerate_prepared", None)  # or Accelerate would not wrap it
         wrapper: nn.Module = self.accelerator.prepare_model(model, device_placement=True)
         if isinstance(wrapper, DistributedDataParallel):
             self._wrappers.add(wrapper)

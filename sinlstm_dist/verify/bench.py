@@ -4,14 +4,21 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sinlstm_dist.config import Config, Train, flat, is_set, load_config
+import numpy as np
+from torch.utils.data import Subset
+
+from sinlstm_dist.config import Config, Train, flat, is_set, load_config, override
 from sinlstm_dist.data.steps import FETCH_SAMPLES
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.task import Task
+
+Adapt = Callable[[Task], Task]
 
 # Noise makes all windows different. The last batch is a partial one, in training and in testing.
 SETTINGS = {
@@ -31,6 +38,12 @@ PATH = (
 )  # fmt: skip
 LARGE = 1_000_000  # multiplications per sample by a layer's weights; above, fewer samples are used
 FEW = {"data.train_size": 23, "data.test_size": 101, "train.global_batch_size": 10}
+# Of the user's own task: all that decides a step, but not how long a run is.
+OWN_SETTINGS = {
+    "train.epochs": 2, "train.sampling": "permutation", "train.target_accuracy": 0.0,
+    "checkpoint.every_epochs": 10, "checkpoint.every_steps": 0, "checkpoint.keep": 2,
+    "checkpoint.resume": "auto", "output.plots": False, "output.trackers": [],
+}  # fmt: skip
 
 
 def settings(config: Config, world: World, changed: Mapping[str, object]) -> Config:
@@ -40,6 +53,8 @@ def settings(config: Config, world: World, changed: Mapping[str, object]) -> Con
         config: the user's.
         changed: other values of some keys, such as {"train.epochs": 3}.
     """
+    if config.task.build:
+        return override(config, {**OWN_SETTINGS, **changed})
     values = flat(config)
     chosen = {key: values[key] for key in PATH if is_set(config, key)}
     pieces = {"train.virtual_shards": max(Train().virtual_shards, world.size)}
@@ -55,20 +70,35 @@ def is_large(config: Config) -> bool:
     return model.hidden_size**2 * model.num_layers * config.data.window > LARGE
 
 
+def few_samples(task: Task, *, batch_size: int) -> Task:
+    """The task with samples from all over its data: for three steps, the last a partial one."""
+
+    def some(data: Any, number: int) -> Subset[Any]:
+        number = min(number, len(data))
+        return Subset(data, np.linspace(0, len(data) - 1, number).astype(np.int64).tolist())
+
+    partial = batch_size // 3 + 1
+    return dataclasses.replace(
+        task,
+        train_data=some(task.train_data, 2 * batch_size + partial),
+        test_data=some(task.test_data, batch_size + partial),
+    )
+
+
 @dataclass(frozen=True)
 class Parts:
     """The code under test: the package's own functions and classes. A fault replaces some of them.
 
     Args:
         settings: returns the configuration that this process verifies.
-        build: `job.build`.
+        build: `job.build`, which is given a function that changes the task.
         totals_over: `reduction.totals_over`.
         run_folder: `run.folder.RunFolder`.
         world: returns the world for the checks, given the one that was joined.
     """
 
     settings: Callable[[Config, World, Mapping[str, object]], Config] = settings
-    build: Callable[[Config, World], Job] = build
+    build: Callable[[Config, World, Adapt], Job] = build
     totals_over: Callable[..., Totals] = totals_over
     run_folder: Callable[[Path], RunFolder] = RunFolder
     world: Callable[[World], World] = lambda world: world
@@ -86,9 +116,32 @@ class Bench:
         """The configuration to verify, with other values of some keys."""
         return self.parts.settings(self.config, self.world, changed)
 
-    def build(self, changed: Mapping[str, object] = {}) -> Job:
-        """Build a job of that configuration. Collective: yes."""
-        return self.parts.build(self.settings(changed), self.world)
+    @property
+    def is_own(self) -> bool:
+        """Whether the task is the user's own."""
+        return bool(self.config.task.build)
+
+    @property
+    def built_in(self) -> "Bench":
+        """The same for the built-in task."""
+        return dataclasses.replace(self, config=Config(train=self.config.train))
+
+    def build(self, changed: Mapping[str, object] = {}, *, adapt: Adapt = lambda task: task) -> Job:
+        """Build a job of that configuration, with few samples.
+
+        Args:
+            adapt: changes the task first.
+
+        Collective: yes.
+        """
+        config = self.settings(changed)
+
+        def adapted(task: Task) -> Task:
+            if self.is_own:
+                task = few_samples(task, batch_size=config.train.global_batch_size)
+            return adapt(task)
+
+        return self.parts.build(config, self.world, adapted)
 
     def name(self, rank: int) -> str:
         """A process as the user knows it: `rank 1 on node2`."""

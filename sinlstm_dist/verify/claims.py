@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from sinlstm_dist.verify.bench import Bench, Finding
 from sinlstm_dist.verify.collectives import check_collectives
 from sinlstm_dist.verify.running import check_checkpoint, check_learning
+from sinlstm_dist.verify.samples import check_data
 from sinlstm_dist.verify.speed import check_speed
-from sinlstm_dist.verify.training import check_data, check_metrics, check_weights
+from sinlstm_dist.verify.training import check_metrics, check_weights
 from sinlstm_dist.verify.world import check_arithmetic, check_world
 
 

@@ -5,38 +5,39 @@ Most faults strike on the last process only.
 """
 
 import dataclasses
-import itertools
 import os
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from sinlstm_dist.config import Config
-from sinlstm_dist.data.sine import Batch
-from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import StepResult
 from sinlstm_dist.job import Job, build
-from sinlstm_dist.metrics import Totals
+from sinlstm_dist.piece_rows import Place
 from sinlstm_dist.problems import did_you_mean
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import count
-from sinlstm_dist.run import checkpoint
-from sinlstm_dist.run.checkpoint import Checkpoint
-from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.verify.bench import Parts, settings
+from sinlstm_dist.verify.broken import (
+    DamagingWorld,
+    OtherLstm,
+    OtherRows,
+    RoundedRows,
+    StaleFolder,
+    StruckGradient,
+    TwiceSampler,
+    averaged_totals,
+    is_last,
+)
 from sinlstm_dist.verify.claims import ARITHMETIC, GRADIENTS
 
 SLEEP_S = 0.03  # per step, several times what its arithmetic takes, also through nn.LSTM
 FLIPS_AT, DIES_AT = 10, 5  # calls of a job's gradient
 SLOWED = 1e-3  # factor of the learning rate
-LARGE_BYTES = 4 << 20  # far more than training this model sends at once
 
 
 @dataclass(frozen=True)
@@ -68,58 +69,59 @@ def find(name: str) -> Fault:
     return FAULTS[name]
 
 
-def _is_last(world: World) -> bool:
-    return world.rank == world.size - 1
-
-
 def _rebuilt(change: Callable[[Job, Config, World], Job]) -> Parts:
     """Parts that build a job as usual and then change it."""
-    return Parts(build=lambda config, world: change(build(config, world), config, world))
+    return Parts(
+        build=lambda config, world, adapt: change(build(config, world, adapt), config, world)
+    )
 
 
 def _before_step(strike: Callable[[Job, Config, int], None]) -> Parts:
     """Call `strike` on the last process before each gradient, numbered from 1 in each job."""
 
     def change(job: Job, config: Config, world: World) -> Job:
-        calls = itertools.count(1)
-
-        def gradient(batch: Batch, *, step: int, stop: bool) -> StepResult:
-            if _is_last(world):
-                strike(job, config, next(calls))
-            return job.gradient(batch, step=step, stop=stop)
-
-        return dataclasses.replace(job, gradient=gradient)
+        if not is_last(world):
+            return job
+        struck = StruckGradient(job.gradient, before=lambda call: strike(job, config, call))
+        return dataclasses.replace(job, gradient=struck)
 
     return _rebuilt(change)
 
 
-def _after_step(spoil: Callable[[Job, World, Batch, int], None]) -> Parts:
-    """Call `spoil` on every process after each gradient, with its share and the step's number."""
+def _after_step(spoil: Callable[[Job, World, Any, Place, StepResult], None]) -> Parts:
+    """Call `spoil` on every process after each gradient, with its share, place and result."""
 
     def change(job: Job, config: Config, world: World) -> Job:
-        def gradient(batch: Batch, *, step: int, stop: bool) -> StepResult:
-            result = job.gradient(batch, step=step, stop=stop)
-            spoil(job, world, batch, step)
-            return result
+        def after(batch: Any, place: Place, result: StepResult) -> None:
+            spoil(job, world, batch, place, result)
 
-        return dataclasses.replace(job, gradient=gradient)
+        return dataclasses.replace(job, gradient=StruckGradient(job.gradient, after=after))
 
     return _rebuilt(change)
 
 
-def _drop_gradient(job: Job, world: World, batch: Batch, step: int) -> None:
+def _drop_gradient(job: Job, world: World, batch: Any, place: Place, result: StepResult) -> None:
     """Subtract the contribution of the last process from the gradient."""
-    parameters = list(job.model.parameters())
-    error = (job.model(batch[0]) - batch[1]).square().sum() / job.train.plan.num_samples(step)
-    for parameter, part in zip(parameters, torch.autograd.grad(error, parameters), strict=True):
-        assert parameter.grad is not None
-        parameter.grad -= world.sum(part if _is_last(world) else torch.zeros_like(part))
+    rows, plan = job.rows, job.train.plan
+    sizes = plan.piece_sizes(place.step)
+    parts = torch.zeros(len(sizes), rows.width, device=world.device)
+    if is_last(world) and sum(sizes):
+        share = batch if rows.is_whole == job.gradient.is_whole else batch[0]
+        here = dataclasses.replace(place, first=plan.owned(plan.rank).start)
+        rows.gradients(share, sizes=sizes, place=here, out=parts)
+    lost = world.sum(parts.sum(dim=0)) / result.totals.divided_by
+    start = 0
+    for parameter in rows.parameters:
+        part = lost[start : start + parameter.numel()]
+        start += parameter.numel()
+        if parameter.grad is not None:
+            parameter.grad -= part.view_as(parameter)
 
 
-def _scale_gradient(job: Job, world: World, batch: Batch, step: int) -> None:
-    for parameter in job.model.parameters():
-        assert parameter.grad is not None
-        parameter.grad *= world.size
+def _scale_gradient(job: Job, world: World, batch: Any, place: Place, result: StepResult) -> None:
+    for parameter in job.rows.parameters:
+        if parameter.grad is not None:
+            parameter.grad *= world.size
 
 
 def _flip_bit(job: Job, config: Config, call: int) -> None:
@@ -134,7 +136,7 @@ def _flip_between_checkpoints(job: Job, config: Config, call: int) -> None:
 
 
 def _flip_last_bit(job: Job) -> None:
-    bits = next(job.model.parameters()).data.view(torch.int32)
+    bits = next(job.task.model.parameters()).data.view(torch.int32)
     bits[0] ^= 1
 
 
@@ -147,99 +149,32 @@ def _die(job: Job, config: Config, call: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class OtherLstm(nn.LSTM):
-    """An nn.LSTM that does not use oneDNN or cuDNN, as on another kind of machine."""
-
-    def forward(self, *arguments: Any) -> Any:
-        """See nn.LSTM."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about TF32 on Intel's GPUs
-            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(False):
-                return super().forward(*arguments)
-
-
 def _use_other_code(job: Job, config: Config, world: World) -> Job:
-    if _is_last(world):
-        job.model.fused, job.model.rnn.__class__ = False, OtherLstm
+    if not is_last(world):
+        return job
+    if config.task.build:
+        job.rows.__class__ = RoundedRows
+    else:
+        model: Any = job.task.model
+        model.fused, model.rnn.__class__, job.rows.__class__ = False, OtherLstm, OtherRows
     return job
 
 
-class TwiceLoader:
-    """A loader that yields its first sample again in place of the second."""
-
-    def __init__(self, loader: Iterable[Batch]) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        for number, (windows, targets) in enumerate(self._loader):
-            if number == 0:
-                windows[1:2], targets[1:2] = windows[:1].clone(), targets[:1].clone()
-            yield windows, targets
-
-
 def _draw_twice(job: Job, config: Config, world: World) -> Job:
-    if not _is_last(world):
-        return job
-    train = dataclasses.replace(job.train, loader=TwiceLoader(job.train.loader))
-    return dataclasses.replace(job, train=train)
-
-
-class DamagingWorld(World):
-    """A world whose last process receives large messages with a wrong last value."""
-
-    def __init__(self, world: World) -> None:
-        vars(self).update(vars(world))  # the same world, except for what it receives
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """See World."""
-        return self._damaged(super().sum(values))
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """See World."""
-        return self._damaged(super().gather(rows))
-
-    def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """See World."""
-        return self._damaged(super().exchange(rows, counts))
-
-    def broadcast(self, values: torch.Tensor) -> torch.Tensor:
-        """See World."""
-        return self._damaged(super().broadcast(values))
-
-    def _damaged(self, values: torch.Tensor) -> torch.Tensor:
-        if _is_last(self) and values.nbytes >= LARGE_BYTES:
-            values[-1] += 1
-        return values
+    job.train.sampler.__class__ = TwiceSampler
+    return job
 
 
 def _other_seed(config: Config, world: World, changed: Mapping[str, object]) -> Config:
-    return settings(config, world, {"train.seed": int(_is_last(world)), **changed})
+    return settings(config, world, {"train.seed": int(is_last(world)), **changed})
 
 
 def _slow_learning(config: Config, world: World, changed: Mapping[str, object]) -> Config:
-    lr = settings(config, world, changed).optim.lr
+    usual = settings(config, world, changed)
+    if config.task.build:  # Learning trains the built-in model
+        return usual
+    lr = usual.optim.lr
     return settings(config, world, {**changed, "optim.lr": lr * SLOWED})
-
-
-@torch.no_grad()
-def _average(model: nn.Module, split: Split, *, peers: World, tolerance: float) -> Totals:
-    """Average each batch, then the batches of each process, then the processes."""
-    means = [
-        count(model(windows), targets, tolerance=tolerance)[:2] / len(windows)
-        for _, (windows, targets) in split.batches()
-        if len(windows)
-    ]
-    mean = torch.stack(means).mean(dim=0) if means else torch.zeros(2, device=peers.device)
-    loss, accuracy = (peers.sum(mean) / peers.size).tolist()
-    return Totals(loss * split.plan.size, round(accuracy * split.plan.size), split.plan.size)
-
-
-class StaleFolder(RunFolder):
-    """A run folder that loads the checkpoint before the newest."""
-
-    def loaded(self) -> Checkpoint:
-        """See RunFolder."""
-        return checkpoint.read(checkpoint.find(self.checkpoints)[1])
 
 
 FAULTS = {
@@ -270,7 +205,7 @@ FAULTS = {
     ),
     "averaged-metrics": Fault(
         "metrics are means of means, not totals divided once", "Metrics",
-        Parts(totals_over=_average),
+        Parts(totals_over=averaged_totals),
     ),
     "flipped-later": Fault(
         "a bit of one process's weights flips between two checkpoints", "Checkpoint",

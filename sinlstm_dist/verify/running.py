@@ -19,8 +19,8 @@ from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.train import Training
+from sinlstm_dist.verify.alone import JobAlone, distance, weights_vector
 from sinlstm_dist.verify.bench import Bench, Finding
-from sinlstm_dist.verify.training import distance, steps_alone, weights_vector
 from sinlstm_dist.words import counted
 
 ROOT = Path("runs")  # the default place of run folders, which must be writable
@@ -59,7 +59,8 @@ def check_checkpoint(bench: Bench) -> Finding:
 
 
 def check_learning(bench: Bench) -> Finding:
-    """The small model reaches its known accuracy."""
+    """The small built-in model reaches its known accuracy."""
+    bench = bench.built_in
     config, initial = bench.settings(LEARNING), bench.build(LEARNING)
     with _folder(bench.world) as folder:
         run = _run(bench, folder / "run", LEARNING)
@@ -69,7 +70,7 @@ def check_learning(bench: Bench) -> Finding:
     steps, loss = counted(run.step, "step"), last["test_loss"]
     measured = f"test accuracy {reached:.4f} after {steps}, loss {loss:.1e}"
     if config.train.reduction == "ordered":
-        alone = steps_alone(initial, config, bench.world, num_steps=run.step)[-1]
+        alone = JobAlone(initial, config, bench.world).steps(run.step)[-1]
         if not torch.equal(run.weights, alone):
             problems.append("the run ends with other weights than one process alone computes")
         measured += "; the weights of one process alone"
@@ -124,7 +125,7 @@ def _run(
     Collective: yes.
     """
     config = bench.settings({"output.dir": str(folder), **changed})
-    job, world = bench.parts.build(config, bench.world), bench.world
+    job, world = bench.build({"output.dir": str(folder), **changed}), bench.world
     is_asked = world.rank == world.size - 1
     request = AskOnce(stop_after if is_asked else None)
     silent = Report(enabled=False, epochs=config.train.epochs)
@@ -134,7 +135,7 @@ def _run(
         summary = Training(config, job, world, log=log, request=request).run()
     timings = ("epoch_s", "samples_per_s")
     figures = [{k: v for k, v in record.items() if k not in timings} for record in log.history]
-    return EndedRun(summary.outcome, summary.step, weights_vector(job.model), figures)
+    return EndedRun(summary.outcome, summary.step, weights_vector(job.task.model), figures)
 
 
 @contextlib.contextmanager

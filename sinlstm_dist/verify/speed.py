@@ -1,6 +1,7 @@
 """Check how fast each process computes, without the time in which it waits for the others."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -26,15 +27,15 @@ def check_speed(bench: Bench) -> Finding:
         "train.global_batch_size": batch_size,
         "train.reduction": "ordered",  # DDP waits for the others while it computes
     }
-    job = bench.parts.build(bench.settings(changed), watch)
-    [batch] = list(job.train.loader)
+    job = dataclasses.replace(bench, world=watch).build(changed)
+    [(_, batch)] = job.train.batches(whole=job.gradient.is_whole)
     own_s, whole_s = [], []
     for _ in range(num_steps):
         watch.waited_s, started = 0.0, time.perf_counter()
-        job.gradient(batch, step=0, stop=False)
+        job.gradient(batch, epoch=0, step=0, stop=False)
         whole_s.append(time.perf_counter() - started)
         own_s.append(whole_s[-1] - watch.waited_s)
-    samples = len(batch[0])
+    samples = sum(job.train.plan.piece_sizes(0))
     everyones = bench.world.gather_json([samples / min(own_s), samples / median(own_s)])
     best, usual = zip(*everyones, strict=True)
     problems = [

@@ -43,10 +43,15 @@ def check_arithmetic(bench: Bench) -> Finding:
 
     `train` checks it before its first step too.
     """
-    job = bench.parts.build(bench.config, bench.world)  # raises if the initial weights differ
+    job = bench.parts.build(
+        bench.config, bench.world, lambda task: task
+    )  # raises if the initial weights differ
     job.agreement.check_start()
     reduction = bench.config.train.reduction
-    path = f"{job.recurrence.name} recurrence ({job.recurrence.reason}), {reduction} reduction"
+    what = bench.config.task.build or " recurrence ".join(
+        job.task.facts["recurrence"].split(" ", 1)
+    )
+    path = f"{what}, {reduction} reduction"
     if bench.world.size == 1:
         return Finding(f"one process: nothing to compare; {path}")
     exact = ", gradients, optimizer steps and test results"

@@ -1,0 +1,124 @@
+"""What a process computes alone, inside a larger world, to compare it with what all compute."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sinlstm_dist.config import Config
+from sinlstm_dist.data.steps import Split, StepSampler
+from sinlstm_dist.gradient import OrderedGradient
+from sinlstm_dist.job import Job, new_update
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.plan import epoch_order, in_order
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.reduction import totals_over
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The `Peers` of a process that computes alone inside a larger world."""
+
+    device: torch.device
+    num_threads: int
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """See Peers."""
+        return rows
+
+    def exchange(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """See Peers."""
+        return rows[:, 0]
+
+
+class WholeLoader:
+    """Fetches whole batches in this process, without DataLoader and Accelerate."""
+
+    def __init__(self, split: Split, sampler: StepSampler, world: World) -> None:
+        self._split, self._sampler, self._world = split, sampler, world
+
+    def __iter__(self) -> Iterator[Any]:
+        for (share,) in self._sampler:
+            yield self._world.to_device(self._split.shares[share])
+
+
+class JobAlone:
+    """A copy of a job, whose steps this process takes alone with whole batches.
+
+    It starts from the job's weights and optimizer state, and cuts batches into the same pieces.
+
+    Args:
+        job: the job of all processes.
+        config: of the job.
+        world: all processes.
+    """
+
+    def __init__(self, job: Job, config: Config, world: World) -> None:
+        self._world = world
+        self._peers = Alone(device=world.device, num_threads=world.num_threads)
+        self.model, optimizer = copy.deepcopy((job.task.model, job.task.optimizer))
+        self.rows = job.rows.of(self.model)
+        size, settings = len(job.train.data), config.train
+
+        def order(epoch: int) -> np.ndarray:
+            return epoch_order(
+                seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling
+            )
+
+        self.train = self._whole(job.train, order)
+        self.test = self._whole(job.test, lambda _: in_order(len(job.test.data)))
+        self.gradient = OrderedGradient(self.rows, plan=self.train.plan, peers=self._peers)
+        task = dataclasses.replace(job.task, model=self.model, optimizer=optimizer)
+        self.update = new_update(task, self.rows, config, self.train.plan)
+
+    def steps(self, num_steps: int) -> Tensor:
+        """Take steps; returns the weights before, between and after: (num_steps + 1, G)"""
+        weights = [weights_vector(self.model)]
+        for number, (epoch, step, batch) in enumerate(
+            first_batches(self.train, num_steps, whole=self.rows.is_whole)
+        ):
+            self.gradient(batch, epoch=epoch, step=step, stop=False)
+            self.update(number)
+            weights.append(weights_vector(self.model))
+        return torch.stack(weights)
+
+    def count_train(self) -> Totals:
+        """The totals of the first epoch, all with the weights of now."""
+        totals = Totals()
+        for step, batch in self.train.batches(whole=self.rows.is_whole):
+            totals += self.gradient(batch, epoch=0, step=step, stop=False).totals
+        return totals
+
+    def count_test(self) -> Totals:
+        """The totals of the test samples."""
+        return totals_over(self.rows, self.test, peers=self._peers)
+
+    def _whole(self, split: Split, order: Callable[[int], np.ndarray]) -> Split:
+        plan = dataclasses.replace(split.plan, world_size=1, rank=0)
+        sampler = StepSampler(plan, order=order, by_array=split.by_array)
+        loader = WholeLoader(split, sampler, self._world)
+        return dataclasses.replace(split, plan=plan, sampler=sampler, loader=loader)
+
+
+def first_batches(split: Split, num_steps: int, *, whole: bool) -> Iterator[tuple[int, int, Any]]:
+    """Yield the first steps: the epoch, the number of the step in it, and the batch."""
+    in_epoch = split.plan.num_steps
+    for epoch in range(-(-num_steps // in_epoch)):
+        for step, batch in split.batches(epoch=epoch, whole=whole):
+            if epoch * in_epoch + step < num_steps:
+                yield epoch, step, batch
+
+
+def weights_vector(model: nn.Module) -> Tensor:
+    """A copy of all parameters as one vector: (G,)"""
+    return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
+
+
+def distance(weights: Tensor, others: Tensor) -> float:
+    """The largest absolute difference of two tensors."""
+    return float((weights - others).abs().max())
