@@ -69,11 +69,11 @@ def load_group_values(
 ) -> list[str]:
     """Set the optimizer's param groups to what `group_values` returned.
 
-    Returns:
-        what was set to another value: `lr was 0.1 and is 0.01`.
-
     Args:
         groups: empty if they were not saved, as by older versions.
+
+    Returns:
+        what was set to another value: `lr 0.1 and not 0.01`.
 
     Raises:
         ValueError: the groups have other parameters.
@@ -142,8 +142,8 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key} of "
-                    f"{name}: checkpoints hold tensors only; use an optimizer of torch.optim"
+                    f"{type(optimizer).__name__} has {key} of {name}, which is no tensor: "
+                    "checkpoints hold tensors only; use an optimizer of torch.optim"
                 )
 
 
