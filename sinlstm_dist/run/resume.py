@@ -152,7 +152,15 @@ class Search:
         """A checkpoint that is whole, that this run can continue, and has its layout."""
         content = checkpoint.read(folder)
         self._check_continues(folder, content.state)  # first: another run's layout is no damage
-        check_layout(content, self._layout, folder)
+        try:
+            check_layout(content, self._layout, folder)
+        except DamagedCheckpoint as other:
+            if not self._config["task"]["build"]:
+                raise
+            raise ConfigError(  # the user's code has changed; the checkpoint is whole
+                f"{other}: task.build makes another model or optimizer than this run's: restore "
+                "its code, or choose another output.dir"
+            ) from other
         return content
 
     def _history(self, path: Path, *, epochs: int) -> list[dict[str, Any]]:
