@@ -15,6 +15,7 @@ from sinlstm_dist import __main__, config, train
 from sinlstm_dist.command_line import COMMANDS, parse
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run import identity
 
 BAD_FILES = {
     "a typo in a key": ("[data]\nnoize = 1.0", ["data.noize", "did you mean data.noise?"]),

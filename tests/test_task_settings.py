@@ -21,7 +21,7 @@ from sinlstm_dist.config import (
     to_toml,
     unknown_keys,
 )
-from sinlstm_dist.run import hold, identity, state
+from sinlstm_dist.run import hold, identity, resume, state
 from sinlstm_dist.run.record import read_run
 
 CODE = """
