@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch
 
 
 @pytest.fixture
-def begin():
+def begin(tmp_path):
     """Starts a loop with two workers on each process, each in a session of its own."""
     started: list[subprocess.Popen[str]] = []
 
@@ -100,9 +100,12 @@ def test_a_child_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     hold = Hold(tmp_path / "held")
     hold.take()
     reader, writer = os.pipe()
+    told, teller = os.pipe()
     if not (child := os.fork()):
+        os.write(teller, b"x")
         os.read(reader, 1)
         os._exit(0)
+    os.read(told, 1)
     hold.release(keep=True)
     try:
         Hold(tmp_path / "held").take()
