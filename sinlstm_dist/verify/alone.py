@@ -119,6 +119,12 @@ def weights_vector(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
 
 
+def gradient_vector(model: nn.Module) -> Tensor:
+    """A copy of all parameters' gradients as one vector, 0 for one that has no gradient: (G,)"""
+    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
+    return torch.cat([gradient.float().flatten() for gradient in gradients])
+
+
 def distance(weights: Tensor, others: Tensor) -> float:
     """The largest absolute difference of two tensors."""
     return float((weights - others).abs().max())

@@ -1,16 +1,26 @@
 """Check gradients, weights and metrics against what each process computes alone."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.verify import plain
-from sinlstm_dist.verify.alone import JobAlone, distance, first_batches, weights_vector
+from sinlstm_dist.verify.alone import (
+    JobAlone,
+    distance,
+    first_batches,
+    gradient_vector,
+    weights_vector,
+)
 from sinlstm_dist.verify.bench import Bench, Finding, is_large
 from sinlstm_dist.words import counted
 
-STEPS, OWN_STEPS, FEW_STEPS = (
+STEPS, OWN_STEPS, FEW_STEPS = 20, 12, 4  # of the built-in, the user's own and a large model
+# Samples that rounding may count either way with the data-parallel wrapper.
+BORDERLINE = 0.01
     20,
     12,
     4,
@@ -23,6 +33,8 @@ def check_weights(bench: Bench) -> Finding:
     They have the same bits with ordered reduction, and are the same up to rounding with the
     data-parallel wrapper.
     """
+    if bench.is_own:
+        return _check_own_weights(bench)
     world, config, job = bench.world, bench.settings(), bench.build()
     num_steps = FEW_STEPS if is_large(config) else STEPS
     is_exact = config.train.reduction == "ordered"
@@ -30,8 +42,8 @@ def check_weights(bench: Bench) -> Finding:
     in_float64 = plain.steps(job, config, num_steps=num_steps)
     shared = _steps(job, num_steps)
     problems = _differing(bench, shared)
-    if is_exact and (difference := _difference(shared, alone)):
-        problems.append(f"other weights than one process alone computes {difference}")
+    if is_exact:
+        problems += _other_than_alone(shared, alone)
     wrapped = _steps(bench.build({"train.reduction": "ddp"}), num_steps) if is_exact else shared
     apart = {
         "data-parallel wrapper": distance(wrapped[-1], alone[-1]),
@@ -45,6 +57,51 @@ def check_weights(bench: Bench) -> Finding:
     within = ", ".join(f"{what} within {far:.0e}" for what, far in apart.items())
     alike = f"the same bits on all processes{' and on one alone' * is_exact}"
     return Finding(f"{counted(num_steps, 'step')}: {alike}; {within}", problems)
+
+
+def _check_own_weights(bench: Bench) -> Finding:
+    """The same for the user's own task, without plain torch and the other reduction.
+
+    The data-parallel wrapper's gradients are compared, not its weights: an optimizer may turn a
+    rounded gradient into another step.
+    """
+    config, job = bench.settings(), bench.build()
+    alone, steps = JobAlone(job, config, bench.world), counted(OWN_STEPS, "step")
+    if config.train.reduction == "ordered":
+        expected, shared = alone.steps(OWN_STEPS), _steps(job, OWN_STEPS)
+        problems = _differing(bench, shared) + _other_than_alone(shared, expected)
+        return Finding(f"{steps}: the same bits on all processes and on one alone", problems)
+    shared, apart = _steps_and_distances(job, alone, OWN_STEPS)
+    problems = _differing(bench, shared) + [
+        f"the gradient of step {step} differs from one process alone's by {far:.1e} of its largest"
+        for step, far in enumerate(apart, start=1)
+        if not far <= plain.ROUNDING  # also nan
+    ]
+    measured = f"{steps}: the same bits on all processes; gradients of one alone within"
+    return Finding(f"{measured} {max(apart):.0e}", problems)
+
+
+def _steps_and_distances(job: Job, alone: JobAlone, num_steps: int) -> tuple[Tensor, list[float]]:
+    """Take steps of `job`; returns the weights as `_steps`, and each gradient's largest distance
+    from that of one process alone, as a share of its largest number.
+
+    Collective: yes.
+    """
+    rows, apart = [weights_vector(job.task.model)], []
+    shares = first_batches(job.train, num_steps, whole=False)
+    batches = first_batches(alone.train, num_steps, whole=False)
+    for number, ((epoch, step, share), (_, _, batch)) in enumerate(
+        zip(shares, batches, strict=True)
+    ):
+        alone.model.load_state_dict(job.task.model.state_dict())
+        alone.gradient(batch, epoch=epoch, step=step, stop=False)
+        job.gradient(share, epoch=epoch, step=step, stop=False)
+        expected = gradient_vector(alone.model)
+        far = distance(gradient_vector(job.task.model), expected)
+        apart.append(far / float(expected.abs().max()) if far else 0.0)
+        job.update(number)
+        rows.append(weights_vector(job.task.model))
+    return torch.stack(rows), apart
 
 
 def _steps(job: Job, num_steps: int) -> Tensor:
@@ -72,6 +129,12 @@ def _differing(bench: Bench, weights: Tensor) -> list[str]:
     ]
 
 
+def _other_than_alone(weights: Tensor, alone: Tensor) -> list[str]:
+    """How this process's weights (steps, G) differ from those that it computes alone."""
+    difference = _difference(weights, alone)
+    return [f"other weights than one process alone computes {difference}"] if difference else []
+
+
 def _difference(weights: Tensor, others: Tensor) -> str:
     """From which step on two (steps, G) differ, and how far; "" if all bits are equal."""
     differing = (weights.view(torch.int32) != others.view(torch.int32)).any(dim=1)
@@ -83,6 +146,8 @@ def _difference(weights: Tensor, others: Tensor) -> str:
 
 def check_metrics(bench: Bench) -> Finding:
     """Loss and accuracy equal those that one process counts over all samples."""
+    if bench.is_own:
+        return _check_own_metrics(bench)
     config, job = bench.settings(), bench.build()
     train, wrapped = _train_totals(job), _train_totals(bench.build({"train.reduction": "ddp"}))
     test = bench.parts.totals_over(job.rows, job.test, peers=bench.world)
@@ -92,12 +157,52 @@ def check_metrics(bench: Bench) -> Finding:
         *plain.miscount(wrapped, train_data, job, config, "train, data-parallel wrapper"),
         *plain.miscount(test, test_data, job, config, "test"),
     ]
-    measured = (
-        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over "
-        f"{counted(train.samples, 'sample')}, test {test.loss:.6f} and {test.accuracy:.6f} over "
-        f"{test.samples:,}: as recounted"
+    return Finding(f"{_measured(train, test)}: as recounted", problems)
+
+
+def _check_own_metrics(bench: Bench) -> Finding:
+    """The same for the user's own task: one process alone counts all samples in the same pieces."""
+    config, job = bench.settings(), bench.build()
+    alone = JobAlone(job, config, bench.world)
+    test = bench.parts.totals_over(job.rows, job.test, peers=bench.world)
+    recounted_test = alone.count_test()  # before the train samples, which may change buffers
+    train, recounted = _train_totals(job), alone.count_train()
+    is_exact = config.train.reduction == "ordered"
+    problems = [
+        *_miscount(train, recounted, "train", is_exact=is_exact),
+        *_miscount(test, recounted_test, "test", is_exact=is_exact),
+    ]
+    how = "the same bits" if is_exact else f"within {plain.ROUNDING:.0e}"
+    return Finding(f"{_measured(train, test)}: as one process alone counts, {how}", problems)
+
+
+def _miscount(totals: Totals, recount: Totals, what: str, *, is_exact: bool) -> list[str]:
+    """How totals differ from those of one process alone."""
+    if totals == recount:
+        return []
+    same_size = (totals.samples, totals.divisor) == (recount.samples, recount.divisor)
+    is_near = math.isclose(totals.loss_sum, recount.loss_sum, rel_tol=plain.ROUNDING)
+    miscounted = abs((totals.correct or 0) - (recount.correct or 0))
+    if not is_exact and same_size and is_near and miscounted <= BORDERLINE * totals.samples:
+        return []
+    return [f"{what}: {_in_full(totals)}, one process alone {_in_full(recount)}"]
+
+
+def _in_full(totals: Totals) -> str:
+    correct = "" if totals.correct is None else f"{totals.correct:,} correct, "
+    divisor = "" if totals.divisor is None else f" divided by {totals.divisor:,.9g}"
+    return f"loss {totals.loss:.9g}{divisor}, {correct}{counted(totals.samples, 'sample')}"
+
+
+def _measured(train: Totals, test: Totals) -> str:
+    def accuracy(totals: Totals) -> str:
+        return "" if totals.accuracy is None else f"{totals.accuracy:.6f}"
+
+    return (
+        f"train loss {train.loss:.6f}{' and accuracy ' * (train.correct is not None)}"
+        f"{accuracy(train)} over {counted(train.samples, 'sample')}, test {test.loss:.6f}"
+        f"{' and ' * (test.correct is not None)}{accuracy(test)} over {test.samples:,}"
     )
-    return Finding(measured, problems)
 
 
 def _train_totals(job: Job) -> Totals:
