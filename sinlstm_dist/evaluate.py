@@ -26,7 +26,7 @@ from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
 from sinlstm_dist.data.steps import pieces
-from sinlstm_dist.job import check_enough_pieces, deal_out_test, new_task
+from sinlstm_dist.job import check_enough_pieces, new_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
@@ -34,6 +34,7 @@ from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import sum_over
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.splits import deal_out_test
 from sinlstm_dist.task import Counts, Task
 from sinlstm_dist.trained import Trained, read_trained
 from sinlstm_dist.words import counted

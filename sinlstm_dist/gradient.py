@@ -12,6 +12,7 @@ return the global batch's totals. They differ in how the processes' parts are ad
 Source: Li et al.: EasyScale (arXiv 2208.14228), for pieces that are independent of processes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -104,7 +105,7 @@ class OrderedGradient:
         *numbers, stops = total[self._flags.stop :].tolist()  # waits for a GPU
         totals = self._rows.counts.to_totals(numbers)
         # These are the parameters' .grad, as the constructor has laid them out.
-        self._mean[:] = total[: self._width] / totals.divided_by
+        self._mean[:] = total[: self._width] / (totals.divided_by or math.nan)
         if self._rows.num_flags:
             self._set_grads((total[self._flags] > 0).tolist())
         return StepResult(totals, stops > 0)

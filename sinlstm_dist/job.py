@@ -2,20 +2,18 @@
 
 import copy
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
-from sinlstm_dist.agreement import Agreement, check_same_model, digest
+from sinlstm_dist.agreement import Agreement, check_same_model
 from sinlstm_dist.arithmetic import arithmetic, versions
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config, flat
-from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
+from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.optimizers import (
@@ -26,15 +24,13 @@ from sinlstm_dist.optimizers import (
     trial_step,
 )
 from sinlstm_dist.piece_rows import PieceRows
-from sinlstm_dist.plan import Plan, epoch_order, in_order
+from sinlstm_dist.plan import Plan, in_order
 from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.run.layout import Layout, shapes
+from sinlstm_dist.splits import check_same_data, splits
 from sinlstm_dist.task import Task
 from sinlstm_dist.trained import read_weights
-
-FINGERPRINT_SAMPLES = 64  # at most
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     _check_configuration(config, world)
     task, code = new_task(config, world)
     task = adapt(task)
-    train, test = _splits(task, config, world)
-    fingerprint = _check_same_data(train, test, config, world)
+    train, test = splits(task, config, world)
+    fingerprint = check_same_data(train, test, config, world)
     kind = arithmetic(world, code)
     # Compare before anything is broadcast: that would hide that processes begin differently.
     check_same_model(world, kind, task.model, code=code)
@@ -90,7 +86,7 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     probed = Probed() if task.by_array else _probe(task, train, config, world)
     make_rows = functools.partial(PieceRows, seed=config.train.seed, device=world.device)
     rows = make_rows(task, probed.counts, num_threads=world.num_threads)
-    if probed.keeps_state:
+    if not probed.fits_threads:
         rows.use_one_thread()
     baselines = {
         name: make_rows(replace(task, model=model, rows=None), probed.counts, num_threads=1)
@@ -179,63 +175,6 @@ def check_enough_pieces(config: Config, world: World) -> None:
             f"{config.train.virtual_shards} pieces of a batch: use at most as many processes, or "
             f"train with train.virtual_shards={world.size} or more (which makes it another run)"
         )
-
-
-def _splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
-    """The train and test samples, dealt out; their loaders are not prepared."""
-    settings = config.train
-    num_pieces = settings.virtual_shards if settings.reduction == "ordered" else world.size
-    size = len(task.train_data)
-    plan = Plan(size, settings.global_batch_size, num_pieces, world.size, world.rank)
-
-    def order(epoch: int) -> np.ndarray:
-        return epoch_order(seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling)
-
-    train = deal_out(
-        task.train_data,
-        plan,
-        order=order,
-        seed=stream(SAMPLES, settings.seed),
-        by_array=task.by_array,
-        num_workers=settings.num_workers,
-    )
-    return train, deal_out_test(task, config, world, num_pieces=num_pieces)
-
-
-def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:
-    """The test samples, dealt out; the loader is not prepared.
-
-    No weight changes while testing, so a batch may hold as many samples as one fetch brings.
-    """
-    batch_size = config.train.global_batch_size
-    if task.by_array:
-        batch_size = max(batch_size, FETCH_SAMPLES)
-    size = len(task.test_data)
-    return deal_out(
-        task.test_data,
-        Plan(size, batch_size, num_pieces, world.size, world.rank),
-        order=lambda _: in_order(size),
-        seed=stream(TEST_SAMPLES, config.train.seed),
-        by_array=task.by_array,
-        num_workers=config.train.num_workers,
-    )
-
-
-def _check_same_data(train: Split, test: Split, config: Config, world: World) -> str:
-    """Return the fingerprint of the data, which is the same on all processes. Collective: yes."""
-    with blamed(config.task.build):
-        fingerprint = _fingerprint(train) + _fingerprint(test)
-    world.check_same(data=fingerprint)
-    return hashlib.sha256(fingerprint.encode()).hexdigest()
-
-
-def _fingerprint(split: Split) -> str:
-    """SHA-256 of some samples from all over a data set, hexadecimal."""
-    if split.by_array:
-        return str(split.data.fingerprint())
-    size = len(split.data)
-    some = np.linspace(0, size - 1, num=min(FINGERPRINT_SAMPLES, size)).astype(np.int64)
-    return digest((size, split.some(some, [1] * len(some))))
 
 
 def _take_weights(task: Task, config: Config, world: World) -> None:

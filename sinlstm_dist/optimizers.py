@@ -1,5 +1,6 @@
 """Any optimizer of torch: its state by the names of the parameters, and its steps."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,10 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
         values = {key: value for key, value in group.items() if key != "params"}
         for key, value in values.items():
             if not _is_plain(value):
-                raise ValueError(f"its {key} is a {type(value).__name__}: give a number")
+                raise ValueError(
+                    f"the optimizer's {key} is {value!r:.40}: checkpoints hold finite numbers, "
+                    "texts and lists of them"
+                )
         groups.append({**values, "params": [names[p] for p in group["params"]]})
     return groups
 
@@ -55,7 +59,9 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
 def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str)
 
 
 def load_group_values(
@@ -63,11 +69,11 @@ def load_group_values(
 ) -> list[str]:
     """Set the optimizer's param groups to what `group_values` returned.
 
-    Returns:
-        what was set to another value: `lr was 0.1 and is 0.01`.
-
     Args:
         groups: empty if they were not saved, as by older versions.
+
+    Returns:
+        what was set to another value: `lr 0.1 and not 0.01`.
 
     Raises:
         ValueError: the groups have other parameters.
@@ -136,8 +142,8 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {key} of "
-                    f"{name}: checkpoints hold tensors only; use an optimizer of torch.optim"
+                    f"{type(optimizer).__name__} has {key} of {name}, which is no tensor: "
+                    "checkpoints hold tensors only; use an optimizer of torch.optim"
                 )
 
 

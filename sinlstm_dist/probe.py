@@ -5,7 +5,8 @@ the piece's samples, its random numbers and the weights.
 """
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.piece_rows import REHEARSAL, PieceRows, Place
 from sinlstm_dist.processes.world import World
+from sinlstm_dist.randomness import states
 from sinlstm_dist.task import Counts, Task, counts_of
 
 DDP = 'or set train.reduction="ddp", which makes no promise about bits'
@@ -31,12 +33,13 @@ class Probed:
     Args:
         counts: what its `totals` returns.
         has_unused: whether the loss does not depend on some parameter.
-        keeps_state: whether its modules' attributes change in a forward pass, which threads share.
+        fits_threads: whether pieces may be computed on threads: these share the generators of
+            random numbers, and the attributes of the modules.
     """
 
     counts: Counts = field(default_factory=Counts)
     has_unused: bool = False
-    keeps_state: bool = False
+    fits_threads: bool = True
 
 
 def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
@@ -49,24 +52,25 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     Raises:
         ConfigError: the task's code fails, or it cannot keep the promise.
     """
-    is_exact, seed = config.train.reduction == "ordered", config.train.seed
+    is_exact = config.train.reduction == "ordered"
     _check_names(task)
     if is_exact:
         _check_float32(task.model)
     size = split.plan.all_sizes(0)[0]
-    with blamed(config.task.build):
+    with blamed(config.task.build), _kept_buffers(task.model) as changed_buffers:
         (piece,) = _pieces(split, [size], world)
+        drawn, attributes = states(world.device), _attributes(task.model)
         counts = counts_of(task.totals(task.model, piece))
-        rows = PieceRows(task, counts, seed=seed, device=world.device, num_threads=1)
-        before = _attributes(task.model)
-        with _kept_buffers(task.model) as buffers:
-            first, second = (_row(rows, piece, size) for _ in range(2))
-            changed = [name for name, was, now in buffers() if not _same(was, now)]
+        fits_threads = drawn == states(world.device)
+        fits_threads &= _are_same(attributes, _attributes(task.model))
+        rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
+        first, second = (_row(rows, piece, size) for _ in range(2))
         if is_exact:
-            _check_function(rows, first, second, changed)
+            _check_buffers(task.model, changed_buffers())
+            _check_function(rows, first, second)
         _check_sums(task, split, world)
     flags = first[-counts.width - rows.num_flags : -counts.width]
-    return Probed(counts, not bool(flags.all()), _attributes(task.model) != before)
+    return Probed(counts, not bool(flags.all()), fits_threads)
 
 
 def _check_names(task: Task) -> None:
@@ -78,6 +82,8 @@ def _check_names(task: Task) -> None:
             "hold tensors only"
         )
     own = set(task.model.parameters())
+    if not any(parameter.requires_grad for parameter in own):
+        raise ConfigError("task.build: no parameter of the model is to be trained")
     held = [p for group in task.optimizer.param_groups for p in group["params"]]
     if strange := [p for p in held if p not in own]:
         raise ConfigError(
@@ -95,16 +101,19 @@ def _check_float32(model: nn.Module) -> None:
             )
 
 
-def _check_function(rows: PieceRows, first: Tensor, second: Tensor, changed: list[str]) -> None:
-    """Refuse a model whose result for a piece depends on what it computed before."""
+def _check_buffers(model: nn.Module, changed: list[str]) -> None:
+    """Refuse a model that keeps statistics of what it has seen."""
     if changed:
-        owner = changed[0].rpartition(".")[0]
-        kind = type(rows.model.get_submodule(owner)).__name__
+        kind = type(model.get_submodule(changed[0].rpartition(".")[0])).__name__
         norm = " (such as GroupNorm in place of BatchNorm)" if "Norm" in kind else ""
         raise ConfigError(
             f"task.build: {changed[0]} of {kind} changes in each forward pass, so the result would "
             f"depend on the number of processes: use a layer that keeps no statistics{norm}, {DDP}"
         )
+
+
+def _check_function(rows: PieceRows, first: Tensor, second: Tensor) -> None:
+    """Refuse a model whose result for a piece depends on what it computed before."""
     if torch.equal(first, second):
         return
     names = {parameter: name for name, parameter in rows.model.named_parameters()}
@@ -157,23 +166,30 @@ def _row(rows: PieceRows, piece: Any, size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[Any]:
-    """Give back the model's buffers their values; yields a function of (name, before, now)."""
+def _kept_buffers(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
+    """Give the buffers their values back at the end; yields what names those that have changed."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def changed() -> list[str]:
+        return [name for name, now in model.named_buffers() if not _same(before[name], now)]
+
     try:
-        yield lambda: [(name, before[name], now) for name, now in model.named_buffers()]
+        yield changed
     finally:
-        for name, buffer in model.named_buffers():
-            buffer.copy_(before[name])
+        for name in changed():
+            model.get_buffer(name).copy_(before[name])
 
 
 def _same(was: Tensor, now: Tensor) -> bool:
     return was.shape == now.shape and bool(((was == now) | (was != was)).all())
 
 
-def _attributes(model: nn.Module) -> list[dict[str, int]]:
-    """The identities of all modules' own attributes."""
-    return [
-        {key: id(value) for key, value in vars(module).items() if key != "training"}
-        for module in model.modules()
-    ]
+def _attributes(model: nn.Module) -> list[tuple[str, Any]]:
+    """All modules' own attributes."""
+    return [item for module in model.modules() for item in vars(module).items()]
+
+
+def _are_same(before: list[tuple[str, Any]], after: list[tuple[str, Any]]) -> bool:
+    """Whether these attributes are the same objects."""
+    pairs = itertools.zip_longest(before, after, fillvalue=("", None))
+    return all(name == other and value is same for (name, value), (other, same) in pairs)

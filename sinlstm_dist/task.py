@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 
 Number = Tensor | float
@@ -139,9 +140,20 @@ class Counts:
         return NUM_TOTALS + self.divisor
 
     def to_totals(self, numbers: Sequence[float]) -> Totals:
-        """The Totals whose numbers these are."""
+        """The Totals whose numbers these are.
+
+        Raises:
+            ConfigError: more predictions are correct than there are.
+        """
         loss_sum, correct, samples, *divisor = numbers
-        return Totals(loss_sum, int(correct) if self.correct else None, int(samples), *divisor)
+        totals = Totals(loss_sum, int(correct) if self.correct else None, int(samples), *divisor)
+        if correct > totals.divided_by:
+            raise ConfigError(
+                f"task.build: totals counted {correct:g} correct predictions of "
+                f"{totals.divided_by:g}: return the number that is correct of what the loss is "
+                "divided by"
+            )
+        return totals
 
 
 def counts_of(sums: Sums) -> Counts:

@@ -17,7 +17,7 @@ from sinlstm_dist import agreement, job
 from sinlstm_dist.agreement import changes, digest
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import RunError
-from sinlstm_dist.gradient import gradient_rows
+from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 
@@ -204,13 +204,14 @@ def build(world: World, **settings: object) -> job.Job:
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_a_rehearsal_leaves_no_trace(world: World, lstm: str, reduction: str) -> None:
     built = build(world, **{"model.lstm": lstm, "train.reduction": reduction})
-    gradients = [parameter.grad for parameter in built.model.parameters()]
-    before, random = digest(built.model.state_dict()), torch.get_rng_state()
+    model = built.task.model
+    gradients = [parameter.grad for parameter in model.parameters()]
+    before, random = digest(model.state_dict()), torch.get_rng_state()
     facts = built.agreement._rehearse()
     assert built.agreement._rehearse() == facts
-    assert digest(built.model.state_dict()) == before
-    assert built.optimizer.state_dict()["state"] == {}
-    for parameter, gradient in zip(built.model.parameters(), gradients, strict=True):
+    assert digest(model.state_dict()) == before
+    assert built.task.optimizer.state_dict()["state"] == {}
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is gradient
         assert gradient is None or not gradient.any()
     assert torch.equal(torch.get_rng_state(), random)
@@ -231,7 +232,7 @@ def test_a_rehearsal_sees_what_differs(world: World) -> None:
         "gradients", "test results"
     ]  # fmt: skip
     flipped = build(world)
-    next(flipped.model.parameters()).data.view(torch.int32)[0] ^= 1
+    next(flipped.task.model.parameters()).data.view(torch.int32)[0] ^= 1
     assert differing(built, flipped)[0] == "weights"
     ddp = {"train.reduction": "ddp"}
     assert differing(build(world, **ddp), build(world, **ddp, **{"model.lstm": "torch"})) == []
@@ -249,14 +250,15 @@ def test_all_sizes_of_pieces_are_rehearsed(world: World, batch: int, sizes: list
 def test_as_many_samples_of_each_size_are_rehearsed(world: World, monkeypatch, batch: int) -> None:
     """Other code changes few results: of one sample, hundreds of pieces have to be seen."""
     counts: Counter[int] = Counter()
+    right = PieceRows.gradients
 
-    def rows(*arguments: Any, piece_sizes: list[int], **keywords: Any) -> None:
-        for size in piece_sizes:
+    def gradients(self: PieceRows, batch: Any, *, sizes: list[int], **keywords: Any) -> None:
+        for size in sizes:
             counts[size] += size
-        gradient_rows(*arguments, piece_sizes=piece_sizes, **keywords)
+        right(self, batch, sizes=sizes, **keywords)
 
     built = build(world, **{"train.global_batch_size": batch})
-    monkeypatch.setattr(agreement, "gradient_rows", rows)
+    monkeypatch.setattr(PieceRows, "gradients", gradients)
     built.agreement._rehearse()
     assert sorted(counts, reverse=True) == built.train.plan.distinct_sizes()
     assert all(400 <= samples < 450 for samples in counts.values())
@@ -289,8 +291,9 @@ def test_optimizer_state_is_compared(world, monkeypatch) -> None:
     monkeypatch.setattr(world, "difference", lambda facts: found.update(facts))
     states = []
     for scale in (1.0, 2.0):
-        for parameter in built.model.parameters():
-            built.optimizer.state[parameter]["momentum_buffer"] = scale * torch.ones_like(parameter)
+        for parameter in built.task.model.parameters():
+            state = built.task.optimizer.state[parameter]
+            state["momentum_buffer"] = scale * torch.ones_like(parameter)
         built.agreement.check_now(step=1, continues="")
         states.append(dict(found))
     assert [name for name in found if states[0][name] != states[1][name]] == ["optimizer state"]

@@ -320,7 +320,7 @@ def test_a_mask_may_be_infinite_and_a_weight_may_not() -> None:
 @pytest.mark.parametrize(
     "changed", [{"correct": None}, {"divisor": 1.0}, {"loss_sum": -1.0}], ids=str
 )
-def test_totals_of_a_task_are_none_of_the_built_in_one(changed: dict[str, object]) -> None:
+def test_totals_of_another_loss_are_damage_in_the_built_in_task(changed: dict[str, object]) -> None:
     content = replace(example(4), optimizer=OF_W | OF_B)
     totals = {"loss_sum": 1.0, "correct": 7, "samples": 100, "divisor": None}
     state = {**content.state, "step_in_epoch": 1, "totals": totals}

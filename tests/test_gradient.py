@@ -1,8 +1,8 @@
 """A step's gradient, both ways, against one plain backward over the whole batch."""
 
+import functools
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import torch
 from launching import FUSED
@@ -14,7 +14,6 @@ from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.data.steps import pieces
 from sinlstm_dist.gradient import OrderedGradient, StepResult
-from sinlstm_dist.metrics import Totals
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan, epoch_order
@@ -146,9 +145,11 @@ def steps() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def rows_of(model: nn.Module, totals: Callable, *, num_threads: int = 1) -> PieceRows:
+def rows_of(
+    model: nn.Module, totals: Callable, counts: Counts, *, num_threads: int = 1
+) -> PieceRows:
     task = Task(model, [0], [0], totals, torch.optim.SGD(model.parameters(), lr=0.1))
-    counts, device = Counts(divisor=totals is with_divisor), torch.device("cpu")
+    device = torch.device("cpu")
     return PieceRows(task, counts, seed=0, device=device, num_threads=num_threads)
 
 
@@ -160,10 +161,13 @@ def shared_gradients(
 ) -> tuple[Gradients, list[StepResult]]:
     """Each step's `.grad`s and result; they are the same on all processes."""
 
+    models = [Branches() for _ in range(processes)]  # threads share the seed
+
     def work(peer: Peer) -> tuple[Gradients, list[StepResult]]:
-        model = Branches()
+        model = models[peer.rank]
         plan = Plan(BATCH, BATCH, PIECES, processes, peer.rank)
-        rows = rows_of(model, totals, num_threads=num_threads)
+        counts = Counts(divisor=totals is with_divisor)
+        rows = rows_of(model, totals, counts, num_threads=num_threads)
         gradient = OrderedGradient(rows, plan=plan, peers=peer)
         grads, results = [], []
         for inputs, targets in steps():
@@ -246,7 +250,7 @@ def test_gradients_are_views_of_one_vector_when_a_parameter_is_used_again():
     """Where the optimizer has laid them out, and clipping finds them."""
     model = Branches()
     gradient = OrderedGradient(
-        rows_of(model, totals), plan=Plan(BATCH, BATCH, PIECES), peers=Peer(Threads(1), 0)
+        rows_of(model, totals, Counts()), plan=Plan(BATCH, BATCH, PIECES), peers=Peer(Threads(1), 0)
     )
     storages = set()
     for batch in steps():
@@ -262,23 +266,21 @@ def test_a_divisor_of_0_is_a_loss_that_is_no_number():
     def padding(model: nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor, float]:
         return *totals(model, batch), 0.0
 
-    task_rows = rows_of(Branches(), padding)
-    task_rows = PieceRows(
-        task_rows.task, Counts(divisor=True), seed=0, device=task_rows.device, num_threads=1
-    )
-    gradient = OrderedGradient(
-        task_rows, plan=Plan(BATCH, BATCH, PIECES), peers=Peer(Threads(1), 0)
-    )
+    rows = rows_of(Branches(), padding, Counts(divisor=True))
+    plan = Plan(BATCH, BATCH, PIECES)
+    gradient = OrderedGradient(rows, plan=plan, peers=Peer(Threads(1), 0))
     result = gradient(pieces(steps()[0], [2] * PIECES), epoch=0, step=0, stop=False)
     assert not result.totals.is_finite
 
 
-def test_the_fused_rows_are_not_copied_piece_by_piece(world):
-    """The built-in task's hot path: all pieces in one call, and no flags."""
-    built = build(world, **{"model.lstm": "auto"})
-    if built.task.rows:
-        assert built.gradient.is_whole
-        assert built.rows.num_flags == 0
-        assert built.rows.at_once is None
-    assert isinstance(Totals(), Totals)
-    assert np.float32(1) == 1
+@pytest.mark.kernel
+def test_the_built_in_task_computes_all_pieces_in_one_call(world, monkeypatch):
+    built = build(world)
+    calls = []
+    rows = functools.partial(lambda real, *args, **kw: calls.append(kw["piece_sizes"]) or
+                             real(*args, **kw), built.task.rows)  # fmt: skip
+    object.__setattr__(built.task, "rows", rows)
+    for step, batch in batches(built):
+        built.gradient(batch, epoch=0, step=step, stop=False)
+    assert calls == [built.train.plan.piece_sizes(step) for step in range(3)]
+    assert built.rows.num_flags == 0

@@ -1,6 +1,7 @@
 """SGD on one vector: torch's own results, whatever moves the parameters in the meantime."""
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from torch import nn
 from sinlstm_dist import job, optim
 from sinlstm_dist.config import load_config
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.optim import SGD, load_optimizer_tensors, optimizer_tensors
+from sinlstm_dist.optim import SGD
+from sinlstm_dist.optimizers import Update, load_optimizer_tensors, optimizer_tensors
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.run import checkpoint
 
@@ -339,9 +341,17 @@ def build(world, **changes):
 
 
 def train_epoch(built):
-    for step, batch in built.train.batches():
-        built.gradient(batch, step=step, stop=False)
-        built.optimizer.step()
+    for step, batch in built.train.batches(whole=built.gradient.is_whole):
+        built.gradient(batch, epoch=0, step=step, stop=False)
+        built.update(step)
+
+
+def with_torchs_sgd(built):
+    """The same job with torch's optimizer."""
+    optimizer = torch.optim.SGD(built.rows.parameters, lr=0.01, momentum=MOMENTUM)
+    task = dataclasses.replace(built.task, optimizer=optimizer)
+    update = Update(optimizer, built.rows.parameters)
+    return dataclasses.replace(built, task=task, update=update)
 
 
 def places(model):
@@ -353,16 +363,15 @@ def test_the_first_step_moves_no_weights(world, lstm):
     """A matrix library may choose its code by alignment: so a run that continues gets other bits
     where its first step moves them."""
     built = build(world, **{"model.lstm": lstm})
-    before = places(built.model)
+    trained, optimizer = built.task.model, built.task.optimizer
+    before = places(trained)
     train_epoch(built)
-    assert places(built.model) == before
-    load_optimizer_tensors(
-        built.model, built.optimizer, optimizer_tensors(built.model, built.optimizer)
-    )
+    assert places(trained) == before
+    load_optimizer_tensors(trained, optimizer, optimizer_tensors(trained, optimizer))
     train_epoch(built)
-    assert places(built.model) == before
-    model, _ = copy.deepcopy((built.model, built.optimizer))
-    alone = copy.deepcopy(built.model)
+    assert places(trained) == before
+    model, _ = copy.deepcopy((trained, optimizer))
+    alone = copy.deepcopy(trained)
     SGD(alone.parameters(), lr=LR)
     for other in (model, alone):  # which are compared with the one that is trained
         assert [place % 64 for place in places(other)] == [place % 64 for place in before]
@@ -372,20 +381,20 @@ def test_the_first_step_moves_no_weights(world, lstm):
 @pytest.mark.parametrize("reduction", ["ordered", "ddp"])
 def test_a_run_learns_what_torchs_sgd_learns(world, reduction, lstm):
     settings = {"train.reduction": reduction, "model.lstm": lstm}
-    built, other = build(world, **settings), build(world, **settings)
-    expected = torch.optim.SGD(other.model.parameters(), lr=0.01, momentum=MOMENTUM)
-    object.__setattr__(other, "optimizer", expected)
+    built, other = build(world, **settings), with_torchs_sgd(build(world, **settings))
     for _ in range(3):
         train_epoch(built)
         train_epoch(other)
-    for name, value in built.model.state_dict().items():
-        torch.testing.assert_close(value, other.model.state_dict()[name], rtol=1e-5, atol=1e-6)
+    expected = other.task.model.state_dict()
+    for name, value in built.task.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_files_hold_each_tensor_alone(world, tmp_path):
     built = build(world)
     train_epoch(built)
-    model, tensors = built.model, optimizer_tensors(built.model, built.optimizer)
+    model = built.task.model
+    tensors = optimizer_tensors(model, built.task.optimizer)
     fresh = Predictor(hidden_size=6)
     fresh.load_state_dict(model.state_dict())
     model.save_pretrained(tmp_path / "model")
@@ -409,18 +418,17 @@ def test_files_hold_each_tensor_alone(world, tmp_path):
 
 def test_the_tensors_of_torchs_sgd_are_read_from_a_checkpoint(world):
     """Which is what the version before wrote."""
-    built, other = build(world), build(world)
-    older = torch.optim.SGD(other.model.parameters(), lr=0.01, momentum=MOMENTUM)
-    object.__setattr__(other, "optimizer", older)
+    built, other = build(world), with_torchs_sgd(build(world))
     train_epoch(other)
-    tensors = optimizer_tensors(other.model, older)
+    model, optimizer, older = built.task.model, built.task.optimizer, other.task.model
+    tensors = optimizer_tensors(older, other.task.optimizer)
     assert {name.rpartition(".")[2] for name in tensors} == {"momentum_buffer"}
-    built.model.load_state_dict(other.model.state_dict())
-    load_optimizer_tensors(built.model, built.optimizer, tensors)
-    assert optimizer_tensors(built.model, built.optimizer).keys() == tensors.keys()
+    model.load_state_dict(older.state_dict())
+    load_optimizer_tensors(model, optimizer, tensors)
+    assert optimizer_tensors(model, optimizer).keys() == tensors.keys()
     train_epoch(built)
     train_epoch(other)
-    for value, expected in zip(built.model.parameters(), other.model.parameters(), strict=True):
+    for value, expected in zip(model.parameters(), older.parameters(), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -1,6 +1,7 @@
 """Pictures: what is on them, that their words are readable, and the command's errors."""
 
 import itertools
+import json
 import os
 import shutil
 import struct
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from sinlstm_dist import forecast, plot, train
-from sinlstm_dist.config import load_config
+from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.gallery import Pictures, windows_to_draw
 from sinlstm_dist.screen import pictures
@@ -213,6 +214,25 @@ def test_a_task_of_ones_own_has_no_baseline_and_may_have_no_accuracy(tmp_path, f
     assert not colored(both.axes[1], BLUE)
     (accuracy,) = colored(both.axes[1], RED)
     assert accuracy[:, 1].tolist() == [0.6, 0.6]
+
+
+def test_a_run_of_ones_own_task_is_drawn_without_its_code(tmp_path, figures):
+    """Its curves only: there is no series to draw, and the file of its code is gone."""
+    own = '[task]\nbuild = "gone.py:build"\nwidth = 3\n'
+    config = to_toml(load_config()).replace('[task]\nbuild = ""\n', own)
+    assert own in config
+    (tmp_path / "config.toml").write_text(config)
+    losses = {"train_loss": 0.2, "test_loss": 0.1, "train_samples": 9, "test_samples": 9}
+    line = json.dumps({"epoch": 1, "step": 4, **losses, "epoch_s": 0.1, "samples_per_s": 1.0})
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    (tmp_path / "model.safetensors").touch()
+    pictures = Pictures(enabled=True, folder=tmp_path)
+    assert pictures.draw() == ["curves.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["curves.png"]
+    (figure,) = figures
+    check_readable(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss"]
+    assert not lines(figure.axes[0], "-.")
 
 
 def test_train_and_test_differ_without_colours():

@@ -9,11 +9,19 @@ from pathlib import Path
 import launching
 import pytest
 import tomli
+import tomli_w
 
 from sinlstm_dist import __main__, train, user_code
 from sinlstm_dist.command_line import parse
-from sinlstm_dist.config import ConfigError, load_config, override, read_config, to_toml
-from sinlstm_dist.run import resume
+from sinlstm_dist.config import (
+    ConfigError,
+    load_config,
+    override,
+    read_config,
+    to_toml,
+    unknown_keys,
+)
+from sinlstm_dist.run import hold, resume, state
 from sinlstm_dist.run.record import read_run
 
 CODE = """
@@ -368,9 +376,9 @@ def as_run(sine_run, path, **settings):
     config |= {section: defaults[section] for section in ("data", "model", "optim")}
     config["train"]["tolerance"] = defaults["train"]["tolerance"]
     (path / "config.toml").write_text(to_toml(type(load_config()).model_validate(config)))
-    for state in path.glob("checkpoints/*/state.json"):
-        content = json.loads(state.read_text())
-        state.write_text(json.dumps(content | {"config": config}))
+    for file in path.glob("checkpoints/*/state.json"):
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"config": config}))
     return path
 
 
@@ -444,3 +452,20 @@ def test_a_launcher_shows_the_error_once(folder):
     ended = launching.run(words, cwd=folder)
     assert ended.code != 0
     assert ended.stderr.count("error: task.build=my_task.py:lost: my_task.py has no function") == 1
+
+
+def test_no_version_is_needed_to_know_the_users_keys(task_run):
+    config = read_run(task_run).config.model_dump(mode="json")
+    assert unknown_keys(config) == []
+    assert resume.ended_summary(task_run, config) is not None
+    for file in task_run.glob("checkpoints/*/state.json"):
+        assert state.parse(file.read_bytes())["config"]["task"] == config["task"]
+    assert not Path("loaded").exists()
+
+
+def test_a_run_of_an_older_version_without_the_section_is_known_as_one(sine_run, folder):
+    values = tomli.loads((sine_run / "config.toml").read_text())
+    del values["task"]
+    write("old/config.toml", tomli_w.dumps(values))
+    write("old/metrics.jsonl", "")
+    assert hold.is_run(folder / "old")

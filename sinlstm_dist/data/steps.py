@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
+from sinlstm_dist.data.workers import worker_settings
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.randomness import seed_all, stream
 
@@ -206,7 +207,6 @@ def deal_out(
         shares,
         batch_sampler=sampler,
         collate_fn=operator.itemgetter(0),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        **worker_settings(num_workers),
     )
     return Split(data, plan, sampler, loader, shares, by_array)

@@ -73,8 +73,9 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_descriptor)
-        self._writer.close()  # which ends the thread
+        self._writer.shutdown(socket.SHUT_WR)  # ends the thread, even if a forked child has a copy
         self._thread.join()
+        self._writer.close()
         self._reader.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -18,6 +18,16 @@ from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, LOCK, METRICS, STOP, WR
 
 MARK = b"sinlstm-dist "  # the start of the lock's content, once a run has begun in the folder
 ATTEMPTS = 20  # to take a lock while other starts make and remove it
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+def _let_go() -> None:
+    """Close the locks in a forked child: one that outlives its run would keep the folder."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class Hold:
@@ -107,6 +117,7 @@ class Hold:
                     self._remove_lock()
                 os.ftruncate(self._descriptor, len(MARK) if keep or self._was_marked else 0)
             os.close(self._descriptor)
+            _held.discard(self._descriptor)
             self._descriptor = None
         if not keep:
             with contextlib.suppress(OSError):  # the first folder that is not empty ends it
@@ -139,6 +150,7 @@ class Hold:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, token, 0)
             self._descriptor, self._token = os.dup(descriptor), token
+            _held.add(self._descriptor)
             self._was_marked = bool(content)
         return True
 

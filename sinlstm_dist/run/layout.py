@@ -83,7 +83,7 @@ def _wrong_progress(state: Mapping[str, Any], layout: Layout) -> str:
         return "step, epoch and step_in_epoch do not agree"
     if totals["samples"] != in_epoch * layout.samples_per_step:
         return "totals are of another number of samples"
-    is_own_task = state["config"].get("task", {}).get("build")
+    is_own_task = state["config"]["task"]["build"]
     is_squared_error = totals["loss_sum"] >= 0 and totals["divisor"] is None
     if not is_own_task and (totals["correct"] is None or not is_squared_error):
         return "totals are not of squared errors"

@@ -209,7 +209,7 @@ class Search:
     def _other_data(self) -> str:
         """What a checkpoint with another fingerprint was trained on, and what to do."""
         source = self._config["data"]["source"]
-        if task := self._config.get("task", {}).get("build"):
+        if task := self._config["task"]["build"]:
             return (
                 f"samples than task.build={task} gives now: restore its code and its data, or "
                 "choose another output.dir"

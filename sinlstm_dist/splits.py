@@ -1,0 +1,79 @@
+"""A task's train and test samples, dealt out to the processes."""
+
+import hashlib
+
+import numpy as np
+
+from sinlstm_dist.agreement import digest
+from sinlstm_dist.blame import blamed
+from sinlstm_dist.config import Config
+from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
+from sinlstm_dist.plan import Plan, epoch_order, in_order
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
+from sinlstm_dist.task import Task
+
+FINGERPRINT_SAMPLES = 64  # at most
+
+
+def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
+    """The train and the test samples; Accelerate has not prepared their loaders yet."""
+    settings = config.train
+    num_pieces = settings.virtual_shards if settings.reduction == "ordered" else world.size
+    size = len(task.train_data)
+    plan = Plan(size, settings.global_batch_size, num_pieces, world.size, world.rank)
+
+    def order(epoch: int) -> np.ndarray:
+        return epoch_order(seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling)
+
+    train = deal_out(
+        task.train_data,
+        plan,
+        order=order,
+        seed=stream(SAMPLES, settings.seed),
+        by_array=task.by_array,
+        num_workers=settings.num_workers,
+    )
+    return train, deal_out_test(task, config, world, num_pieces=num_pieces)
+
+
+def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:
+    """The test samples, dealt out; the loader is not prepared.
+
+    No weight changes while testing, so a batch may hold as many samples as one fetch brings.
+    """
+    batch_size = config.train.global_batch_size
+    if task.by_array:
+        batch_size = max(batch_size, FETCH_SAMPLES)
+    size = len(task.test_data)
+    return deal_out(
+        task.test_data,
+        Plan(size, batch_size, num_pieces, world.size, world.rank),
+        order=lambda _: in_order(size),
+        seed=stream(TEST_SAMPLES, config.train.seed),
+        by_array=task.by_array,
+        num_workers=config.train.num_workers,
+    )
+
+
+def check_same_data(train: Split, test: Split, config: Config, world: World) -> str:
+    """Return SHA-256 of some samples, hexadecimal, which is the same on all processes.
+
+    Raises:
+        ConfigError: it is not, or the user's code fails.
+
+    Collective: yes.
+    """
+    with blamed(config.task.build):
+        fingerprint = _fingerprint(train) + _fingerprint(test)
+    world.check_same(data=fingerprint)
+    return hashlib.sha256(fingerprint.encode()).hexdigest()
+
+
+def _fingerprint(split: Split) -> str:
+    """SHA-256 of some samples from all over a data set, hexadecimal."""
+    if split.by_array:
+        return str(split.data.fingerprint())
+    size = len(split.data)
+    some = np.linspace(0, size - 1, num=min(FINGERPRINT_SAMPLES, size)).astype(np.int64)
+    return digest((size, split.some(some, [1] * len(some))))

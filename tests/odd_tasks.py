@@ -1,0 +1,377 @@
+"""Tasks as users write them, right and wrong: each function is one, named by what is odd in it."""
+
+from __future__ import annotations  # as many users do: Settings is then a string
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, TensorDataset
+
+from sinlstm_dist.task import Task
+
+SIZE, TEST_SIZE, NUM_INPUTS, NUM_CLASSES = 101, 37, 6, 3
+
+
+class Settings(BaseModel):
+    """What a user may set."""
+
+    width: int = 8
+    lr: float = 0.01
+
+
+def points(size: int, seed: int) -> TensorDataset:
+    """Inputs (NUM_INPUTS,) and a class that can be learned."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(size, NUM_INPUTS, generator=generator)
+    return TensorDataset(inputs, inputs[:, :NUM_CLASSES].argmax(1))
+
+
+def net(width: int, *middle: nn.Module) -> nn.Sequential:
+    """A perceptron with some layers in its middle."""
+    return nn.Sequential(
+        nn.Linear(NUM_INPUTS, width), nn.ReLU(), *middle, nn.Linear(width, NUM_CLASSES)
+    )
+
+
+def totals(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Sums of cross entropy and of correct predictions."""
+    inputs, classes = batch
+    logits = model(inputs)
+    return F.cross_entropy(logits, classes, reduction="sum"), (logits.argmax(1) == classes).sum()
+
+
+def task(model: nn.Module, **other: Any) -> Task:
+    """A task with this model; `other` replaces its other parts."""
+    parts = {
+        "train_data": points(SIZE, 1), "test_data": points(TEST_SIZE, 2), "totals": totals,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01),
+    }  # fmt: skip
+    return Task(model=model, **{**parts, **other})
+
+
+def plain(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    return task(model, optimizer=torch.optim.AdamW(model.parameters(), lr=settings.lr))
+
+
+def dropout(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width, nn.Dropout(0.5)))
+
+
+class Jitter(Dataset[Any]):
+    """Points that each generator moves, another way each time they are asked for."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, label = self.data[index]
+        noise = torch.randn(NUM_INPUTS) + random.random() + float(np.random.rand())
+        return inputs + 0.1 * noise, label
+
+
+def augmented(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), train_data=Jitter(points(SIZE, 1)))
+
+
+def cosine(settings: Settings, config: Any) -> Task:
+    return task(
+        net(settings.width, nn.Dropout(0.1)),
+        lr_factor=lambda step, num_steps: (step + 1) / 5 if step < 5 else 1 - step / num_steps,
+        clip_norm=0.1,
+    )
+
+
+def constant(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), lr_factor=lambda step, num_steps: 0.5)
+
+
+def optimizer(make: Callable[[Any], torch.optim.Optimizer]) -> Callable[..., Task]:
+    """A task with this optimizer, with one group for the last layer and one for the others."""
+
+    def build(settings: Settings, config: Any) -> Task:
+        model = net(settings.width, nn.Dropout(0.2))
+        groups = [
+            {"params": model[-1].parameters(), "lr": 0.02},
+            {"params": model[0].parameters(), "weight_decay": 0.1},
+        ]
+        return task(model, optimizer=make(groups))
+
+    return build
+
+
+def sgd(settings: Settings, config: Any) -> Task:
+    return optimizer(lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9))(settings, 0)
+
+
+def adam(settings: Settings, config: Any) -> Task:
+    return optimizer(lambda groups: torch.optim.Adam(groups, amsgrad=True))(settings, config)
+
+
+def adamw(settings: Settings, config: Any) -> Task:
+    return optimizer(torch.optim.AdamW)(settings, config)
+
+
+def adagrad(settings: Settings, config: Any) -> Task:
+    return optimizer(torch.optim.Adagrad)(settings, config)
+
+
+def rmsprop(settings: Settings, config: Any) -> Task:
+    return optimizer(torch.optim.RMSprop)(settings, config)
+
+
+def lbfgs(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    return task(model, optimizer=torch.optim.LBFGS(model.parameters()))
+
+
+class CountingSGD(torch.optim.SGD):
+    """Keeps a number of Python per parameter, as some optimizers elsewhere do."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["count"] = self.state[parameter].get("count", 0) + 1
+
+
+def python_state(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    return task(model, optimizer=CountingSGD(model.parameters(), lr=0.01))
+
+
+def frozen(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    model[0].requires_grad_(False)
+    return task(model)
+
+
+def frozen_all(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width).requires_grad_(False))
+
+
+class Unused(nn.Module):
+    """Has a layer that no forward pass uses."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.used, self.unused = net(width), nn.Linear(3, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)
+
+
+def unused(settings: Settings, config: Any) -> Task:
+    return task(Unused(settings.width))
+
+
+class Sometimes(nn.Module):
+    """Has a layer that is used only for batches with a large first number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.often, self.seldom = net(width), net(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs[:, 0].max() > 2.2:
+            return self.often(inputs) + self.seldom(inputs)
+        return self.often(inputs)
+
+
+def sometimes(settings: Settings, config: Any) -> Task:
+    return task(Sometimes(settings.width))
+
+
+class Tied(nn.Module):
+    """Uses one weight twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = nn.Linear(NUM_INPUTS, width), nn.Linear(NUM_INPUTS, width)
+        self.outputs.weight = self.inputs.weight
+        self.head = nn.Linear(width, NUM_CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(F.relu(self.inputs(inputs)) * self.outputs(inputs))
+
+
+def tied(settings: Settings, config: Any) -> Task:
+    return task(Tied(settings.width))
+
+
+def batch_norm(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width, nn.BatchNorm1d(settings.width)))
+
+
+def group_norm(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width, nn.GroupNorm(2, settings.width)))
+
+
+def bfloat16(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    model[-1].bfloat16()
+    return task(model)
+
+
+def dict_totals(model: nn.Module, batch: dict[str, Any]) -> Any:
+    logits = model(batch["parts"]["inputs"] * batch["scale"][:, None].float())
+    assert isinstance(batch["name"][0], str)
+    loss = F.cross_entropy(logits, batch["label"], reduction="sum")
+    return loss, (logits.argmax(1) == batch["label"]).sum()
+
+
+class Dicts(Jitter):
+    """Samples that are nested dicts of arrays, numbers and strings."""
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, label = self.data[index]
+        name, parts = f"sample {index}", {"inputs": inputs.numpy()}
+        return {"parts": parts, "label": int(label), "scale": 1.5, "name": name}
+
+
+def dicts(settings: Settings, config: Any) -> Task:
+    data = {"train_data": Dicts(points(SIZE, 1)), "test_data": Dicts(points(TEST_SIZE, 2))}
+    return task(net(settings.width), totals=dict_totals, **data)
+
+
+def regression(settings: Settings, config: Any) -> Task:
+    def squared(model: nn.Module, batch: Any) -> Any:
+        return (model(batch[0])[:, 0] - batch[0].sum(1)).square().sum(), None
+
+    return task(net(settings.width), totals=squared)
+
+
+def token_totals(model: nn.Module, batch: Any) -> Any:
+    """Weights each sample by a number of its own, as tokens of a text would."""
+    logits, classes = model(batch[0]), batch[1]
+    tokens = 1 + 3 * classes
+    losses = F.cross_entropy(logits, classes, reduction="none")
+    correct = (logits.argmax(1) == classes) * tokens
+    return (losses * tokens).sum(), correct.sum(), tokens.sum()
+
+
+def tokens(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), totals=token_totals)
+
+
+def mean_loss(settings: Settings, config: Any) -> Task:
+    def mean(model: nn.Module, batch: Any) -> Any:
+        return F.cross_entropy(model(batch[0]), batch[1]), None
+
+    return task(net(settings.width), totals=mean)
+
+
+class Masked(nn.Module):
+    """Holds a mask with -inf, and numbers that are not float32, in its state."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width)
+        self.register_buffer("mask", torch.full((3,), -torch.inf).triu(1))
+        self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("flags", torch.tensor([True, False]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+
+def masked(settings: Settings, config: Any) -> Task:
+    return task(Masked(settings.width))
+
+
+class Stateful(nn.Module):
+    """Carries a state from one batch to the next."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net, self.last = net(width), torch.zeros(NUM_CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.net(inputs) + self.last
+        self.last = outputs.detach().mean(0)
+        return outputs
+
+
+def stateful(settings: Settings, config: Any) -> Task:
+    return task(Stateful(settings.width))
+
+
+class OwnGenerator(nn.Module):
+    """Draws from a generator of its own, which nobody seeds again."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net, self.generator = net(width), np.random.default_rng(0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs * float(self.generator.random()))
+
+
+def own_generator(settings: Settings, config: Any) -> Task:
+    return task(OwnGenerator(settings.width))
+
+
+class Remembers(nn.Module):
+    """Keeps its last activations as an attribute, which threads would share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.hidden = self.net[0](inputs)
+        return self.net[2](self.net[1](self.hidden))
+
+
+def remembers(settings: Settings, config: Any) -> Task:
+    return task(Remembers(settings.width))
+
+
+def foreign_parameter(settings: Settings, config: Any) -> Task:
+    model, centre = net(settings.width), nn.Parameter(torch.zeros(3))
+    return task(model, optimizer=torch.optim.SGD([*model.parameters(), centre], lr=0.1))
+
+
+def other_weights(settings: Settings, config: Any) -> Task:
+    """Weights that follow the process and not the seed."""
+    model = net(settings.width)
+    with torch.no_grad():
+        model[0].bias[0] = random.SystemRandom().random()
+    return task(model)
+
+
+def raises(settings: Settings, config: Any) -> Task:
+    raise KeyError("no such thing")
+
+
+def raises_in_totals(settings: Settings, config: Any) -> Task:
+    def wrong(model: nn.Module, batch: Any) -> Any:
+        return model(batch[0][:, :2]).sum(), None
+
+    return task(net(settings.width), totals=wrong)
+
+
+def returns_none(settings: Settings, config: Any) -> None:
+    task(net(settings.width))
+
+
+def no_tensors(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), totals=lambda model, batch: 1.0)
+
+
+def empty(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), train_data=points(0, 1))
+
+
+def diverges(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    return task(model, optimizer=torch.optim.SGD(model.parameters(), lr=1e30))
