@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
+from sinlstm_dist.gradient import Gradient, OrderedGradient
 from sinlstm_dist.job import Job
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding, is_large
@@ -25,7 +25,7 @@ def check_speed(bench: Bench) -> Finding:
     watch = Stopwatch(bench.world)
     job, num_steps = _job(dataclasses.replace(bench, world=watch))
     gradient: Gradient = job.gradient
-    if isinstance(gradient, DdpGradient):  # it waits for the others while it computes
+    if bench.is_own and bench.settings().train.reduction == "ddp":  # it waits while it computes
         gradient = OrderedGradient(job.rows, plan=job.train.plan, peers=watch)
     (_, batch), *_ = job.train.batches(whole=gradient.is_whole)
     own_s, whole_s = [], []

@@ -21,10 +21,10 @@ from sinlstm_dist.words import counted
 STEPS, OWN_STEPS, FEW_STEPS = 20, 12, 4  # of the built-in, the user's own and a large model
 # Samples that rounding may count either way with the data-parallel wrapper.
 BORDERLINE = 0.01
-    20,
-    12,
-    4,
-)  # the second for the user's own task, the third for a large model
+OWN_LOOK_AT = (
+    "what your model or `totals` keeps from one batch to the next; nodes with other CPUs or GPUs; "
+    "failing memory"
+)
 
 
 def check_weights(bench: Bench) -> Finding:
@@ -70,7 +70,8 @@ def _check_own_weights(bench: Bench) -> Finding:
     if config.train.reduction == "ordered":
         expected, shared = alone.steps(OWN_STEPS), _steps(job, OWN_STEPS)
         problems = _differing(bench, shared) + _other_than_alone(shared, expected)
-        return Finding(f"{steps}: the same bits on all processes and on one alone", problems)
+        measured = f"{steps}: the same bits on all processes and on one alone"
+        return Finding(measured, problems, look_at=OWN_LOOK_AT)
     shared, apart = _steps_and_distances(job, alone, OWN_STEPS)
     problems = _differing(bench, shared) + [
         f"the gradient of step {step} differs from one process alone's by {far:.1e} of its largest"
@@ -78,7 +79,7 @@ def _check_own_weights(bench: Bench) -> Finding:
         if not far <= plain.ROUNDING  # also nan
     ]
     measured = f"{steps}: the same bits on all processes; gradients of one alone within"
-    return Finding(f"{measured} {max(apart):.0e}", problems)
+    return Finding(f"{measured} {max(apart):.0e}", problems, look_at=OWN_LOOK_AT)
 
 
 def _steps_and_distances(job: Job, alone: JobAlone, num_steps: int) -> tuple[Tensor, list[float]]:
@@ -173,7 +174,8 @@ def _check_own_metrics(bench: Bench) -> Finding:
         *_miscount(test, recounted_test, "test", is_exact=is_exact),
     ]
     how = "the same bits" if is_exact else f"within {plain.ROUNDING:.0e}"
-    return Finding(f"{_measured(train, test)}: as one process alone counts, {how}", problems)
+    measured = f"{_measured(train, test)}: as one process alone counts, {how}"
+    return Finding(measured, problems, look_at=OWN_LOOK_AT)
 
 
 def _miscount(totals: Totals, recount: Totals, what: str, *, is_exact: bool) -> list[str]:
