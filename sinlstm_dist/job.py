@@ -1,7 +1,6 @@
 """Everything that a run needs, built from its configuration and prepared by Accelerate."""
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,18 +81,19 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     # Compare before anything is broadcast: that would hide that processes begin differently.
     check_same_model(world, kind, task.model, code=code)
     _take_weights(task, config, world)
-    is_exact = config.train.reduction == "ordered"
     probed = Probed() if task.by_array else _probe(task, train, config, world)
-    make_rows = functools.partial(PieceRows, seed=config.train.seed, device=world.device)
-    rows = make_rows(task, probed.counts, num_threads=world.num_threads)
-    if not probed.fits_threads:
-        rows.use_one_thread()
+    rows = _new_rows(task, probed, config, world)
     baselines = {
-        name: make_rows(replace(task, model=model, rows=None), probed.counts, num_threads=1)
+        name: _new_rows(replace(task, model=model, rows=None), probed, config, world)
         for name, model in task.baselines.items()
     }
     layout = _layout(task, train.plan, spec=config.task.build)
-    gradient, train, test = _prepare(rows, train, test, world, probed, is_exact=is_exact)
+    gradient, train, test = _prepare(rows, train, test, config, world, probed)
+    is_exact = config.train.reduction == "ordered"
+    agreement = Agreement(
+        rows, task.optimizer, train=train, test=test, world=world, is_exact=is_exact,
+        arithmetic=kind,
+    )  # fmt: skip
     return Job(
         task=task,
         train=train,
@@ -103,12 +103,9 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
         baselines=baselines,
         gradient=gradient,
         update=new_update(task, rows, config, train.plan),
-        agreement=Agreement(
-            rows, task.optimizer, train=train, test=test, world=world, is_exact=is_exact,
-            arithmetic=kind,
-        ),
+        agreement=agreement,
         layout=layout,
-    )  # fmt: skip
+    )
 
 
 def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
@@ -198,14 +195,15 @@ def _probe(task: Task, train: Split, config: Config, world: World) -> Probed:
     return probed
 
 
+def _new_rows(task: Task, probed: Probed, config: Config, world: World) -> PieceRows:
+    num_threads = world.num_threads if probed.fits_threads else 1
+    return PieceRows(
+        task, probed.counts, seed=config.train.seed, device=world.device, num_threads=num_threads
+    )
+
+
 def _prepare(
-    rows: PieceRows,
-    train: Split,
-    test: Split,
-    world: World,
-    probed: Probed,
-    *,
-    is_exact: bool,
+    rows: PieceRows, train: Split, test: Split, config: Config, world: World, probed: Probed
 ) -> tuple[Gradient, Split, Split]:
     """Let Accelerate prepare the optimizer, the loaders and, for "ddp", the model's wrapper."""
     # Of the optimizer only its state is moved to the device. Accelerate's own step searches the
@@ -214,7 +212,7 @@ def _prepare(
         rows.task.optimizer, train.loader, test.loader
     )
     train, test = replace(train, loader=train_loader), replace(test, loader=test_loader)
-    if is_exact:  # it adds gradients itself: the model needs no wrapper
+    if config.train.reduction == "ordered":  # it adds gradients itself: the model needs no wrapper
         return OrderedGradient(rows, plan=train.plan, peers=world), train, test
     wrapped = world.wrap_model(rows.model, find_unused=probed.has_unused)
     gradient = DdpGradient(
