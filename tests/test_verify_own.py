@@ -43,6 +43,12 @@ def test_a_sound_task_passes(nursery, tmp_path, processes):
     assert os.listdir(tmp_path) == ["v.json"]
 
 
+def test_the_example_passes(nursery, tmp_path):
+    example = FILE.parents[1] / "examples" / "own_model.py"
+    launch = run(nursery, tmp_path, "--task.build", f"{example}:build", processes=2)
+    check_passes(launch, tmp_path / "v.json")
+
+
 @pytest.mark.parametrize("name", ["build", "build_norm"])
 def test_the_data_parallel_wrapper_is_compared_up_to_rounding(nursery, tmp_path, name):
     ddp = ["--train.reduction", "ddp", "--task.is_counted", "false"]

@@ -96,7 +96,7 @@ def check_learning(bench: Bench) -> Finding:
     measured = f"test accuracy {reached:.4f} after {steps}, loss {loss:.1e}"
     measured = f"the built-in model: {measured}" if is_own else measured
     if config.train.reduction == "ordered":
-        alone = JobAlone(initial, config, bench.world).steps(run.step)[-1]
+        *_, alone = JobAlone(initial, config, bench.world).steps(run.step)
         if not torch.equal(run.weights, alone):
             problems.append("the run ends with other weights than one process alone computes")
         measured += "; the weights of one process alone"

@@ -1,10 +1,12 @@
 """Check gradients, weights and metrics against what each process computes alone."""
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from sinlstm_dist.agreement import digest
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.verify import plain
@@ -38,13 +40,16 @@ def check_weights(bench: Bench) -> Finding:
     world, config, job = bench.world, bench.settings(), bench.build()
     num_steps = FEW_STEPS if is_large(config) else STEPS
     is_exact = config.train.reduction == "ordered"
-    alone = JobAlone(job, config, world).steps(num_steps)
+    alone = torch.stack(list(JobAlone(job, config, world).steps(num_steps)))
     in_float64 = plain.steps(job, config, num_steps=num_steps)
-    shared = _steps(job, num_steps)
+    shared = torch.stack(list(_steps(job, num_steps)))
     problems = _differing(bench, shared)
+    wrapped = shared
     if is_exact:
-        problems += _other_than_alone(shared, alone)
-    wrapped = _steps(bench.build({"train.reduction": "ddp"}), num_steps) if is_exact else shared
+        if difference := _difference(shared, alone):
+            problems.append(f"other weights than one process alone computes {difference}")
+        *_, last = _steps(bench.build({"train.reduction": "ddp"}), num_steps)
+        wrapped = last[None]
     apart = {
         "data-parallel wrapper": distance(wrapped[-1], alone[-1]),
         "plain torch in float64": distance(in_float64[-1], alone[-1]),
@@ -66,29 +71,51 @@ def _check_own_weights(bench: Bench) -> Finding:
     rounded gradient into another step.
     """
     config, job = bench.settings(), bench.build()
-    alone, steps = JobAlone(job, config, bench.world), counted(OWN_STEPS, "step")
+    alone = JobAlone(job, config, bench.world)
+    measured = f"{counted(OWN_STEPS, 'step')}: the same bits on all processes"
     if config.train.reduction == "ordered":
-        expected, shared = alone.steps(OWN_STEPS), _steps(job, OWN_STEPS)
-        problems = _differing(bench, shared) + _other_than_alone(shared, expected)
-        measured = f"{steps}: the same bits on all processes and on one alone"
+        measured += " and on one alone"
+        pairs = list(_digested(zip(_steps(job, OWN_STEPS), alone.steps(OWN_STEPS), strict=True)))
+        problems = _apart(bench, [mine for mine, _ in pairs])
+        if differing := [step for step, (mine, other) in enumerate(pairs) if mine != other]:
+            problems.append(
+                f"other weights than one process alone computes from step {differing[0]} on"
+            )
         return Finding(measured, problems, look_at=OWN_LOOK_AT)
-    shared, apart = _steps_and_distances(job, alone, OWN_STEPS)
-    problems = _differing(bench, shared) + [
+    digests, apart = _steps_and_distances(job, alone, OWN_STEPS)
+    problems = _apart(bench, digests) + [
         f"the gradient of step {step} differs from one process alone's by {far:.1e} of its largest"
         for step, far in enumerate(apart, start=1)
         if not far <= plain.ROUNDING  # also nan
     ]
-    measured = f"{steps}: the same bits on all processes; gradients of one alone within"
-    return Finding(f"{measured} {max(apart):.0e}", problems, look_at=OWN_LOOK_AT)
+    measured += f"; gradients of one alone within {max(apart):.0e}"
+    return Finding(measured, problems, look_at=OWN_LOOK_AT)
 
 
-def _steps_and_distances(job: Job, alone: JobAlone, num_steps: int) -> tuple[Tensor, list[float]]:
-    """Take steps of `job`; returns the weights as `_steps`, and each gradient's largest distance
+def _digested(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, str]]:
+    """Digests in place of weights: those of all steps may not fit into memory."""
+    return ((digest(mine), digest(other)) for mine, other in pairs)
+
+
+def _apart(bench: Bench, digests: list[str]) -> list[str]:
+    """The processes whose weights' digests differ from those of rank 0. Collective: yes."""
+    everyones = bench.world.gather_json(digests)
+    return [
+        f"{bench.name(rank)} has other weights than rank 0 from step {differing[0]} on"
+        for rank, theirs in enumerate(everyones)
+        if (differing := [step for step, d in enumerate(theirs) if d != everyones[0][step]])
+    ]
+
+
+def _steps_and_distances(
+    job: Job, alone: JobAlone, num_steps: int
+) -> tuple[list[str], list[float]]:
+    """Take steps of `job`; returns the weights' digests, and each gradient's largest distance
     from that of one process alone, as a share of its largest number.
 
     Collective: yes.
     """
-    rows, apart = [weights_vector(job.task.model)], []
+    digests, apart = [digest(weights_vector(job.task.model))], []
     shares = first_batches(job.train, num_steps, whole=False)
     batches = first_batches(alone.train, num_steps, whole=False)
     for number, ((epoch, step, share), (_, _, batch)) in enumerate(
@@ -101,22 +128,21 @@ def _steps_and_distances(job: Job, alone: JobAlone, num_steps: int) -> tuple[Ten
         far = distance(gradient_vector(job.task.model), expected)
         apart.append(far / float(expected.abs().max()) if far else 0.0)
         job.update(number)
-        rows.append(weights_vector(job.task.model))
-    return torch.stack(rows), apart
+        digests.append(digest(weights_vector(job.task.model)))
+    return digests, apart
 
 
-def _steps(job: Job, num_steps: int) -> Tensor:
-    """Take steps of `job`; returns the weights before, between and after: (num_steps + 1, G)
+def _steps(job: Job, num_steps: int) -> Iterator[Tensor]:
+    """Take steps of `job`; yields the weights before, between and after: (G,) each
 
     Collective: yes.
     """
-    rows = [weights_vector(job.task.model)]
+    yield weights_vector(job.task.model)
     batches = first_batches(job.train, num_steps, whole=job.gradient.is_whole)
     for number, (epoch, step, batch) in enumerate(batches):
         job.gradient(batch, epoch=epoch, step=step, stop=False)
         job.update(number)
-        rows.append(weights_vector(job.task.model))
-    return torch.stack(rows)
+        yield weights_vector(job.task.model)
 
 
 def _differing(bench: Bench, weights: Tensor) -> list[str]:
@@ -128,12 +154,6 @@ def _differing(bench: Bench, weights: Tensor) -> list[str]:
         for rank, difference in enumerate(differences)
         if difference
     ]
-
-
-def _other_than_alone(weights: Tensor, alone: Tensor) -> list[str]:
-    """How this process's weights (steps, G) differ from those that it computes alone."""
-    difference = _difference(weights, alone)
-    return [f"other weights than one process alone computes {difference}"] if difference else []
 
 
 def _difference(weights: Tensor, others: Tensor) -> str:
