@@ -267,7 +267,7 @@ def test_one_of_two_processes_writes(nursery, tmp_path):
     assert len(table_lines(ended.stdout)) == 1 + 3
     starts = [line.split("  ")[0] for line in ended.stdout.splitlines()[:7]]
     assert starts == [
-        "processes", "data", "batch", "reduction", "model", "recurrence", "run folder"
+        "processes", "data", "batch", "reduction", "model", "run folder"
     ]  # fmt: skip
     for once in ("processes ", "test, last value again", "completed: 3 epochs", "results in run"):
         assert ended.stdout.count(once) == 1
