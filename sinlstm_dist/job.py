@@ -140,11 +140,12 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
 
 def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
     code = user_code.load(config.task.build)
-    with blamed(config.task.build):
+    with blamed(config.task.build, at=code.function):
         settings = code.settings.model_validate(config.task.settings())
         task = code.function(settings, config)
         if not isinstance(task, Task):
-            raise TypeError(f"{config.task.build} returned a {type(task).__name__}, not a Task")
+            kind = "None" if task is None else type(task).__name__
+            raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
         group_values(task.model, task.optimizer)
     return task, {"code of task.build": code.digest, "optimizer": type(task.optimizer).__name__}
 
