@@ -24,11 +24,10 @@ class Settings(BaseModel):
 
 def waves(size: int) -> TensorDataset:
     """Draw noisy windows (40, 1) with a random period and phase, and their classes."""
-    classes, (start, speed) = torch.arange(size) % 4, torch.rand(2, size, 1)
-    saw = (start + torch.arange(40) / (10 + 10 * speed)) % 1 * 2 - 1  # (size, 40)
+    classes, (start, speed) = torch.arange(size) % 4, torch.rand(2, size, 1, 1)
+    saw = (start + torch.arange(40)[:, None] / (10 + 10 * speed)) % 1 * 2 - 1  # (size, 40, 1)
     kinds = torch.stack(((torch.pi * saw).sin(), saw.sign(), 2 * saw.abs() - 1, saw))
-    noisy = kinds[classes, torch.arange(size)] + 0.1 * torch.randn(size, 40)
-    return TensorDataset(noisy[..., None], classes)
+    return TensorDataset(kinds[classes, range(size)] + 0.1 * torch.randn(size, 40, 1), classes)
 
 
 class Classifier(nn.GRU):
@@ -57,6 +56,6 @@ def lr_factor(step: int, num_steps: int) -> float:
 
 def build(settings: Settings, config: Config) -> Task:
     """Return what is trained: it is called on every process."""
-    model = Classifier(settings)
+    data, model = (waves(2000), waves(400)), Classifier(settings)  # data first, for any width
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
-    return Task(model, waves(2000), waves(400), totals, optimizer, lr_factor, clip_norm=1.0)
+    return Task(model, *data, totals, optimizer, lr_factor, clip_norm=1.0)

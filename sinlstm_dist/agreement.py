@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes
+from sinlstm_dist.arithmetic import CODE, UNSET, Arithmetic, changes
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import optimizer_tensors, trial_step
@@ -188,9 +188,12 @@ class Agreement:
         differing = changes(before, self.arithmetic) if before else []
         if not differing:
             return ""
+        what, may_differ = "another arithmetic", "the last bits may differ from those"
+        if before.get(CODE) != self.arithmetic.get(CODE):
+            what, may_differ = "edited code", "the result may differ from that"
         return (
-            f"continues with another arithmetic: {', '.join(differing)}; the last bits may differ "
-            "from those of a run that was never interrupted"
+            f"continues with {what}: {', '.join(differing)}; {may_differ} of a run that was never "
+            "interrupted"
         )
 
     def _rehearse(self) -> dict[str, str]:

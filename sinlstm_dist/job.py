@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model
-from sinlstm_dist.arithmetic import arithmetic, versions
+from sinlstm_dist.arithmetic import CODE, arithmetic, versions
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
@@ -140,13 +140,14 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
 
 def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
     code = user_code.load(config.task.build)
-    with blamed(config.task.build):
+    with blamed(config.task.build, at=code.function):
         settings = code.settings.model_validate(config.task.settings())
         task = code.function(settings, config)
         if not isinstance(task, Task):
-            raise TypeError(f"{config.task.build} returned a {type(task).__name__}, not a Task")
+            kind = "None" if task is None else type(task).__name__
+            raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
         group_values(task.model, task.optimizer)
-    return task, {"code of task.build": code.digest, "optimizer": type(task.optimizer).__name__}
+    return task, {CODE: code.digest[:16], "optimizer": type(task.optimizer).__name__}
 
 
 def _check_configuration(config: Config, world: World) -> None:

@@ -1,5 +1,6 @@
 """Any optimizer of torch: its state by the names of the parameters, and its steps."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,11 +41,16 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
     """The optimizer's param groups as JSON values, with the names of their parameters.
 
     Raises:
-        ValueError: JSON cannot express a value.
+        ValueError: JSON cannot express a value, or a parameter is not the model's.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
+        if strange := [p for p in group["params"] if p not in names]:
+            raise ValueError(
+                f"the optimizer has a parameter of shape {tuple(strange[0].shape)} that is not the "
+                "model's, so no checkpoint would hold it: make it a part of the model"
+            )
         values = {key: value for key, value in group.items() if key != "params"}
         for key, value in values.items():
             if not _is_plain(value):
@@ -148,7 +154,17 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def trial_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make a step along a gradient of fixed numbers, with a copy that is thrown away."""
+    """Make a step along a gradient of fixed numbers, with a copy that is thrown away.
+
+    Raises:
+        TypeError: the optimizer needs a closure.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure and closure.default is closure.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} computes the loss more than once in a step: use an "
+            "optimizer that takes the gradient as it is, such as AdamW"
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             numbers = torch.arange(parameter.numel()).remainder(251).add(1).div(251)
