@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
 
-# Bytes from which on gloo's all-to-all brings all rows sooner than its all-gather does: 4 MB between
+# Bytes from which on gloo brings rows sooner by its all-to-all than by its all-gather: 4 MB between
 # two processes in 4 ms and not in 14 (2026-11-26).
 LARGE = 2**18
 
