@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
 
-# Bytes from which on gloo brings rows sooner by single messages than by its all-gather: 4 MB between
-# two processes in 4 ms and not in 14 (2026-11-26).
+# Bytes from which on gloo's messages are faster than its all-gather: 4 MB between two processes take
+# 4 ms and not 14 (2026-11-26).
 LARGE = 2**18
 
 
