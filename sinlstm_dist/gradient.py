@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,7 +106,8 @@ class OrderedGradient:
         *numbers, stops = total[self._flags.stop :].tolist()  # waits for a GPU
         totals = self._rows.counts.to_totals(numbers)
         # These are the parameters' .grad, as the constructor has laid them out.
-        self._mean[:] = total[: self._width] / (totals.divided_by or math.nan)
+        divide: Any = np.divide if isinstance(total, np.ndarray) else torch.divide
+        divide(total[: self._width], totals.divided_by or math.nan, out=self._mean)
         if self._rows.num_flags:
             self._set_grads((total[self._flags] > 0).tolist())
         return StepResult(totals, stops > 0)

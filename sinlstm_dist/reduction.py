@@ -192,15 +192,18 @@ class SharedOut:
             yield some
             # The last group may have fewer pieces.
             for piece, row in zip(self._own[some], self._padded, strict=False):
-                self._tree.add(range(piece, piece + 1), row)
+                is_reused = num_rows < len(self._own)
+                self._tree.add(range(piece, piece + 1), row, copy=is_reused)
 
     def total(self) -> Rows:
         """See Reduction; two collectives, except in a world of one."""
         counts = [len(some) for some in self._subtrees]
-        sums = torch.stack(self._tree.take()).view(-1, self._size, self._part)
+        taken = self._tree.take()
+        sums = taken[0][None] if len(taken) == 1 else torch.stack(taken)
+        sums = sums.view(-1, self._size, self._part)
         parts = self._peers.exchange(sums, counts)  # (all subtrees, part)
         for pieces, part in zip(itertools.chain(*self._subtrees), parts, strict=True):
-            self._tree.add(pieces, part)
+            self._tree.add(pieces, part, copy=False)
         (total,) = self._tree.take()
         return light(self._peers.gather(total)[: self._width])
 

@@ -53,19 +53,20 @@ class TreeSum:
         self._subtrees: list[range] = []
         self._sums: list[torch.Tensor] = []  # one per subtree, at most two per level of the tree
 
-    def add(self, pieces: range, row: torch.Tensor) -> None:
+    def add(self, pieces: range, row: torch.Tensor, *, copy: bool = True) -> None:
         """Add the sum of a subtree, which begins where the one before it ended.
 
         Args:
             pieces: of the subtree; `range(3, 4)` is piece 3 alone.
-            row: (G,); not kept.
+            row: (G,).
+            copy: whether the row's memory is needed for something else before `take`.
         """
         total = None
         while self._subtrees and _are_neighbours(self._subtrees[-1], pieces, self._num_pieces):
             pieces = range(self._subtrees.pop().start, pieces.stop)
             total = self._sums.pop().add_(row if total is None else total)
         self._subtrees.append(pieces)
-        self._sums.append(row.clone() if total is None else total)
+        self._sums.append((row.clone() if copy else row) if total is None else total)
 
     def take(self) -> list[torch.Tensor]:
         """The sums of the largest whole subtrees, in order; begins again without them."""

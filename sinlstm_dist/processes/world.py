@@ -21,12 +21,13 @@ import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, send_to_device
 from torch import nn
+from torch.distributed import P2POp
 from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
 
-# Bytes from which on gloo brings rows sooner by its all-to-all than by its all-gather: 4 MB between
+# Bytes from which on gloo brings rows sooner by single messages than by its all-gather: 4 MB between
 # two processes in 4 ms and not in 14 (2026-11-26).
 LARGE = 2**18
 
@@ -115,9 +116,24 @@ class World:
         if self.size == 1:
             return rows
         if rows.is_cpu and rows.nbytes >= LARGE:
-            to_each = rows.reshape(len(rows), 1, -1).expand(-1, self.size, -1)
-            return self.exchange(to_each, [len(rows)] * self.size).view(-1, *rows.shape[1:])
+            return self._gather_by_messages(rows)
         return self.accelerator.gather(rows)
+
+    def _gather_by_messages(self, rows: torch.Tensor) -> torch.Tensor:
+        everyones = rows.new_empty(self.size, *rows.shape)
+        everyones[self.rank] = rows
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        messages = [
+            P2POp(op, tensor, rank)
+            for rank in others
+            for op, tensor in (
+                (torch.distributed.isend, rows),
+                (torch.distributed.irecv, everyones[rank]),
+            )
+        ]
+        for work in torch.distributed.batch_isend_irecv(messages):
+            work.wait()
+        return everyones.flatten(0, 1)
 
     def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """Give every process its part of all processes' rows.
