@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from sinlstm_dist.config import KEYS, SECTIONS
 from sinlstm_dist.problems import show_value
-from sinlstm_dist.run.resume import MAY_CHANGE
+from sinlstm_dist.run.identity import MAY_CHANGE
 from sinlstm_dist.verify.bench import PATH
 
 PAGE = Path(__file__).with_name("configuration.md")

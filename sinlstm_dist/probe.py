@@ -56,6 +56,9 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     _check_names(task)
     if is_exact:
         _check_float32(task.model)
+    if task.lr_factor:
+        with blamed(config.task.build, at=task.lr_factor):
+            float(task.lr_factor(0, config.train.epochs * split.plan.num_steps))
     size = split.plan.all_sizes(0)[0]
     with blamed(config.task.build), _kept_buffers(task.model) as changed_buffers:
         (piece,) = _pieces(split, [size], world)

@@ -360,6 +360,10 @@ def raises_in_totals(settings: Settings, config: Any) -> Task:
     return task(net(settings.width), totals=wrong)
 
 
+def wrong_schedule(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), lr_factor=lambda step: 1.0)  # type: ignore[misc,arg-type]
+
+
 def returns_none(settings: Settings, config: Any) -> None:
     task(net(settings.width))
 

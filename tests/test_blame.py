@@ -15,6 +15,8 @@ MISTAKES = {
     "no_tensors": "TypeError: totals returned a float: a tuple of the sum of losses and the number "
     "of correct predictions (or None) is needed",
     "mean_loss": 'it seems to be a mean; return the sum (reduction="sum")',
+    "wrong_schedule": "TypeError: wrong_schedule.<locals>.<lambda>() takes 1 positional argument "
+    "but 2 were given",
     "foreign_parameter": "ValueError: the optimizer has a parameter of shape (3,) that is not the "
     "model's, so no checkpoint would hold it: make it a part of the model",
     "empty": "ValueError: Task: train_data is empty",
