@@ -52,11 +52,11 @@ def median_ms(call: Callable[[], object]) -> float:
 
 def step_ms(job: Job) -> float:
     """A whole step, apart from fetching its batch. Collective: yes."""
-    step, share = next(job.train.batches())
+    step, share = next(job.train.batches(whole=job.gradient.is_whole))
 
     def one_step() -> None:
-        job.gradient(share, step=step, stop=False)
-        job.optimizer.step()
+        job.gradient(share, epoch=0, step=step, stop=False)
+        job.update(step)
 
     one_step()
     return median_ms(one_step)
@@ -69,7 +69,7 @@ def exchange_ms(world: World, *, reduction: str, parameters: int) -> float:
     if reduction == "ordered":
         plan = Plan(PIECES, PIECES, PIECES, world.size, world.rank)
         width = parameters + metrics.NUM_TOTALS + 1
-        sums = new_reduction(plan, world, width=width, one_by_one=False)
+        sums = new_reduction(plan, world, width=width, at_once=None)
 
         def exchange() -> None:
             for _ in sums.groups():
@@ -98,7 +98,7 @@ def measure_here(path: Path, *, share_of: int) -> None:
                 "data.train_size": batch,
             }
             job = build(load_config(overrides=settings), world)
-            parameters = sum(p.numel() for p in job.model.parameters())
+            parameters = sum(p.numel() for p in job.rows.parameters)
             row: dict[str, Any] = {"reduction": reduction, "parameters": parameters, "batch": batch}
             row["step_ms"] = step_ms(job)
             row["exchange_ms"] = exchange_ms(world, reduction=reduction, parameters=parameters)

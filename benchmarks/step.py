@@ -27,8 +27,9 @@ import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from sinlstm_dist import job, lstm  # noqa: E402
+from sinlstm_dist import job  # noqa: E402
 from sinlstm_dist.config import load_config  # noqa: E402
+from sinlstm_dist.piece_rows import Place  # noqa: E402
 from sinlstm_dist.processes.joining import join_world  # noqa: E402
 from sinlstm_dist.reduction import totals_over  # noqa: E402
 
@@ -63,31 +64,28 @@ def parts_us(batch: int) -> dict[str, float]:
     with join_world(timeout_s=60, one_thread=True) as world:
         built = job.build(config, world)
         plan, steps = built.train.plan, built.train.plan.num_steps
-        parameters = list(built.model.parameters())
-        _, (windows, targets) = next(built.train.batches())
-        rows = torch.empty(plan.num_pieces, sum(p.numel() for p in parameters) + 3)
+        sizes, rows, place = plan.piece_sizes(0), built.rows, Place(epoch=0, step=0)
+        _, batch = next(built.train.batches(whole=rows.is_whole))
+        out = torch.empty(plan.num_pieces, rows.width)
 
         def arithmetic() -> None:
-            lstm.predictor_rows(
-                windows=windows, targets=targets, piece_sizes=plan.piece_sizes(0), tolerance=0.1,
-                parameters=parameters, num_threads=world.num_threads, out=rows,
-            )  # fmt: skip
+            rows.gradients(batch, sizes=sizes, place=place, out=out)
 
         def load_epoch() -> None:
-            for _ in built.train.batches():
+            for _ in built.train.batches(whole=rows.is_whole):
                 pass
 
         def test() -> None:
-            totals_over(built.model, built.test, peers=world, tolerance=0.1)
+            totals_over(rows, built.test, peers=world)
 
         rows_us = fastest_us(arithmetic, number=100)
         gradient = fastest_us(
-            lambda: built.gradient((windows, targets), step=0, stop=False), number=100
+            lambda: built.gradient(batch, epoch=0, step=0, stop=False), number=100
         )
         return {
             "recurrence, forward and backward": rows_us,
             "sum of the pieces, mean, totals": gradient - rows_us,
-            "optimizer": fastest_us(built.optimizer.step, number=100),
+            "optimizer": fastest_us(lambda: built.update(0), number=100),
             "data": fastest_us(load_epoch, number=3) / steps,
             "test, an epoch's over its steps": fastest_us(test, number=3) / steps,
         }

@@ -1,7 +1,8 @@
-"""Test a trained model and compare it with two baselines.
+"""Test a trained model and, if it is the built-in one, compare it with two baselines.
 
     python -m sinlstm_dist.evaluate runs/default/checkpoints/step-00010000
     python -m sinlstm_dist.evaluate runs/default --data.noise 0.1
+    python -m sinlstm_dist.evaluate runs/own --task.build my_task.py:build
     torchrun --nproc-per-node 2 --local-addr 127.0.0.1 -m sinlstm_dist.evaluate runs/default
 
 The numbers are the same on any number of processes.
@@ -11,182 +12,76 @@ import functools
 import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from torch.utils.data import Dataset
 
+from sinlstm_dist.blame import blamed
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import SINE, Config, Data
-from sinlstm_dist.data.series import NO_SCALE
-from sinlstm_dist.data.source import WindowDataset, datasets, describe_source, period_ago
-from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.config import Config, override
+from sinlstm_dist.data.source import describe_source
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.job import check_enough_pieces, new_task
-from sinlstm_dist.metrics import NUM_TOTALS, Totals
-from sinlstm_dist.model import Persistence
-from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
+from sinlstm_dist.metrics import Totals
+from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import sum_over
+from sinlstm_dist.quality import SECTORS, Evaluation, evaluate_trained
+from sinlstm_dist.reduction import totals_over
+from sinlstm_dist.run.checkpoint import Tensors
+from sinlstm_dist.run.layout import shapes, unlike
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.splits import deal_out_test
-from sinlstm_dist.task import Counts, Task
-from sinlstm_dist.trained import Trained, read_trained
+from sinlstm_dist.task import counts_of
+from sinlstm_dist.trained import Trained, read_saved, to_trained
 from sinlstm_dist.words import counted
 
-SECTORS = 12  # of the cycle, 30 degrees each
 
-
-@dataclass(frozen=True)
-class Quality:
-    """The quality of predictions for the test windows.
-
-    Args:
-        totals: loss and accuracy, as training counts them.
-        errors: (SECTORS,) sum of absolute errors, by the target's place in the cycle.
-        samples: (SECTORS,) number of samples there.
-        largest: (SECTORS,) largest absolute error there.
-    """
-
-    totals: Totals
-    errors: np.ndarray
-    samples: np.ndarray
-    largest: np.ndarray
-
-    @property
-    def mean_error(self) -> float:
-        """Mean absolute error over all samples."""
-        return float(self.errors.sum() / self.samples.sum())
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The quality of a model and of two baselines.
-
-    Args:
-        model: of the trained model.
-        last_value: of the baseline "the last value again".
-        period_ago: of the baseline "the value one period ago".
-    """
-
-    model: Quality
-    last_value: Quality
-    period_ago: Quality
-
-
-def share_trained(path: Path, overrides: Mapping[str, Any], *, world: World) -> Trained:
-    """Read a trained model on the main process for all: no other process needs to see the folder.
+def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors]:
+    """Read a run on the main process for all: no other process needs to see the folder.
 
     Raises:
-        ConfigError: as `read_trained`.
+        ConfigError: as `read_saved`.
 
     Collective: yes.
     """
-    read = functools.cache(lambda: read_trained(path, overrides))
-    config = world.on_main(lambda: read().config.model_dump(mode="json"))
-    weights = world.tensors_from_main(lambda: read().weights)
-    return Trained(Config.model_validate(config), weights)
+    read = functools.cache(lambda: read_saved(path))
+    config = world.on_main(lambda: read()[0].model_dump(mode="json"))
+    weights = world.tensors_from_main(lambda: read()[1])
+    return Config.model_validate(config), weights
 
 
-def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
-    """Test a model on the test windows of its configuration.
+def evaluate_task(config: Config, weights: Tensors, *, origin: Path, world: World) -> Totals:
+    """Test a user's own model on its test data.
+
+    Args:
+        config: its `task.build` is loaded.
+        weights: by name.
+        origin: the folder that they come from.
 
     Raises:
-        ConfigError: the weights do not fit the configuration, or there are more processes than
-            pieces.
+        ConfigError: the weights are of another model, or the user's code fails.
 
     Collective: yes.
     """
-    config = trained.config
     check_enough_pieces(config, world)
     task, _ = new_task(config, world)
-    task.model.load_state_dict(trained.weights)
-    world.prepare_model(task.model)
-    _, test = datasets(config.data, trained.scale)
-    unit = (trained.scale or NO_SCALE).std
-    assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
-    persistence = replace(task, model=Persistence(), rows=None)
-    return Evaluation(
-        model=assess(task, inputs=test),
-        last_value=assess(persistence, inputs=test),
-        period_ago=assess(persistence, inputs=period_ago(config.data, trained.scale)),
-    )
-
-
-class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
-    """A data set of inputs (B, W, 1), targets (B, 1) and the targets' sectors (B,)."""
-
-    def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
-        self._inputs, self._targets = inputs, targets
-        phase = settings.test_phase if settings.source == SINE else 0.0
-        self._first, self._period = phase + settings.window, settings.period
-
-    def __len__(self) -> int:
-        return len(self._targets)
-
-    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, ...]:
-        turns = (indices + self._first) / self._period
-        # A target at the edge of a sector, which is rounded, belongs to the sector that begins.
-        sectors = np.floor(turns % 1 * SECTORS + 1e-6).astype(np.int64) % SECTORS
-        inputs, targets = self._inputs[indices][0], self._targets[indices][1]
-        return inputs, targets, torch.from_numpy(sectors)
-
-
-@torch.no_grad()
-def _assess(
-    task: Task,
-    *,
-    inputs: WindowDataset,
-    targets: WindowDataset,
-    unit: float,
-    config: Config,
-    world: World,
-) -> Quality:
-    """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
-    task = replace(task, test_data=_TestSamples(inputs, targets, config.data))
+    model = task.model
+    buffers = dict(model.named_buffers())
+    if problem := unlike(weights, shapes(model.state_dict()), buffers=buffers):
+        raise ConfigError(f"{origin} holds the weights of another model: {problem}")
+    model.load_state_dict(weights)
+    world.prepare_model(model)
     split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
     split = replace(split, loader=world.accelerator.prepare(split.loader))
-    counter = PieceRows(task, Counts(), seed=0, device=world.device, num_threads=world.num_threads)
-    largest = torch.zeros(1, SECTORS, device=world.device)
-
-    def rows(step: int, batch: Any, sizes: Sequence[int]) -> torch.Tensor:
-        """(pieces, NUM_TOTALS + 2 * SECTORS): totals, then errors and samples by sector."""
-        cut = pieces(batch, sizes) if counter.is_whole else batch
-        pairs = batch[:2] if counter.is_whole else [piece and piece[:2] for piece in batch]
-        totals = counter.totals(pairs, sizes=sizes, place=Place(TESTING, step))
-        by_sector = torch.zeros(len(sizes), 2 * SECTORS, device=world.device).double()
-        for row, piece in zip(by_sector, cut, strict=True):
-            if piece is not None:
-                errors, place = _errors_by_sector(task.model, piece)
-                row[:] = torch.cat((errors * unit, place), dim=1).double().sum(0)
-                largest.copy_(torch.cat((largest, errors * unit)).amax(0, keepdim=True))
-        return torch.cat((totals, by_sector), dim=1)
-
-    width = NUM_TOTALS + 2 * SECTORS
-    numbers = sum_over(
-        split, rows, width=width, peers=world, whole=counter.is_whole
-    ).tolist()  # collective
-    errors, samples = np.reshape(numbers[NUM_TOTALS:], (2, SECTORS))
-    return Quality(
-        totals=Counts().to_totals(numbers[:NUM_TOTALS]),
-        errors=errors,
-        samples=samples,
-        largest=world.gather(largest).amax(0).cpu().numpy(),  # collective
-    )
-
-
-def _errors_by_sector(
-    model: nn.Module, piece: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Absolute errors, each in its sector's column, and where they are: both (B, SECTORS)."""
-    windows, targets, sectors = piece
-    place = sectors[:, None] == torch.arange(SECTORS, device=sectors.device)
-    return (model(windows) - targets).abs() * place, place
+    with blamed(config.task.build):
+        (piece,) = world.to_device(split.some(np.arange(1), [1]))
+        counts = counts_of(task.totals(model.eval(), piece))
+    rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
+    return totals_over(rows, split, peers=world)
 
 
 def facts(path: Path, trained: Trained) -> dict[str, str]:
@@ -255,11 +150,40 @@ def main(options: Namespace) -> int:
     """Test a trained model and compare it with two baselines."""
     path, timeout_s = Path(options.path), options.config.train.timeout_s
     with join_world(timeout_s=timeout_s, one_thread=True) as world:
-        trained = share_trained(path, options.keys, world=world)
-        evaluation = evaluate_trained(trained, world=world)
-    if world.is_main:  # and not while others wait: the screen may be slow
+        config, weights = share_saved(path, world=world)
+        if config.task.build:
+            config = _with_code(config, options.keys, origin=path)
+            totals = evaluate_task(config, weights, origin=path, world=world)
+        else:
+            trained = to_trained(config, weights, options.keys, origin=path)
+            evaluation = evaluate_trained(trained, world=world)
+    if world.is_main and config.task.build:  # and not while others wait: the screen may be slow
+        _show_task(path, config, totals)
+    elif world.is_main:
         _show(path, trained, evaluation)
     return 0
+
+
+def _with_code(config: Config, keys: Mapping[str, Any], *, origin: Path) -> Config:
+    """The configuration of a run of the user's own model, with the code that the user names now."""
+    if "task.build" not in keys:
+        raise ConfigError(
+            f"{origin} is a run of task.build={config.task.build}: name its code with "
+            "--task.build FILE.py:FUNCTION"
+        )
+    if others := [key for key in keys if key.startswith(("data.", "model."))]:
+        raise ConfigError(f"{others[0]} is for the built-in task; {origin} is a run of another one")
+    return override(config, keys)
+
+
+def _show_task(path: Path, config: Config, totals: Totals) -> None:
+    samples = counted(totals.samples, "test sample")
+    show_facts({"run": str(path), "data": f"{samples} of {config.task.build}"})
+    row = {"loss": f"{totals.loss:.4e}"}
+    if totals.accuracy is not None:
+        row["accuracy"] = f"{totals.accuracy:.4f}"
+    show_text("\n")
+    show_table([row], numbers=list(row))
 
 
 def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:

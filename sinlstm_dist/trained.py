@@ -66,32 +66,51 @@ class Trained:
         )
 
 
-def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
-    """Read the folder of a finished run, or of a checkpoint.
+def read_saved(path: Path) -> tuple[Config, Tensors]:
+    """Read the configuration and the weights of a finished run, or of a checkpoint.
 
     Args:
-        path: the folder.
-        overrides: dotted configuration keys to values, as for `load_config`.
+        path: its folder.
 
     Raises:
         ConfigError: there is no such run, it has not finished, or a file is damaged.
     """
     if any(os.path.lexists(path / name) for name in (checkpoint.STATE, checkpoint.MANIFEST)):
-        config, weights = _read_checkpoint(path)
-    else:
-        record = read_run(path)
-        config, weights = record.config, _read_final_weights(path, record.summary)
+        return _read_checkpoint(path)
+    record = read_run(path)
+    return record.config, _read_final_weights(path, record.summary)
+
+
+def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
+    """Read a trained model of the built-in task; arguments and errors as for `to_trained`."""
+    return to_trained(*read_saved(path), overrides or {}, origin=path)
+
+
+def to_trained(
+    config: Config, weights: Tensors, overrides: Mapping[str, Any], *, origin: Path
+) -> Trained:
+    """The trained model with this configuration and these weights.
+
+    Args:
+        config: of its run.
+        weights: by name.
+        overrides: dotted configuration keys to values, as for `load_config`.
+        origin: the folder that they come from.
+
+    Raises:
+        ConfigError: they do not fit together, or are not of the built-in task.
+    """
     if config.task.build:
         raise ConfigError(
-            f"{path} is a run of task.build={config.task.build}: name its code with "
-            "--task.build FILE.py:FUNCTION"
+            f"{origin} is a run of task.build={config.task.build}: only the command evaluate tests "
+            "such a model"
         )
-    _check(weights, config, origin=path)
-    trained = Trained(override(config, overrides or {}), weights)
+    _check(weights, config, origin=origin)
+    trained = Trained(override(config, overrides), weights)
     source = trained.config.data.source
     if (source == SINE) != (trained.scale is None):
         raise ConfigError(
-            f"data.source={source}: {path} was trained on {config.data.source}; a model trained "
+            f"data.source={source}: {origin} was trained on {config.data.source}; a model trained "
             "on the sine has no units for a series (and vice versa)"
         )
     return trained

@@ -74,7 +74,7 @@ def test_another_kernel_on_one_rank_is_refused_by_name(tmp_path: Path) -> None:
     arguments = flags({**SMALL, "model.lstm": "fused", "output.dir": "run"})
     ended = each(arguments, cwd=tmp_path, variables=[{}, variables])
     assert [process.code for process in ended] == [2, 2], ended
-    check_refused(ended[0].stderr + ended[1].stderr, "code of the recurrence", variables)
+    check_refused(ended[0].stderr + ended[1].stderr, "recurrence", variables)
     assert list(tmp_path.iterdir()) == []
     ended = each(arguments, cwd=tmp_path, variables=[variables] * 2)
     assert [process.code for process in ended] == [0, 0], ended

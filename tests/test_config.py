@@ -15,7 +15,7 @@ from sinlstm_dist import __main__, config, train
 from sinlstm_dist.command_line import COMMANDS, parse
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run import resume
+from sinlstm_dist.run import identity
 
 BAD_FILES = {
     "a typo in a key": ("[data]\nnoize = 1.0", ["data.noize", "did you mean data.noise?"]),
@@ -286,9 +286,9 @@ def test_the_nearest_known_key_is_suggested(name, expected):
 def test_a_resumed_run_may_change_when_and_where_but_not_what():
     before = load_config().model_dump(mode="json")
     later = {"train.epochs": 7, "output.dir": "elsewhere", "checkpoint.every_steps": 3}
-    assert resume.changed_keys(before, load_config(None, later).model_dump(mode="json")) == []
+    assert identity.changed_keys(before, load_config(None, later).model_dump(mode="json")) == []
     other = load_config(None, {"optim.lr": 0.5, "data.seed": 1}).model_dump(mode="json")
-    assert resume.changed_keys(before, other) == [
+    assert identity.changed_keys(before, other) == [
         "data.seed was 0 and is 1",
         "optim.lr was 0.01 and is 0.5",
     ]

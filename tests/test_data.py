@@ -364,6 +364,58 @@ def test_a_loader_that_brings_too_little_is_noticed():
         list(dataclasses.replace(split, loader=[]).batches())
 
 
+# Ordinary data sets
+
+
+class Drawn(Dataset):
+    """Samples that are drawn at random; `fetched` lists the indices."""
+
+    def __init__(self) -> None:
+        self.fetched = []
+
+    def __getitem__(self, index):
+        self.fetched.append(index)
+        return {"index": index, "drawn": torch.rand(2)}
+
+
+def test_an_ordinary_data_set_is_fetched_sample_by_sample_and_one_step_at_a_time():
+    data, plan = Drawn(), Plan(10, 4, 3, 2, 1)  # the last batch has two samples
+    split = dealt_out(data, plan, whole=False, by_array=False)
+    mine = itertools.islice(split.sampler, 1, None, 2)
+    split = dataclasses.replace(split, loader=(split.shares[share] for [share] in mine))
+    batches = split.batches()
+    step, [piece] = next(batches)
+    assert (step, piece["index"].tolist(), piece["drawn"].shape) == (0, [3], (1, 2))
+    assert data.fetched == [3]
+    assert all(type(index) is int for index in data.fetched)
+    assert [pieces for _, pieces in batches][-1] == [None]  # fewer samples than pieces
+
+
+def test_a_sample_is_drawn_by_seed_epoch_and_index():
+    def drawn(indices: list[int], *, seed: int = 0, epoch: int = 0) -> list[list[float]]:
+        split = dealt_out(Drawn(), Plan(9, 9, 1), whole=False, by_array=False, seed=seed)
+        [piece] = split.some(np.array(indices), [len(indices)], epoch=epoch)
+        return piece["drawn"].tolist()
+
+    first, second = drawn([4, 7])
+    assert drawn([7, 2, 4])[::2] == [second, first]
+    assert first != second
+    assert drawn([4], seed=1) != drawn([4]) != drawn([4], epoch=1)
+
+
+def test_a_batch_by_array_is_cut_into_pieces_of_memory_of_their_own():
+    data = SineDataset(size=5, window=3)
+    split = dealt_out(data, Plan(5, 4, 3), whole=False)
+    steps = dict(split.batches())
+    assert [len(windows) for windows, _ in steps[0]] == [2, 1, 1]
+    assert steps[1][1:] == [None, None]
+    [windows, targets], empty = split.some(np.array([2, 0]), [2, 0])
+    assert empty is None
+    assert torch.equal(windows, data[np.array([2, 0])][0])
+    for tensor in (windows, targets, *steps[0][1]):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 def test_fingerprint_tells_data_apart():
     def fingerprint(**changed: object) -> str:
         return SineDataset(**{**NOISY, **changed}).fingerprint()

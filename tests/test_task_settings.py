@@ -21,7 +21,7 @@ from sinlstm_dist.config import (
     to_toml,
     unknown_keys,
 )
-from sinlstm_dist.run import hold, resume, state
+from sinlstm_dist.run import hold, identity, resume, state
 from sinlstm_dist.run.record import read_run
 
 CODE = """
@@ -433,18 +433,18 @@ def test_changed_settings_make_another_run():
         return load_config(None, keys).model_dump(mode="json")
 
     before = dump(build=SPEC, width=3, most=2)
-    assert resume.changed_keys(before, dump(build=SPEC, width=4)) == [
+    assert identity.changed_keys(before, dump(build=SPEC, width=4)) == [
         "task.width was 3 and is 4",
         "task.most was 2 and is not set",
     ]
     shutil.move("my_task.py", "moved.py")
-    assert resume.changed_keys(before, dump(build="moved.py:build", width=3, most=2)) == []
-    assert 'task.build was "my_task.py:build" and is ""' in resume.changed_keys(before, dump())
+    assert identity.changed_keys(before, dump(build="moved.py:build", width=3, most=2)) == []
+    assert 'task.build was "my_task.py:build" and is ""' in identity.changed_keys(before, dump())
     old = dump()
     del old["task"], old["train"]["num_workers"]  # an older version's
-    assert resume.changed_keys(old, dump()) == []
+    assert identity.changed_keys(old, dump()) == []
     more = load_config(None, {"train.num_workers": 3}).model_dump(mode="json")
-    assert resume.changed_keys(old, more) == []
+    assert identity.changed_keys(old, more) == []
 
 
 def test_a_launcher_shows_the_error_once(folder):

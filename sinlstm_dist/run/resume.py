@@ -9,10 +9,9 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from sinlstm_dist.config import KEYS, SECTIONS, SINE, Config, unknown_keys
+from sinlstm_dist.config import Config, unknown_keys
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.problems import show_value
-from sinlstm_dist.run import checkpoint, files
+from sinlstm_dist.run import checkpoint, files, identity
 from sinlstm_dist.run.checkpoint import Checkpoint, DamagedCheckpoint
 from sinlstm_dist.run.layout import Layout, check_layout
 from sinlstm_dist.run.record import (
@@ -26,13 +25,6 @@ from sinlstm_dist.run.record import (
     read_summary,
     whole_lines,
 )
-
-# Keys that a resumed run may change: they change no result.
-MAY_CHANGE = {
-    "train.epochs", "train.target_accuracy", "train.timeout_s", "train.num_workers",
-    "checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.resume",
-    "output.dir", "output.plots", "output.trackers",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,15 @@ class Search:
         """A checkpoint that is whole, that this run can continue, and has its layout."""
         content = checkpoint.read(folder)
         self._check_continues(folder, content.state)  # first: another run's layout is no damage
-        check_layout(content, self._layout, folder)
+        try:
+            check_layout(content, self._layout, folder)
+        except DamagedCheckpoint as other:
+            if not self._config["task"]["build"]:
+                raise
+            raise ConfigError(  # the user's code has changed; the checkpoint is whole
+                f"{other}: task.build makes another model or optimizer than this run's: restore "
+                "its code, or choose another output.dir"
+            ) from other
         return content
 
     def _history(self, path: Path, *, epochs: int) -> list[dict[str, Any]]:
@@ -186,7 +186,7 @@ class Search:
         return True
 
     def _refuse_another(self, before: Mapping[str, Any], where: Path) -> None:
-        if differing := changed_keys(before, self._config):
+        if differing := identity.changed_keys(before, self._config):
             raise ConfigError(
                 f"output.dir={self._path} holds another run than this configuration: "
                 f"{', '.join(differing)} (in {where}); choose another output.dir, or the same "
@@ -202,41 +202,8 @@ class Search:
                 f"train.epochs={epochs} is fewer than the {trained} that {folder} has begun: set "
                 "at least as many, or choose another output.dir"
             )
-        if state["data"] != self._fingerprint:
-            raise ConfigError(f"{folder} was trained on other {self._other_data()}")
-        self._check_schedule(folder, state)
-
-    def _other_data(self) -> str:
-        """What a checkpoint with another fingerprint was trained on, and what to do."""
-        source = self._config["data"]["source"]
-        if task := self._config["task"]["build"]:
-            return (
-                f"samples than task.build={task} gives now: restore its code and its data, or "
-                "choose another output.dir"
-            )
-        if source != SINE:
-            return (
-                f"values than {source} holds now: restore that file, or choose another output.dir"
-            )
-        return (
-            "data than this installation makes from the same configuration: continue it with the "
-            "versions that its summary.json names"
-        )
-
-    def _check_schedule(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Refuse another number of epochs with which earlier steps had had other learning rates."""
-        factor, per_epoch = self._layout.lr_factor, self._layout.num_steps
-        before, now = (config["train"]["epochs"] for config in (state["config"], self._config))
-        if factor is None or before == now:
-            return
-        for step in range(state["step"]):
-            old, new = factor(step, before * per_epoch), factor(step, now * per_epoch)
-            if old != new:
-                raise ConfigError(
-                    f"train.epochs was {before} and is {now} (in {folder}), and lr_factor depends "
-                    f"on it: step {step} had the factor {old} and would now have {new}; keep "
-                    f"train.epochs={before}, or choose another output.dir"
-                )
+        identity.refuse_other_data(folder, state, self._config, self._fingerprint)
+        identity.refuse_other_schedule(folder, state, self._config, self._layout)
 
 
 def ended_summary(path: Path, config: Mapping[str, Any]) -> Summary | None:
@@ -273,26 +240,3 @@ def _config_in(path: Path) -> dict[str, Any] | None:
         return Config.model_validate(values, strict=True).model_dump(mode="json")
     except ValidationError:  # damaged: the checkpoints hold the configuration too
         return None
-
-
-def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The differences that make `after` another run than `before`: `key was X and is Y`.
-
-    A key that `before` lacks has its default: an older version wrote it. The user's own keys have
-    none here. Their code may be named in another way, as after its file was moved.
-    """
-    users = [f"task.{key}" for key in {**before.get("task", {}), **after["task"]}]
-    changes = []
-    for name in dict.fromkeys([*KEYS, *users]):
-        old, new = _value(before, name), _value(after, name)
-        is_same = bool(old) == bool(new) if name == "task.build" else old == new
-        if name not in MAY_CHANGE and not is_same:
-            changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
-    return changes
-
-
-def _value(config: Mapping[str, Any], name: str) -> Any:
-    """The value of a key; without one its default, and None for a key of the user's own."""
-    section, _, key = name.partition(".")
-    field = SECTIONS[section].model_fields.get(key)
-    return config.get(section, {}).get(key, field.default if field else None)

@@ -1,0 +1,109 @@
+"""A loader's workers: the same samples for any number of them, and no trouble when a run ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import (
+    HANGS_S,
+    children,
+    finish,
+    free_port,
+    is_alive,
+    run,
+    spawn,
+    torchrun,
+    wait_for,
+)
+
+from sinlstm_dist.run.hold import Hold
+
+SCRIPT = str(Path(__file__).with_name("with_workers.py"))
+FOREVER = "1000000"
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch starts workers")
+
+
+def begin(tmp_path: Path, *, processes: int = 1, **variables: str) -> list[subprocess.Popen[str]]:
+    """Start a loop with two workers on each process; each has begun, in a session of its own."""
+    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [sys.executable, SCRIPT, "2", FOREVER]
+    started = [
+        spawn(words, cwd=tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **world, **variables)
+        for rank in range(processes)
+    ]
+    for process in started:
+        assert process.stdout.readline().startswith("begun")
+    return started
+
+
+def test_any_number_of_workers_and_processes_gives_the_same_samples(tmp_path):
+    found = set()
+    for processes, num_workers in ((1, "0"), (2, "0"), (2, "1"), (3, "3")):
+        ended = run([*torchrun(processes), SCRIPT, num_workers, "2"], cwd=tmp_path)
+        assert ended.code == 0, ended.stderr
+        lines = [line for line in ended.stdout.splitlines() if line.startswith("ended")]
+        assert len(lines) == processes
+        found |= set(lines)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_leaves_the_workers_to_the_run(tmp_path, number):
+    started = begin(tmp_path, processes=2)
+    workers = [worker for process in started for worker in children(process.pid)]
+    assert len(workers) == 4
+    os.killpg(started[0].pid, number)
+    for ended in map(finish, started):
+        assert (ended.code, ended.stdout.split()[0], ended.stderr) == (0, "stopped", "")
+    assert not any(map(is_alive, workers))
+
+
+def test_workers_of_a_killed_run_end_at_once_and_free_its_folder(tmp_path):
+    [process] = begin(tmp_path)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    Hold(tmp_path / "held").take()  # raises if it is in use
+    killed = time.monotonic()
+    wait_for(lambda: not any(map(is_alive, workers)))
+    assert time.monotonic() - killed < 2  # 0.1 s; torch's own watch takes up to 5
+    finish(process)
+
+
+def test_a_child_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
+    hold = Hold(tmp_path / "held")
+    hold.take()
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        os.read(reader, 1)
+        os._exit(0)
+    hold.release(keep=True)
+    Hold(tmp_path / "held").take()
+    os.write(writer, b"x")
+    os.waitpid(child, 0)
+
+
+def test_a_worker_that_dies_ends_all_processes_with_an_error_that_names_it(tmp_path):
+    one, other = begin(tmp_path, processes=2)
+    worker = children(one.pid)[0]
+    os.kill(worker, signal.SIGKILL)
+    began = time.monotonic()
+    for ended in map(finish, (one, other)):
+        assert ended.code == 1
+        assert f"{worker}" in ended.stderr
+    # Half a second; 23 where workers kept the connections of the process that failed.
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_an_error_in_a_sample_ends_the_run(tmp_path, num_workers):
+    words = [sys.executable, SCRIPT, num_workers, FOREVER]
+    ended = finish(spawn(words, cwd=tmp_path, FAILS="1"), timeout=HANGS_S)
+    assert ended.code == 1
+    assert "no such picture" in ended.stderr
