@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
-from sinlstm_dist.agreement import Agreement, check_same_model
+from sinlstm_dist.agreement import USERS_CODE, Agreement, check_same_model
 from sinlstm_dist.arithmetic import arithmetic, versions
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config, flat
@@ -18,6 +18,7 @@ from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.optimizers import (
     Update,
     check_state,
+    check_step,
     group_values,
     optimizer_tensors,
     trial_step,
@@ -144,9 +145,10 @@ def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
         settings = code.settings.model_validate(config.task.settings())
         task = code.function(settings, config)
         if not isinstance(task, Task):
-            raise TypeError(f"{config.task.build} returned a {type(task).__name__}, not a Task")
+            what = "None" if task is None else f"a {type(task).__name__}"
+            raise TypeError(f"{code.function.__name__} returned {what}, not a Task")
         group_values(task.model, task.optimizer)
-    return task, {"code of task.build": code.digest, "optimizer": type(task.optimizer).__name__}
+    return task, {USERS_CODE: code.digest, "optimizer": type(task.optimizer).__name__}
 
 
 def _check_configuration(config: Config, world: World) -> None:
@@ -229,6 +231,7 @@ def _layout(task: Task, plan: Plan, *, spec: str) -> Layout:
     """The layout of this run's checkpoints, learned from a step of a copy."""
     weights, state = task.model.state_dict(), optimizer_tensors(task.model, task.optimizer)
     with blamed(spec):
+        check_step(task.optimizer)
         trial = copy.deepcopy((task.model, task.optimizer))
         trial_step(*trial)
         check_state(*trial)

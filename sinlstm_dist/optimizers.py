@@ -1,5 +1,6 @@
 """Any optimizer of torch: its state by the names of the parameters, and its steps."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 # A group's learning rate before it is multiplied; torch's schedulers give it this name too.
 FULL_LR = "initial_lr"
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -40,11 +42,16 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
     """The optimizer's param groups as JSON values, with the names of their parameters.
 
     Raises:
-        ValueError: JSON cannot express a value.
+        ValueError: JSON cannot express a value, or a parameter is not the model's.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
+        if strange := [p for p in group["params"] if p not in names]:
+            raise ValueError(
+                f"the optimizer has a parameter of shape {tuple(strange[0].shape)} that is not the "
+                "model's, so no checkpoint would hold it: make it a part of the model"
+            )
         values = {key: value for key, value in group.items() if key != "params"}
         for key, value in values.items():
             if not _is_plain(value):
@@ -130,6 +137,20 @@ class Update:
             for group in self._optimizer.param_groups:
                 group["lr"] = group[FULL_LR] * factor
         self._optimizer.step()
+
+
+def check_step(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that computes the loss itself.
+
+    Raises:
+        TypeError: it does, and there is no function that it could call for that.
+    """
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    if needed := [p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC]:
+        raise TypeError(
+            f"{type(optimizer).__name__}.step needs a {needed[0]}: use an optimizer whose step "
+            "needs nothing, such as torch.optim.AdamW"
+        )
 
 
 def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

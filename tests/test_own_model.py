@@ -115,7 +115,8 @@ def batches(data: Any, *, seed: int, epoch: int) -> Iterator[Any]:
 def mean(task: Any, all_sums: list[Any], num_samples: int) -> tuple[float, float | None]:
     """Loss and accuracy of what `totals` returned for the batches of a data set."""
     loss, correct, *divisor = (
-        None if None in values else float(sum(values)) for values in zip(*all_sums, strict=True)
+        None if None in values else float(sum(torch.as_tensor(v).detach() for v in values))
+        for values in zip(*all_sums, strict=True)
     )
     by = divisor[0] if divisor else num_samples
     return loss / by, None if correct is None else correct / by
@@ -141,7 +142,7 @@ def plain_training(odd: Any, name: str) -> tuple[dict[str, torch.Tensor], list[A
                 group["lr"] = rate * (task.lr_factor(step, num_steps) if task.lr_factor else 1)
             used.update(n for n, p in task.model.named_parameters() if p.grad is not None)
             task.optimizer.step()
-            trained.append((loss.detach(), correct, *divisor))
+            trained.append([loss, correct, *divisor])
             step += 1
         tested = [task.totals(task.model, torch.utils.data.default_collate(list(task.test_data)))]
         results.append((
