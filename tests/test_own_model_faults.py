@@ -9,7 +9,7 @@ from pathlib import Path
 import launching
 import pytest
 from launching import check_same, content, flags, metrics, weights_digest
-from test_own_model import ODD, settings
+from test_own_model import settings
 
 WRONG = {
     "batch_norm": (
@@ -137,7 +137,7 @@ def test_ddp_trains_and_resumes(name, nursery, tmp_path):
 
 # ---- resume ----
 
-HEAD = """
+CODE = """
 import torch
 from pydantic import BaseModel
 from sinlstm_dist.task import Task
@@ -149,14 +149,13 @@ def totals(model, batch):
     loss = torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum")
     return loss, None
 
-def build(settings, config):
+def build(settings: Settings, config):
     inputs = torch.randn(40, 4)
     data = torch.utils.data.TensorDataset(inputs, inputs.argmax(1))
     model = torch.nn.Linear(4, {outputs})
     optimizer = torch.optim.SGD(model.parameters(), lr={lr})
     return Task(model, data, data, totals, optimizer, lr_factor={lr_factor})
 """
-CODE = HEAD.replace("def build(settings,", "def build(settings: Settings,")
 
 
 @pytest.fixture
