@@ -66,6 +66,7 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
         _check_loss(task.model, sums[0])
         rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
         first, second = (_row(rows, piece, size) for _ in range(2))
+        counts.to_totals(first[-counts.width :].tolist())
         if is_exact:
             _check_buffers(task.model, changed_buffers())
             _check_function(rows, first, second)
