@@ -8,7 +8,7 @@ from pathlib import Path
 
 import launching
 import pytest
-from launching import check_same, content, flags, metrics, weights_digest
+from launching import check_same, content, flags, metrics, summary, weights_digest
 from test_own_model import settings
 
 WRONG = {
@@ -102,14 +102,16 @@ def test_a_target_needs_correct_predictions(nursery, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_sample_that_cannot_be_read_is_named(processes, num_workers, nursery, tmp_path):
-    """The run has begun by then; the message has the user's file and line all the same."""
+def test_a_sample_that_cannot_be_read_ends_the_run(processes, num_workers, nursery, tmp_path):
+    """It has begun by then: a traceback leads to the user's line, and no process waits for long."""
     arguments = settings("hole", "run", num_workers=num_workers)
     ended = nursery.run(arguments, cwd=tmp_path, processes=processes)
-    assert ended.codes[0] in (1, 2), ended.stderr
-    assert "sample 89 is damaged" in ended.stderr
-    assert "odd_tasks.py, line " in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.codes == [1] * processes, ended.stderr
+    assert ended.stderr.count("ValueError: sample 89 is damaged\n") >= 1
+    assert 'odd_tasks.py", line ' in ended.stderr
+    recorded = summary(tmp_path / "run")
+    assert recorded["outcome"] == "failed"
+    assert "sample 89 is damaged" in recorded["reason"]
 
 
 # ---- train.reduction = "ddp" ----
