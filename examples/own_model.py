@@ -1,5 +1,4 @@
-"""Your own model: a GRU that tells four noisy waves apart. Copy this file and change it.
-
+"""Your own model: a GRU that tells four noisy waves apart. Copy this file and change it:
 python -m sinlstm_dist.train --task.build examples/own_model.py:build --train.epochs 20
 """
 
@@ -23,19 +22,23 @@ class Settings(BaseModel):
 
 
 def waves(size: int) -> TensorDataset:
-    """Draw noisy windows (40, 1) with random periods and phases, and their classes."""
-    start, speed = torch.rand(2, size // 4, 1)
-    saw = (start + torch.arange(40) / (10 + 10 * speed)) % 1 * 2 - 1  # (size / 4, 40)
-    kinds = torch.stack(((torch.pi * saw).sin(), saw.sign(), 2 * saw.abs() - 1, saw), dim=1)
-    return TensorDataset(torch.normal(kinds, 0.1).view(size, 40, 1), torch.arange(size) % 4)
+    """Draw noisy windows (40, 1) with a random period and phase, and their classes."""
+    classes, (start, speed) = torch.arange(size) % 4, torch.rand(2, size, 1, 1)
+    saw = (start + torch.arange(40)[:, None] / (10 + 10 * speed)) % 1 * 2 - 1  # (size, 40, 1)
+    kinds = torch.stack(((torch.pi * saw).sin(), saw.sign(), 2 * saw.abs() - 1, saw))
+    return TensorDataset(kinds[classes, range(size)] + 0.1 * torch.randn(size, 40, 1), classes)
 
 
-class LastOutput(nn.GRU):
-    """A GRU that returns its last output."""
+class Classifier(nn.GRU):
+    """A GRU, and a linear layer on its last output."""
 
-    def forward(self, windows: Tensor) -> Tensor:  # type: ignore[override]
-        """Windows (B, 40, 1) to outputs (B, width)."""
-        return super().forward(windows)[0][:, -1]
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(1, settings.width, batch_first=True)
+        self.head = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(settings.width, 4))
+
+    def forward(self, waves: Tensor) -> Tensor:  # type: ignore[override]
+        """Windows (B, 40, 1) to logits (B, 4)."""
+        return self.head(super().forward(waves)[0][:, -1])
 
 
 def totals(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -52,7 +55,6 @@ def lr_factor(step: int, num_steps: int) -> float:
 
 def build(settings: Settings, config: Config) -> Task:
     """Return what is trained: it is called on every process."""
-    gru = LastOutput(1, settings.width, batch_first=True)
-    model = nn.Sequential(gru, nn.Dropout(settings.dropout), nn.Linear(settings.width, 4))
+    data, model = (waves(2000), waves(400)), Classifier(settings)  # data first, for any width
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
-    return Task(model, waves(2000), waves(400), totals, optimizer, lr_factor, clip_norm=1.0)
+    return Task(model, *data, totals, optimizer, lr_factor, clip_norm=1.0)

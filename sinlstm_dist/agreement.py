@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes
+from sinlstm_dist.arithmetic import CODE, UNSET, Arithmetic, changes
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import optimizer_tensors, trial_step
@@ -34,7 +34,6 @@ from sinlstm_dist.processes.world import Difference, World
 # 64 units).
 NUM_SAMPLES, NUM_STEPS, NUM_SAMPLES_NOW = 400, 4, 16
 MOST_NUMBERS = 1 << 22  # in the gradients of one size at once: a large model computes few
-USERS_CODE = "code of task.build"  # a fact
 SAME = (
     "make the CPUs, the versions and variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, "
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
@@ -83,8 +82,8 @@ def check_same_model(
     """
     if world.size > 1:
         weights = "initial weights"
-        advice = {USERS_CODE: "copy the same files to all nodes"}
-        if USERS_CODE in code:
+        advice = {CODE: "copy the same files to all nodes"}
+        if CODE in code:
             advice[weights] = (
                 f"let it draw them from torch's generators, which train.seed has seeded, and {SAME}"
             )
@@ -206,9 +205,12 @@ class Agreement:
         differing = changes(before, self.arithmetic) if before else []
         if not differing:
             return ""
+        what, may_differ = "another arithmetic", "the last bits may differ from those"
+        if before.get(CODE) != self.arithmetic.get(CODE):
+            what, may_differ = "edited code", "the result may differ from that"
         return (
-            f"continues with another arithmetic: {', '.join(differing)}; the last bits may differ "
-            "from those of a run that was never interrupted"
+            f"continues with {what}: {', '.join(differing)}; {may_differ} of a run that was never "
+            "interrupted"
         )
 
     def _rehearse(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from sinlstm_dist.processes.world import World
 Arithmetic = Mapping[str, str]
 
 UNSET = "not set"
+CODE = "code of task.build"  # its digest
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ import inspect
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,30 @@ def is_users(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def blamed(spec: str, *, but: type[Exception] = CommandError) -> Iterator[None]:
+def blamed(
+    spec: str, *, but: type[Exception] = CommandError, at: Callable[..., Any] | None = None
+) -> Iterator[None]:
     """Turn an error of the user's code into a ConfigError that names its file and line.
 
     Args:
         spec: the value of `task.build`.
         but: errors that pass as they are. This package's own always do: users can read them.
+        at: the user's function that is to blame if the error was not in the user's code, as when
+            it has returned something wrong.
     """
     try:
         yield
     except (CommandError, but):
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"task.build={spec}: {blame(error)}") from error
+        raise ConfigError(f"task.build={spec}: {blame(error, at)}") from error
 
 
-def blame(error: BaseException) -> str:
-    """`my_task.py, line 12: NameError: name 'x' is not defined`, on one line."""
+def blame(error: BaseException, at: Callable[..., Any] | None = None) -> str:
+    """`my_task.py, line 12: NameError: name 'x' is not defined`, on one line; `at` as above."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    parts = [where(error), type(error).__name__, " ".join(text.split())]
+    place = where(error) or (start_of(at).removesuffix(": ") if at else "")
+    parts = [place, type(error).__name__, " ".join(text.split())]
     return ": ".join(part for part in parts if part)
 
 

@@ -77,7 +77,7 @@ def evaluate_task(config: Config, weights: Tensors, *, origin: Path, world: Worl
     world.prepare_model(model)
     split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
     split = replace(split, loader=world.accelerator.prepare(split.loader))
-    with blamed(config.task.build):
+    with blamed(config.task.build, at=task.totals):
         (piece,) = world.to_device(split.some(np.arange(1), [1]))
         counts = counts_of(task.totals(model.eval(), piece))
     rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)

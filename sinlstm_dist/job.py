@@ -8,8 +8,8 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
-from sinlstm_dist.agreement import USERS_CODE, Agreement, check_same_model
-from sinlstm_dist.arithmetic import arithmetic, versions
+from sinlstm_dist.agreement import Agreement, check_same_model
+from sinlstm_dist.arithmetic import CODE, arithmetic, versions
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
@@ -18,7 +18,6 @@ from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.optimizers import (
     Update,
     check_state,
-    check_step,
     group_values,
     optimizer_tensors,
     trial_step,
@@ -141,14 +140,14 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
 
 def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
     code = user_code.load(config.task.build)
-    with blamed(config.task.build):
+    with blamed(config.task.build, at=code.function):
         settings = code.settings.model_validate(config.task.settings())
         task = code.function(settings, config)
         if not isinstance(task, Task):
-            what = "None" if task is None else f"a {type(task).__name__}"
-            raise TypeError(f"{code.function.__name__} returned {what}, not a Task")
+            kind = "None" if task is None else type(task).__name__
+            raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
         group_values(task.model, task.optimizer)
-    return task, {USERS_CODE: code.digest, "optimizer": type(task.optimizer).__name__}
+    return task, {CODE: code.digest[:16], "optimizer": type(task.optimizer).__name__}
 
 
 def _check_configuration(config: Config, world: World) -> None:
@@ -231,7 +230,6 @@ def _layout(task: Task, plan: Plan, *, spec: str) -> Layout:
     """The layout of this run's checkpoints, learned from a step of a copy."""
     weights, state = task.model.state_dict(), optimizer_tensors(task.model, task.optimizer)
     with blamed(spec):
-        check_step(task.optimizer)
         trial = copy.deepcopy((task.model, task.optimizer))
         trial_step(*trial)
         check_state(*trial)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 # A group's learning rate before it is multiplied; torch's schedulers give it this name too.
 FULL_LR = "initial_lr"
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -139,20 +138,6 @@ class Update:
         self._optimizer.step()
 
 
-def check_step(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer that computes the loss itself.
-
-    Raises:
-        TypeError: it does, and there is no function that it could call for that.
-    """
-    parameters = inspect.signature(optimizer.step).parameters.values()
-    if needed := [p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC]:
-        raise TypeError(
-            f"{type(optimizer).__name__}.step needs a {needed[0]}: use an optimizer whose step "
-            "needs nothing, such as torch.optim.AdamW"
-        )
-
-
 def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that keeps other things than tensors.
 
@@ -169,7 +154,17 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def trial_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make a step along a gradient of fixed numbers, with a copy that is thrown away."""
+    """Make a step along a gradient of fixed numbers, with a copy that is thrown away.
+
+    Raises:
+        TypeError: the optimizer needs a closure.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure and closure.default is closure.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} computes the loss more than once in a step: use an "
+            "optimizer that takes the gradient as it is, such as AdamW"
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             numbers = torch.arange(parameter.numel()).remainder(251).add(1).div(251)

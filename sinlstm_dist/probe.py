@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.blame import blamed
+from sinlstm_dist.blame import blamed, start_of
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
@@ -60,7 +60,8 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     with blamed(config.task.build), _kept_buffers(task.model) as changed_buffers:
         (piece,) = _pieces(split, [size], world)
         drawn, attributes = states(world.device), _attributes(task.model)
-        counts = counts_of(sums := task.totals(task.model, piece))
+        with blamed(config.task.build, at=task.totals):
+            counts = counts_of(sums := task.totals(task.model, piece))
         fits_threads = drawn == states(world.device)
         fits_threads &= _are_same(attributes, _attributes(task.model))
         _check_loss(task.model, sums[0])
@@ -161,9 +162,9 @@ def _check_sums(task: Task, split: Split, world: World) -> None:
     mean, total = (left + right) / 2, left + right
     if abs(both - mean) <= 1e-3 * abs(mean) < 1e-2 * abs(both - total):
         raise ConfigError(
-            f"task.build: totals returned the loss {both:.4g} for {2 * half} samples, and "
-            f"{left:.4g} and {right:.4g} for their halves: it seems to be a mean; return the sum "
-            '(reduction="sum")'
+            f"task.build: {start_of(task.totals)}totals returned the loss {both:.4g} for "
+            f"{2 * half} samples, and {left:.4g} and {right:.4g} for their halves: it seems to be "
+            'a mean; return the sum (reduction="sum")'
         )
 
 

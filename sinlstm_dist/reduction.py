@@ -101,11 +101,13 @@ def sum_over(
     return tree_sum(light(peers.gather(sums))[places(plan)])
 
 
-def places(plan: Plan) -> np.ndarray:
-    """The row of each piece among the gathered ones: (pieces,)
+def places(plan: Plan) -> np.ndarray | slice:
+    """The row of each piece among the gathered ones: (pieces,), or a slice of all.
 
     Each process sends as many rows as rank 0, which owns the most pieces.
     """
+    if plan.num_pieces % plan.world_size == 0:
+        return slice(None)  # copies no row
     most = len(plan.owned(0))
     owned = (len(plan.owned(rank)) for rank in range(plan.world_size))
     return np.concatenate([rank * most + np.arange(number) for rank, number in enumerate(owned)])
@@ -210,11 +212,6 @@ def new_reduction(plan: Plan, peers: Peers, *, width: int, at_once: int | None) 
         width: numbers in a row.
         at_once: pieces that are computed at the same time; None for all.
     """
-    most = len(plan.owned(0))
-    most_sums = max(len(subtrees(plan.owned(r), plan.num_pieces)) for r in range(plan.world_size))
-    # Numbers that a process sends, in rows: to each of P - 1 others the rows of its pieces, or
-    # 1/P of its sums, and then 1/P of the total.
-    gather_sends_less = most * plan.world_size <= most_sums + 1
-    if gather_sends_less or plan.num_pieces * width * 4 <= GATHERED_BYTES:
+    if plan.num_pieces * width * 4 <= GATHERED_BYTES:
         return Gathered(plan, peers, width=width)
     return SharedOut(plan, peers, width=width, at_once=at_once)

@@ -41,6 +41,7 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
     )
     if model.scaling and isinstance(train, SeriesDataset):
         model.scaling.set(train.scale.mean, train.scale.std)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return Task(
         model=model,
         train_data=train,
@@ -56,7 +57,8 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         facts={
             "data": f"{len(train):,} train and {counted(len(test), 'test window')} of "
             f"{counted(config.data.window, 'step')}, {describe_source(config.data)}",
-            "recurrence": f"{recurrence.name} ({recurrence.reason})",
+            "model": f"{counted(num_parameters, 'parameter')}, recurrence: {recurrence.name} "
+            f"({recurrence.reason})",
         },
     )
 

@@ -31,6 +31,7 @@ from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
 from sinlstm_dist.screen.report import Report
+from sinlstm_dist.sections import Optim
 from sinlstm_dist.words import counted
 
 
@@ -207,7 +208,8 @@ class Training:
 
     def _fail(self, what: str) -> None:
         lr = max(group["lr"] for group in self.job.task.optimizer.param_groups)
-        advice = f"with a learning rate of {lr:g}: try a smaller one, such as {lr / 10:g}"
+        smaller = min(lr / 10, Optim().lr)
+        advice = f"with a learning rate of {lr:g}: try a smaller one, such as {smaller:g}"
         self.outcome = Outcome("failed", f"{what} {advice}")
 
     def _stop_requested(self) -> bool:

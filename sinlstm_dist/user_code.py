@@ -45,14 +45,19 @@ class UserCode:
         function: takes the settings and the configuration.
         settings: the class of its first parameter.
         file: where its module stands.
-        digest: SHA-256 of that file and of the modules loaded from its folder.
+        home: the folder of its code.
     """
 
     spec: str
     function: Callable[..., Any]
     settings: type[BaseModel]
     file: Path
-    digest: str
+    home: Path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file, and of the modules that are loaded from the folder by now."""
+        return _digest(self.file, self.home)
 
     @property
     def keys(self) -> list[str]:
@@ -90,7 +95,8 @@ class UserCode:
             again = {}
         for name in self.settings.model_fields:
             value = getattr(settings, name)
-            if name not in again or again[name] != value:
+            is_left_out = name not in written and value is not None
+            if is_left_out or name not in again or again[name] != value:
                 raise ValueError(f"{name}={value!r:.40} cannot be written in TOML and read back")
         return written
 
@@ -123,7 +129,7 @@ def load(spec: str) -> UserCode:
     file = Path(str(module.__file__))
     function = _function(module, name, spec)
     settings = _settings(function, spec)
-    return UserCode(spec, function, settings, file, _digest(file, _home(module)))
+    return UserCode(spec, function, settings, file, _home(module))
 
 
 def _refuse(spec: str, problem: str) -> NoReturn:

@@ -13,9 +13,9 @@ from sinlstm_dist import job, reduction
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.data.steps import pieces
-from sinlstm_dist.gradient import OrderedGradient, StepResult
+from sinlstm_dist.gradient import DdpGradient, OrderedGradient, StepResult
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.piece_rows import PieceRows
+from sinlstm_dist.piece_rows import PieceRows, Place
 from sinlstm_dist.plan import Plan, epoch_order
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
@@ -219,9 +219,28 @@ def test_any_task_has_the_same_bits_on_any_number_of_processes_and_threads(count
             assert all(result.stop == (processes > 1) for result in its_results)
 
 
+def ddp_gradients(world: World, totals: Callable) -> tuple[Gradients, list[StepResult]]:
+    """As `shared_gradients`, by Accelerate's wrapper on one process."""
+    model, plan = Branches(), Plan(BATCH, BATCH, 1)
+    rows = rows_of(model, totals, Counts(divisor=totals is with_divisor))
+    wrapped = world.wrap_model(model, find_unused=True)
+    gradient = DdpGradient(rows, wrapped=wrapped, plan=plan, world=world, spare=lambda: None)
+    results = [gradient([batch], epoch=0, step=0, stop=False) for batch in steps()]
+    grads: Gradients = []
+    for batch in steps():
+        gradient([batch], epoch=0, step=0, stop=False)
+        grads.append({
+            name: None if p.grad is None else p.grad.clone()
+            for name, p in model.named_parameters()
+        })  # fmt: skip
+    return grads, results
+
+
 @pytest.mark.parametrize("count", [totals, with_divisor])
-def test_any_task_has_the_gradient_of_its_mean_loss(count):
-    grads, results = shared_gradients(1, count)
+@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
+def test_any_task_has_the_gradient_of_its_mean_loss(world, count, reduction):
+    ordered = reduction == "ordered"
+    grads, results = shared_gradients(1, count) if ordered else ddp_gradients(world, count)
     for found, result, (inputs, targets) in zip(grads, results, steps(), strict=True):
         model = Branches()
         loss, correct, *divisor = count(model, (inputs, targets))
@@ -260,13 +279,30 @@ def test_gradients_are_views_of_one_vector_when_a_parameter_is_used_again():
     assert len(storages) == 1
 
 
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_each_piece_has_its_own_number_in_the_global_batch(monkeypatch, processes):
+    """Which decides its random numbers; each piece of a step is seen once, by some process."""
+    seen: list[tuple[int, int, int]] = []
+    right = PieceRows.gradients
+
+    def gradients(self: PieceRows, batch, *, sizes, place: Place, out: torch.Tensor) -> None:
+        for number, _ in enumerate(batch):
+            seen.append((place.epoch, place.step, place.first + number))
+        right(self, batch, sizes=sizes, place=place, out=out)
+
+    monkeypatch.setattr(PieceRows, "gradients", gradients)
+    shared_gradients(processes, totals)
+    assert sorted(seen) == sorted(4 * [(0, 0, piece) for piece in range(PIECES)])
+
+
 def test_a_divisor_of_0_is_a_loss_that_is_no_number():
     """A batch of nothing but padding; pytest makes errors of warnings."""
 
-    def padding(model: nn.Module, batch) -> tuple[torch.Tensor, torch.Tensor, float]:
-        return *totals(model, batch), 0.0
+    def padding(model: nn.Module, batch) -> tuple[torch.Tensor, None, float]:
+        return totals(model, batch)[0], None, 0.0
 
-    rows = rows_of(Branches(), padding, Counts(divisor=True))
+    rows = rows_of(Branches(), padding, Counts(correct=False, divisor=True))
     plan = Plan(BATCH, BATCH, PIECES)
     gradient = OrderedGradient(rows, plan=plan, peers=Peer(Threads(1), 0))
     result = gradient(pieces(steps()[0], [2] * PIECES), epoch=0, step=0, stop=False)

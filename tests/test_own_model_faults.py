@@ -18,7 +18,7 @@ WRONG = {
     ),
     "bfloat16": ("parameter net.0.weight is bfloat16", ".float()", 'train.reduction="ddp"'),
     "mean_loss": ("it seems to be a mean", 'reduction="sum"'),
-    "lbfgs": ("LBFGS.step needs a closure", "torch.optim.AdamW"),
+    "lbfgs": ("LBFGS computes the loss more than once in a step", "AdamW"),
     "python_state": ("CountingSGD has count of 0.weight, which is no tensor", "torch.optim"),
     "frozen_all": ("no parameter of the model is to be trained", "requires_grad is False"),
     "stateful": ("the gradient of net.0.weight had other bits the second time", "keeps a state"),

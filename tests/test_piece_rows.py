@@ -263,6 +263,22 @@ def test_rows_of_a_copy_leave_the_model_alone():
     assert torch.equal(gradients(rows, new_batch()), gradients(new_rows(model), new_batch()))
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_totals_keep_no_graph_in_any_thread(num_threads):
+    kept: list[bool] = []
+
+    def totals(model, batch):
+        sums = cross_entropy(model, batch)
+        kept.append(sums[0].requires_grad)
+        return sums
+
+    rows = new_rows(new_model(), totals, num_threads=num_threads)
+    rows.totals(new_batch(), sizes=SIZES, place=PLACE)
+    assert kept == [False] * 4
+    gradients(rows, new_batch())  # negative control
+    assert kept[4:] == [True] * 4
+
+
 def test_testing_puts_the_model_into_evaluation_mode_and_back():
     model = new_model(0.5)
     rows, batch = new_rows(model), new_batch()

@@ -13,7 +13,7 @@ from sinlstm_dist import job
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.piece_rows import PieceRows
+from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.plan import Plan, in_order
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
@@ -160,6 +160,22 @@ def test_counting_leaves_the_model_in_training_mode(model):
     with pytest.raises(ValueError, match="it broke"):
         counted(1, fails, model)
     assert model.training
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_each_piece_has_its_own_number_in_the_global_batch(model, monkeypatch, processes):
+    """Which decides its random numbers; each piece of a step is seen once, by some process."""
+    seen: list[tuple[int, int, int]] = []
+    right = PieceRows.totals
+
+    def totals(self: PieceRows, batch, *, sizes, place: Place) -> torch.Tensor:
+        for number, _ in enumerate(batch):
+            seen.append((place.epoch, place.step, place.first + number))
+        return right(self, batch, sizes=sizes, place=place)
+
+    monkeypatch.setattr(PieceRows, "totals", totals)
+    counted(processes, sums, model)
+    assert sorted(seen) == [(TESTING, step, piece) for step in range(3) for piece in range(PIECES)]
 
 
 def test_what_is_drawn_in_testing_is_the_same_every_time(model):

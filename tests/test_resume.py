@@ -296,7 +296,9 @@ def test_what_is_not_finite_is_not_published(train, tmp_path: Path, processes: i
     assert ended.codes == [1] * processes, ended.stderr
     run = tmp_path / "run"
     assert summary(run)["outcome"] == "failed"
-    assert "became infinite or nan at step 1 with optim.lr=1e+39" in summary(run)["reason"]
+    reason = summary(run)["reason"]
+    assert "became infinite or nan at step 1 with a learning rate of 1e+39: try a " in reason
+    assert reason.endswith("such as 0.01")
     assert not (run / "checkpoints").exists()
     assert not (run / "model.safetensors").exists()
 

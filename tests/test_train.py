@@ -357,7 +357,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, capsys):
     assert len(epochs) == summary["epochs"]
     step = summary["step"] + 1
     assert f"the training loss became inf at step {step}" in summary["reason"]
-    assert "optim.lr=100: try a smaller one, such as 0.01" in summary["reason"]
+    assert "a learning rate of 100: try a smaller one, such as 0.01" in summary["reason"]
     assert summary["reason"] in capsys.readouterr().out
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == [f"step-{3 * (len(epochs) + i):08d}" for i in (-1, 0) if len(epochs) + i]

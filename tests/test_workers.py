@@ -1,6 +1,7 @@
 """A loader's workers: the same samples for any number of them, and no trouble when a run ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,21 +25,37 @@ from sinlstm_dist.run.hold import Hold
 
 SCRIPT = str(Path(__file__).with_name("with_workers.py"))
 FOREVER = "1000000"
+MEANT_FOR_A_RUN = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch starts workers")
 
 
-def begin(tmp_path: Path, *, processes: int = 1, **variables: str) -> list[subprocess.Popen[str]]:
-    """Start a loop with two workers on each process; each has begun, in a session of its own."""
-    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    words = [sys.executable, SCRIPT, "2", FOREVER]
-    started = [
-        spawn(words, cwd=tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **world, **variables)
-        for rank in range(processes)
-    ]
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a loop with two workers on each process, each in a session of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*, processes: int = 1) -> list[subprocess.Popen[str]]:
+        world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        words = [sys.executable, SCRIPT, "2", FOREVER]
+        for rank in map(str, range(processes)):
+            started.append(spawn(words, cwd=tmp_path, RANK=rank, LOCAL_RANK=rank, **world))
+        for process in started:
+            assert process.stdout.readline().startswith("begun")
+        return started
+
+    yield start
     for process in started:
-        assert process.stdout.readline().startswith("begun")
-    return started
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def mask_of(pid: int, name: str) -> set[int]:
+    """The signals in a mask of a process, such as those that it ignores."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    mask = int(re.search(rf"^{name}:\s*(\w+)", text, re.MULTILINE)[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def test_any_number_of_workers_and_processes_gives_the_same_samples(tmp_path):
@@ -53,18 +70,21 @@ def test_any_number_of_workers_and_processes_gives_the_same_samples(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_process_group_leaves_the_workers_to_the_run(tmp_path, number):
-    started = begin(tmp_path, processes=2)
+def test_a_signal_to_the_process_group_leaves_the_workers_to_the_run(begin, number):
+    started = begin(processes=2)
     workers = [worker for process in started for worker in children(process.pid)]
     assert len(workers) == 4
+    for worker in workers:
+        assert mask_of(worker, "SigIgn") >= MEANT_FOR_A_RUN
+        assert signal.SIGTERM in mask_of(worker, "SigBlk")  # read by a thread
     os.killpg(started[0].pid, number)
     for ended in map(finish, started):
         assert (ended.code, ended.stdout.split()[0], ended.stderr) == (0, "stopped", "")
     assert not any(map(is_alive, workers))
 
 
-def test_workers_of_a_killed_run_end_at_once_and_free_its_folder(tmp_path):
-    [process] = begin(tmp_path)
+def test_workers_of_a_killed_run_end_at_once_and_free_its_folder(begin, tmp_path):
+    [process] = begin()
     workers = children(process.pid)
     assert len(workers) == 2
     process.kill()
@@ -80,17 +100,22 @@ def test_a_child_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     hold = Hold(tmp_path / "held")
     hold.take()
     reader, writer = os.pipe()
+    told, teller = os.pipe()
     if not (child := os.fork()):
+        os.write(teller, b"x")
         os.read(reader, 1)
         os._exit(0)
+    os.read(told, 1)
     hold.release(keep=True)
-    Hold(tmp_path / "held").take()
-    os.write(writer, b"x")
-    os.waitpid(child, 0)
+    try:
+        Hold(tmp_path / "held").take()
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(child, 0)
 
 
-def test_a_worker_that_dies_ends_all_processes_with_an_error_that_names_it(tmp_path):
-    one, other = begin(tmp_path, processes=2)
+def test_a_worker_that_dies_ends_all_processes_with_an_error_that_names_it(begin):
+    one, other = begin(processes=2)
     worker = children(one.pid)[0]
     os.kill(worker, signal.SIGKILL)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What makes a start another run than the one that a checkpoint is of: its settings, data, schedule.
+"""What makes a start another run than that of a checkpoint: its settings, its data, its schedule.
 
 Numbers of a run that goes on must be those of a run that was never interrupted.
 """

@@ -76,16 +76,14 @@ class JobAlone:
         task = dataclasses.replace(job.task, model=self.model, optimizer=optimizer)
         self.update = new_update(task, self.rows, config, self.train.plan)
 
-    def steps(self, num_steps: int) -> Tensor:
-        """Take steps; returns the weights before, between and after: (num_steps + 1, G)"""
-        weights = [weights_vector(self.model)]
-        for number, (epoch, step, batch) in enumerate(
-            first_batches(self.train, num_steps, whole=self.rows.is_whole)
-        ):
+    def steps(self, num_steps: int) -> Iterator[Tensor]:
+        """Take steps; yields the weights before, between and after: (G,) each."""
+        yield weights_vector(self.model)
+        batches = first_batches(self.train, num_steps, whole=self.rows.is_whole)
+        for number, (epoch, step, batch) in enumerate(batches):
             self.gradient(batch, epoch=epoch, step=step, stop=False)
             self.update(number)
-            weights.append(weights_vector(self.model))
-        return torch.stack(weights)
+            yield weights_vector(self.model)
 
     def count_train(self) -> Totals:
         """The totals of the first epoch, all with the weights of now."""
@@ -117,6 +115,12 @@ def first_batches(split: Split, num_steps: int, *, whole: bool) -> Iterator[tupl
 def weights_vector(model: nn.Module) -> Tensor:
     """A copy of all parameters as one vector: (G,)"""
     return torch.cat([parameter.detach().float().flatten() for parameter in model.parameters()])
+
+
+def gradient_vector(model: nn.Module) -> Tensor:
+    """A copy of all parameters' gradients as one vector, 0 for one that has no gradient: (G,)"""
+    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
+    return torch.cat([gradient.float().flatten() for gradient in gradients])
 
 
 def distance(weights: Tensor, others: Tensor) -> float:

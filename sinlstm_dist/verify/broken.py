@@ -1,6 +1,7 @@
 """Parts of the package that are broken on purpose, for `faults.py`."""
 
 import itertools
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import Checkpoint
 from sinlstm_dist.run.folder import RunFolder
 
+SLEEP_S, SLEEP_STEPS = 0.03, 4  # per step: several times what its arithmetic takes
 LARGE_BYTES = 4 << 20  # far more than training this model sends at once
 LAST_BIT = 1 + 2**-23  # a factor that changes the last bit of a float32
 
@@ -54,6 +56,17 @@ class StruckGradient:
         return result
 
 
+class SlowGradient(StruckGradient):
+    """A gradient that sleeps for several times as long as it computes."""
+
+    def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
+        """See Gradient."""
+        started = time.perf_counter()
+        result = super().__call__(batch, epoch=epoch, step=step, stop=stop)
+        time.sleep(max(SLEEP_S, SLEEP_STEPS * (time.perf_counter() - started)))
+        return result
+
+
 class OtherLstm(nn.LSTM):
     """An nn.LSTM that does not use oneDNN or cuDNN, as on another kind of machine."""
 
@@ -66,7 +79,7 @@ class OtherLstm(nn.LSTM):
 
 
 class OtherRows(PieceRows):
-    """Rows of the built-in task by autograd, also where the fused kernel computes those of others."""
+    """Rows of the built-in task by autograd, also where others use the fused kernel."""
 
     def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
         """See PieceRows."""

@@ -7,7 +7,6 @@ Most faults strike on the last process only.
 import dataclasses
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +22,12 @@ from sinlstm_dist.problems import did_you_mean
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Parts, settings
 from sinlstm_dist.verify.broken import (
+    SLEEP_S,
     DamagingWorld,
     OtherLstm,
     OtherRows,
     RoundedRows,
+    SlowGradient,
     StaleFolder,
     StruckGradient,
     TwiceSampler,
@@ -35,7 +36,6 @@ from sinlstm_dist.verify.broken import (
 )
 from sinlstm_dist.verify.claims import ARITHMETIC, GRADIENTS
 
-SLEEP_S = 0.03  # per step, several times what its arithmetic takes, also through nn.LSTM
 FLIPS_AT, DIES_AT = 10, 5  # calls of a job's gradient
 SLOWED = 1e-3  # factor of the learning rate
 
@@ -105,7 +105,7 @@ def _drop_gradient(job: Job, world: World, batch: Any, place: Place, result: Ste
     rows, plan = job.rows, job.train.plan
     sizes = plan.piece_sizes(place.step)
     parts = torch.zeros(len(sizes), rows.width, device=world.device)
-    if is_last(world) and sum(sizes):
+    if is_last(world) and any(sizes):
         share = batch if rows.is_whole == job.gradient.is_whole else batch[0]
         here = dataclasses.replace(place, first=plan.owned(plan.rank).start)
         rows.gradients(share, sizes=sizes, place=here, out=parts)
@@ -140,8 +140,8 @@ def _flip_last_bit(job: Job) -> None:
     bits[0] ^= 1
 
 
-def _sleep(job: Job, config: Config, call: int) -> None:
-    time.sleep(SLEEP_S)
+def _slow_down(job: Job, config: Config, world: World) -> Job:
+    return dataclasses.replace(job, gradient=SlowGradient(job.gradient)) if is_last(world) else job
 
 
 def _die(job: Job, config: Config, call: int) -> None:
@@ -220,7 +220,7 @@ FAULTS = {
         Parts(settings=_slow_learning),
     ),
     "sleeps": Fault(
-        f"a process sleeps {SLEEP_S:g} s in each step", "Speed", _before_step(_sleep),
+        f"a process sleeps {SLEEP_S:g} s or more in each step", "Speed", _rebuilt(_slow_down),
         least_processes=2,
     ),
     "dies": Fault(

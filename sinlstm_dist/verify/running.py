@@ -1,10 +1,11 @@
 """Check whole runs: a resumed run equals an unbroken one, and a run learns the task."""
 
 import contextlib
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ from sinlstm_dist.verify.alone import JobAlone, distance, weights_vector
 from sinlstm_dist.verify.bench import Bench, Finding
 from sinlstm_dist.words import counted
 
+Figures = Sequence[Mapping[str, Any]]
+
 ROOT = Path("runs")  # the default place of run folders, which must be writable
-STOP_AFTER = 4  # steps: in the middle of the second epoch
+STOP_AFTER = 4  # steps: in the middle of the second epoch, if it has three
+LEAST_STEPS = 8  # of a run that is stopped and resumed
+ROUNDING = 1e-2  # of a run with the data-parallel wrapper, whose optimizer may enlarge it
 VISIBLE_S = 5.0  # a shared file system may show a new file to other nodes a little later
 NOTHING = "nothing"
 # The small model, whatever the user's configuration is, because its accuracy is known.
@@ -38,7 +43,8 @@ REACHED = 0.97  # seen: 1.0 with this seed, 0.98 to 1.0 with others
 
 def check_checkpoint(bench: Bench) -> Finding:
     """Every process reads what one writes, and a resumed run equals an unbroken one."""
-    changed = {"train.epochs": 3, "checkpoint.every_steps": 2}
+    num_epochs = max(3, LEAST_STEPS // bench.build().train.plan.num_steps)
+    changed = {"train.epochs": num_epochs, "checkpoint.every_steps": 2}
     with _folder(bench.world) as folder:
         straight = _run(bench, folder / "straight", changed)
         stopped = _run(bench, folder / "resumed", changed, stop_after=STOP_AFTER)
@@ -46,21 +52,40 @@ def check_checkpoint(bench: Bench) -> Finding:
         resumed = _run(bench, folder / "resumed", changed)
     if stopped.outcome != "stopped":
         problems.append(f"the run was asked to stop, and ended as {stopped.outcome}")
-    if not torch.equal(straight.weights, resumed.weights):
-        apart = distance(straight.weights, resumed.weights)
+    # The wrapper's first sum after a start may be rounded otherwise than a later one.
+    is_exact = not bench.is_own or bench.settings().train.reduction == "ordered"
+    rounding = 0.0 if is_exact else ROUNDING
+    apart = distance(straight.weights, resumed.weights)
+    if not apart <= rounding * float(straight.weights.abs().max()):
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
-    if straight.figures != resumed.figures:
+    if not _same_figures(straight.figures, resumed.figures, rounding=rounding):
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
     measured = (
         f"stopped after step {stopped.step} on request of rank {bench.world.size - 1}, read by "
-        f"every process, resumed: the weights and metrics of the unbroken run"
+        "every process, resumed: the weights and metrics of the unbroken run"
     )
-    return Finding(measured, problems)
+    return Finding(measured if is_exact else f"{measured} within {ROUNDING:.0e}", problems)
+
+
+def _same_figures(
+    figures: Sequence[Mapping[str, float]],
+    others: Sequence[Mapping[str, float]],
+    *,
+    rounding: float,
+) -> bool:
+    """Whether two runs have the same metrics, up to a relative difference."""
+    if rounding == 0.0:
+        return figures == others
+    return len(figures) == len(others) and all(
+        math.isclose(row[name], other[name], rel_tol=rounding, abs_tol=rounding)
+        for row, other in zip(figures, others, strict=True)
+        for name in row
+    )
 
 
 def check_learning(bench: Bench) -> Finding:
     """The small built-in model reaches its known accuracy."""
-    bench = bench.built_in
+    is_own, bench = bench.is_own, bench.built_in
     config, initial = bench.settings(LEARNING), bench.build(LEARNING)
     with _folder(bench.world) as folder:
         run = _run(bench, folder / "run", LEARNING)
@@ -69,8 +94,9 @@ def check_learning(bench: Bench) -> Finding:
     problems = [] if reached >= REACHED else [f"test accuracy {reached:.4f}, needed {REACHED}"]
     steps, loss = counted(run.step, "step"), last["test_loss"]
     measured = f"test accuracy {reached:.4f} after {steps}, loss {loss:.1e}"
+    measured = f"the built-in model: {measured}" if is_own else measured
     if config.train.reduction == "ordered":
-        alone = JobAlone(initial, config, bench.world).steps(run.step)[-1]
+        *_, alone = JobAlone(initial, config, bench.world).steps(run.step)
         if not torch.equal(run.weights, alone):
             problems.append("the run ends with other weights than one process alone computes")
         measured += "; the weights of one process alone"

@@ -17,6 +17,10 @@ from sinlstm_dist.words import counted
 
 EPOCHS = 2  # for which samples are counted
 SHOWN = 3  # wrong samples per message list
+OWN_LOOK_AT = (
+    "your data sets: a sample may depend on its index and on what the generators of torch, numpy "
+    "and random give in __getitem__, which are seeded for each sample, and on nothing else"
+)
 
 
 class Numbered(Dataset[Any]):
@@ -63,7 +67,7 @@ def check_data(bench: Bench) -> Finding:
         f"each of {counted(len(job.test.data), 'test sample')} once; the same values for each "
         "process"
     )
-    return Finding(measured, problems)
+    return Finding(measured, problems, look_at=OWN_LOOK_AT if bench.is_own else None)
 
 
 def _miscounted(bench: Bench, split: Split, what: str, *, epoch: int) -> list[str]:
@@ -82,7 +86,9 @@ def _miscounted(bench: Bench, split: Split, what: str, *, epoch: int) -> list[st
     drawn = enumerate(world.sum(counts).tolist())
     return [
         *_first([f"{what}: number {i} drawn {n} times" for i, n in drawn if n != 1], what),
-        *_first([f"{what}: number {i} has other values in a batch" for i in other], what),
+        *_first(
+            [f"{what}: number {i} has other values when it is fetched again" for i in other], what
+        ),
         *_first(_differing(bench, split, what, epoch=epoch), what),
     ]
 

@@ -8,11 +8,13 @@ from statistics import median
 
 import torch
 
+from sinlstm_dist.gradient import Gradient, OrderedGradient
+from sinlstm_dist.job import Job
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding, is_large
 
 BATCH, STEPS = 1200, 30
-FEW = 16, 5  # for a large model
+FEW, OWN_STEPS = (16, 5), 5  # for a large model, and for the user's own task
 # A node of another kind may be half as fast. The best step counts: other work on the machine slows
 # some steps down, a slow process is slow in all of them.
 LAGS = 3.0
@@ -21,18 +23,15 @@ LAGS = 3.0
 def check_speed(bench: Bench) -> Finding:
     """No process computes much slower than the others."""
     watch = Stopwatch(bench.world)
-    batch_size, num_steps = FEW if is_large(bench.settings()) else (BATCH, STEPS)
-    changed = {
-        "data.train_size": batch_size,
-        "train.global_batch_size": batch_size,
-        "train.reduction": "ordered",  # DDP waits for the others while it computes
-    }
-    job = dataclasses.replace(bench, world=watch).build(changed)
-    [(_, batch)] = job.train.batches(whole=job.gradient.is_whole)
+    job, num_steps = _job(dataclasses.replace(bench, world=watch))
+    gradient: Gradient = job.gradient
+    if bench.is_own and bench.settings().train.reduction == "ddp":  # it waits while it computes
+        gradient = OrderedGradient(job.rows, plan=job.train.plan, peers=watch)
+    (_, batch), *_ = job.train.batches(whole=gradient.is_whole)
     own_s, whole_s = [], []
     for _ in range(num_steps):
         watch.waited_s, started = 0.0, time.perf_counter()
-        job.gradient(batch, epoch=0, step=0, stop=False)
+        gradient(batch, epoch=0, step=0, stop=False)
         whole_s.append(time.perf_counter() - started)
         own_s.append(whole_s[-1] - watch.waited_s)
     samples = sum(job.train.plan.piece_sizes(0))
@@ -47,8 +46,19 @@ def check_speed(bench: Bench) -> Finding:
     measured = f"{sum(usual) / len(usual):,.0f} samples/s per process"
     if len(usual) > 1:
         measured += f", the slowest {usual[slowest]:,.0f} ({bench.name(slowest)})"
-    measured += f"; together {batch_size / median(whole_s):,.0f}, waiting included"
+    measured += (
+        f"; together {job.train.plan.num_samples(0) / median(whole_s):,.0f}, waiting included"
+    )
     return Finding(measured, problems)
+
+
+def _job(bench: Bench) -> tuple[Job, int]:
+    """The job whose first step is measured, and how many times. Collective: yes."""
+    if bench.is_own:
+        return bench.build(), OWN_STEPS
+    batch_size, num_steps = FEW if is_large(bench.settings()) else (BATCH, STEPS)
+    sizes = {"data.train_size": batch_size, "train.global_batch_size": batch_size}
+    return bench.build({**sizes, "train.reduction": "ordered"}), num_steps
 
 
 class Stopwatch(World):

@@ -1,20 +1,32 @@
 """Check gradients, weights and metrics against what each process computes alone."""
 
+import math
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
+from sinlstm_dist.agreement import digest
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.verify import plain
-from sinlstm_dist.verify.alone import JobAlone, distance, first_batches, weights_vector
+from sinlstm_dist.verify.alone import (
+    JobAlone,
+    distance,
+    first_batches,
+    gradient_vector,
+    weights_vector,
+)
 from sinlstm_dist.verify.bench import Bench, Finding, is_large
 from sinlstm_dist.words import counted
 
-STEPS, OWN_STEPS, FEW_STEPS = (
-    20,
-    12,
-    4,
-)  # the second for the user's own task, the third for a large model
+STEPS, OWN_STEPS, FEW_STEPS = 20, 12, 4  # of the built-in, the user's own and a large model
+# Samples that rounding may count either way with the data-parallel wrapper.
+BORDERLINE = 0.01
+OWN_LOOK_AT = (
+    "what your model or `totals` keeps from one batch to the next; nodes with other CPUs or GPUs; "
+    "failing memory"
+)
 
 
 def check_weights(bench: Bench) -> Finding:
@@ -23,16 +35,21 @@ def check_weights(bench: Bench) -> Finding:
     They have the same bits with ordered reduction, and are the same up to rounding with the
     data-parallel wrapper.
     """
+    if bench.is_own:
+        return _check_own_weights(bench)
     world, config, job = bench.world, bench.settings(), bench.build()
     num_steps = FEW_STEPS if is_large(config) else STEPS
     is_exact = config.train.reduction == "ordered"
-    alone = JobAlone(job, config, world).steps(num_steps)
+    alone = torch.stack(list(JobAlone(job, config, world).steps(num_steps)))
     in_float64 = plain.steps(job, config, num_steps=num_steps)
-    shared = _steps(job, num_steps)
+    shared = torch.stack(list(_steps(job, num_steps)))
     problems = _differing(bench, shared)
-    if is_exact and (difference := _difference(shared, alone)):
-        problems.append(f"other weights than one process alone computes {difference}")
-    wrapped = _steps(bench.build({"train.reduction": "ddp"}), num_steps) if is_exact else shared
+    wrapped = shared
+    if is_exact:
+        if difference := _difference(shared, alone):
+            problems.append(f"other weights than one process alone computes {difference}")
+        *_, last = _steps(bench.build({"train.reduction": "ddp"}), num_steps)
+        wrapped = last[None]
     apart = {
         "data-parallel wrapper": distance(wrapped[-1], alone[-1]),
         "plain torch in float64": distance(in_float64[-1], alone[-1]),
@@ -47,18 +64,85 @@ def check_weights(bench: Bench) -> Finding:
     return Finding(f"{counted(num_steps, 'step')}: {alike}; {within}", problems)
 
 
-def _steps(job: Job, num_steps: int) -> Tensor:
-    """Take steps of `job`; returns the weights before, between and after: (num_steps + 1, G)
+def _check_own_weights(bench: Bench) -> Finding:
+    """The same for the user's own task, without plain torch and the other reduction.
+
+    The data-parallel wrapper's gradients are compared, not its weights: an optimizer may turn a
+    rounded gradient into another step.
+    """
+    config, job = bench.settings(), bench.build()
+    alone = JobAlone(job, config, bench.world)
+    measured = f"{counted(OWN_STEPS, 'step')}: the same bits on all processes"
+    if config.train.reduction == "ordered":
+        measured += " and on one alone"
+        pairs = list(_digested(zip(_steps(job, OWN_STEPS), alone.steps(OWN_STEPS), strict=True)))
+        problems = _apart(bench, [mine for mine, _ in pairs])
+        if differing := [step for step, (mine, other) in enumerate(pairs) if mine != other]:
+            problems.append(
+                f"other weights than one process alone computes from step {differing[0]} on"
+            )
+        return Finding(measured, problems, look_at=OWN_LOOK_AT)
+    digests, apart = _steps_and_distances(job, alone, OWN_STEPS)
+    problems = _apart(bench, digests) + [
+        f"the gradient of step {step} differs from one process alone's by {far:.1e} of its largest"
+        for step, far in enumerate(apart, start=1)
+        if not far <= plain.ROUNDING  # also nan
+    ]
+    measured += f"; gradients of one alone within {max(apart):.0e}"
+    return Finding(measured, problems, look_at=OWN_LOOK_AT)
+
+
+def _digested(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, str]]:
+    """Digests in place of weights: those of all steps may not fit into memory."""
+    return ((digest(mine), digest(other)) for mine, other in pairs)
+
+
+def _apart(bench: Bench, digests: list[str]) -> list[str]:
+    """The processes whose weights' digests differ from those of rank 0. Collective: yes."""
+    everyones = bench.world.gather_json(digests)
+    return [
+        f"{bench.name(rank)} has other weights than rank 0 from step {differing[0]} on"
+        for rank, theirs in enumerate(everyones)
+        if (differing := [step for step, d in enumerate(theirs) if d != everyones[0][step]])
+    ]
+
+
+def _steps_and_distances(
+    job: Job, alone: JobAlone, num_steps: int
+) -> tuple[list[str], list[float]]:
+    """Take steps of `job`; returns the weights' digests, and each gradient's largest distance
+    from that of one process alone, as a share of its largest number.
 
     Collective: yes.
     """
-    rows = [weights_vector(job.task.model)]
+    digests, apart = [digest(weights_vector(job.task.model))], []
+    shares = first_batches(job.train, num_steps, whole=False)
+    batches = first_batches(alone.train, num_steps, whole=False)
+    for number, ((epoch, step, share), (_, _, batch)) in enumerate(
+        zip(shares, batches, strict=True)
+    ):
+        alone.model.load_state_dict(job.task.model.state_dict())
+        alone.gradient(batch, epoch=epoch, step=step, stop=False)
+        job.gradient(share, epoch=epoch, step=step, stop=False)
+        expected = gradient_vector(alone.model)
+        far = distance(gradient_vector(job.task.model), expected)
+        apart.append(far / float(expected.abs().max()) if far else 0.0)
+        job.update(number)
+        digests.append(digest(weights_vector(job.task.model)))
+    return digests, apart
+
+
+def _steps(job: Job, num_steps: int) -> Iterator[Tensor]:
+    """Take steps of `job`; yields the weights before, between and after: (G,) each
+
+    Collective: yes.
+    """
+    yield weights_vector(job.task.model)
     batches = first_batches(job.train, num_steps, whole=job.gradient.is_whole)
     for number, (epoch, step, batch) in enumerate(batches):
         job.gradient(batch, epoch=epoch, step=step, stop=False)
         job.update(number)
-        rows.append(weights_vector(job.task.model))
-    return torch.stack(rows)
+        yield weights_vector(job.task.model)
 
 
 def _differing(bench: Bench, weights: Tensor) -> list[str]:
@@ -83,6 +167,8 @@ def _difference(weights: Tensor, others: Tensor) -> str:
 
 def check_metrics(bench: Bench) -> Finding:
     """Loss and accuracy equal those that one process counts over all samples."""
+    if bench.is_own:
+        return _check_own_metrics(bench)
     config, job = bench.settings(), bench.build()
     train, wrapped = _train_totals(job), _train_totals(bench.build({"train.reduction": "ddp"}))
     test = bench.parts.totals_over(job.rows, job.test, peers=bench.world)
@@ -92,12 +178,53 @@ def check_metrics(bench: Bench) -> Finding:
         *plain.miscount(wrapped, train_data, job, config, "train, data-parallel wrapper"),
         *plain.miscount(test, test_data, job, config, "test"),
     ]
-    measured = (
-        f"train loss {train.loss:.6f} and accuracy {train.accuracy:.6f} over "
-        f"{counted(train.samples, 'sample')}, test {test.loss:.6f} and {test.accuracy:.6f} over "
-        f"{test.samples:,}: as recounted"
+    return Finding(f"{_measured(train, test)}: as recounted", problems)
+
+
+def _check_own_metrics(bench: Bench) -> Finding:
+    """The same for the user's own task: one process alone counts all samples in the same pieces."""
+    config, job = bench.settings(), bench.build()
+    alone = JobAlone(job, config, bench.world)
+    test = bench.parts.totals_over(job.rows, job.test, peers=bench.world)
+    recounted_test = alone.count_test()  # before the train samples, which may change buffers
+    train, recounted = _train_totals(job), alone.count_train()
+    is_exact = config.train.reduction == "ordered"
+    problems = [
+        *_miscount(train, recounted, "train", is_exact=is_exact),
+        *_miscount(test, recounted_test, "test", is_exact=is_exact),
+    ]
+    how = "the same bits" if is_exact else f"within {plain.ROUNDING:.0e}"
+    measured = f"{_measured(train, test)}: as one process alone counts, {how}"
+    return Finding(measured, problems, look_at=OWN_LOOK_AT)
+
+
+def _miscount(totals: Totals, recount: Totals, what: str, *, is_exact: bool) -> list[str]:
+    """How totals differ from those of one process alone."""
+    if totals == recount:
+        return []
+    same_size = (totals.samples, totals.divisor) == (recount.samples, recount.divisor)
+    is_near = math.isclose(totals.loss_sum, recount.loss_sum, rel_tol=plain.ROUNDING)
+    miscounted = abs((totals.correct or 0) - (recount.correct or 0))
+    if not is_exact and same_size and is_near and miscounted <= BORDERLINE * totals.samples:
+        return []
+    return [f"{what}: {_in_full(totals)}, one process alone {_in_full(recount)}"]
+
+
+def _in_full(totals: Totals) -> str:
+    correct = "" if totals.correct is None else f"{totals.correct:,} correct, "
+    divisor = "" if totals.divisor is None else f" divided by {totals.divisor:,.9g}"
+    return f"loss {totals.loss:.9g}{divisor}, {correct}{counted(totals.samples, 'sample')}"
+
+
+def _measured(train: Totals, test: Totals) -> str:
+    def accuracy(totals: Totals) -> str:
+        return "" if totals.accuracy is None else f"{totals.accuracy:.6f}"
+
+    return (
+        f"train loss {train.loss:.6f}{' and accuracy ' * (train.correct is not None)}"
+        f"{accuracy(train)} over {counted(train.samples, 'sample')}, test {test.loss:.6f}"
+        f"{' and ' * (test.correct is not None)}{accuracy(test)} over {test.samples:,}"
     )
-    return Finding(measured, problems)
 
 
 def _train_totals(job: Job) -> Totals:

@@ -31,6 +31,7 @@ from sinlstm_dist.verify.faults import Fault
 WAIT_S = 30.0  # for which a process waits for the others
 CLAIM_S = 120.0  # for the check of a claim, on a machine that is busy with other things too
 TOO_LARGE = ": the model is large for this machine, so verify a smaller --model.hidden_size"
+TOO_LONG = ": the steps are long for this machine, so verify a smaller --train.global_batch_size"
 
 
 class TimeLimit(CommandError):
@@ -157,7 +158,7 @@ class Verification:
         broken = [v.claim for v in self.verdicts if v.claim in claim.needs and v.result != "PASS"]
         if broken:
             return Verdict(claim.name, "SKIP", f"depends on {broken[0]}")
-        with _time_limit(claim.name, is_large=is_large(self._config)):
+        with _time_limit(claim.name, _advice(self._config)):
             finding = _finding(claim, bench)
             problems = _agreed(world.gather_json(list(finding.problems)), bench)
         look_at = claim.look_at if finding.look_at is None else finding.look_at
@@ -221,12 +222,19 @@ def _agreed(everyones: Sequence[Sequence[str]], bench: Bench) -> list[str]:
     ]
 
 
+def _advice(config: Config) -> str:
+    """What to do where a claim takes too long."""
+    if config.task.build:
+        return TOO_LONG
+    return TOO_LARGE if is_large(config) else ""
+
+
 @contextlib.contextmanager
-def _time_limit(name: str, *, is_large: bool) -> Iterator[None]:
+def _time_limit(name: str, advice: str) -> Iterator[None]:
     """Raise TimeLimit after CLAIM_S, except in a collective, which has a timeout of its own."""
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise TimeLimit(f"{name} is not done after {CLAIM_S:g} s{TOO_LARGE if is_large else ''}")
+        raise TimeLimit(f"{name} is not done after {CLAIM_S:g} s{advice}")
 
     previous = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, CLAIM_S)
