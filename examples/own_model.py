@@ -1,5 +1,4 @@
-"""Your own model: a GRU that tells four noisy waves apart. Copy this file and change it.
-
+"""Your own model: a GRU that tells four noisy waves apart. Copy this file and change it:
 python -m sinlstm_dist.train --task.build examples/own_model.py:build --train.epochs 20
 """
 

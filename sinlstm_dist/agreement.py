@@ -15,6 +15,7 @@ do not show it. So each process computes the same small things, and they compare
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,32 @@ def check_same_model(
     Collective: yes, one.
     """
     if world.size > 1:
-        facts = {**code, "initial weights": digest(model.state_dict())}
-        _check_same_bits(world, arithmetic, facts)
+        weights = "initial weights"
+        advice = {CODE: "copy the same files to all nodes"}
+        if CODE in code:
+            advice[weights] = (
+                f"let it draw them from torch's generators, which train.seed has seeded, and {SAME}"
+            )
+        facts = {**code, weights: digest(model.state_dict())}
+        _check_same_bits(world, arithmetic, facts, advice=advice)
 
 
-def _check_same_bits(world: World, arithmetic: Arithmetic, facts: Mapping[str, str]) -> None:
-    """Raise a Disagreement for the first of `facts`, digests by what they are of, that differs."""
+def _check_same_bits(
+    world: World,
+    arithmetic: Arithmetic,
+    facts: Mapping[str, str],
+    *,
+    advice: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raise a Disagreement for the first of `facts`, digests by what they are of, that differs.
+
+    Args:
+        advice: what to do about a fact, where it is not `SAME`.
+    """
     difference = world.difference(facts)
     if difference:
         who, clues = _who(difference, world), _clues(difference, world, arithmetic)
-        raise Disagreement(f"{who}{clues}: {SAME}")
+        raise Disagreement(f"{who}{clues}: {advice.get(difference.fact, SAME)}")
 
 
 def _clues(difference: Difference, world: World, arithmetic: Arithmetic) -> str:

@@ -14,6 +14,14 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # by Ctrl-C; a shell's 128 + SIGINT
 
 
+def said(error: Exception) -> str:
+    """An error's kind and message; of a data loader's worker, whose message is a traceback, the end
+    of that.
+    """
+    text = f"{type(error).__name__}: {error}"
+    return text.rstrip().rpartition("\n")[2] if "\nOriginal Traceback" in text else text
+
+
 class CommandError(Exception):
     """An error whose message is written for the user.
 

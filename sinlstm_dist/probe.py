@@ -64,11 +64,13 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
         (piece,) = _pieces(split, [size], world)
         drawn, attributes = states(world.device), _attributes(task.model)
         with blamed(config.task.build, at=task.totals):
-            counts = counts_of(task.totals(task.model, piece))
+            counts = counts_of(sums := task.totals(task.model, piece))
         fits_threads = drawn == states(world.device)
         fits_threads &= _are_same(attributes, _attributes(task.model))
+        _check_loss(task.model, sums[0])
         rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
         first, second = (_row(rows, piece, size) for _ in range(2))
+        counts.to_totals(first[-counts.width :].tolist())
         if is_exact:
             _check_buffers(task.model, changed_buffers())
             _check_function(rows, first, second)
@@ -83,10 +85,13 @@ def _check_names(task: Task) -> None:
     if odd:
         raise ConfigError(
             f"task.build: the model's state_dict has {odd[0]}, which is no tensor: checkpoints "
-            "hold tensors only"
+            "hold tensors only; make it a buffer"
         )
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
-        raise ConfigError("task.build: no parameter of the model is to be trained")
+        raise ConfigError(
+            "task.build: no parameter of the model is to be trained: requires_grad is False for "
+            "all of them"
+        )
 
 
 def _check_float32(model: nn.Module) -> None:
@@ -95,6 +100,22 @@ def _check_float32(model: nn.Module) -> None:
             raise ConfigError(
                 f"task.build: parameter {name} is {str(parameter.dtype).removeprefix('torch.')}: "
                 f"ordered reduction adds float32; build the model with .float(), {DDP}"
+            )
+
+
+def _check_loss(model: nn.Module, loss: Tensor) -> None:
+    """Refuse a loss without a gradient, and gradients that cannot be added as rows."""
+    if not loss.requires_grad:
+        raise ConfigError(
+            "task.build: the loss that totals returned does not depend on any parameter that is "
+            "to be trained: compute it without detach() and torch.no_grad()"
+        )
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    for name, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise ConfigError(
+                f"task.build: the gradient of {name} is sparse: use its layer with sparse=False"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations  # as many users do: Settings is then a string
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from sinlstm_dist.task import Task
 
@@ -85,7 +85,7 @@ def augmented(settings: Settings, config: Any) -> Task:
 
 def cosine(settings: Settings, config: Any) -> Task:
     return task(
-        net(settings.width, nn.Dropout(0.1)),
+        net(settings.width),
         lr_factor=lambda step, num_steps: (step + 1) / 5 if step < 5 else 1 - step / num_steps,
         clip_norm=0.1,
     )
@@ -175,15 +175,16 @@ def unused(settings: Settings, config: Any) -> Task:
 
 
 class Sometimes(nn.Module):
-    """Has a layer that is used only for batches with a large first number."""
+    """Has a layer that is used only for samples with a large first number."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.often, self.seldom = net(width), net(width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs[:, 0].max() > 2.2:
-            return self.often(inputs) + self.seldom(inputs)
+        chosen = inputs[:, :1] > 1.8
+        if chosen.any():
+            return self.often(inputs) + chosen * self.seldom(inputs)
         return self.often(inputs)
 
 
@@ -216,10 +217,19 @@ def group_norm(settings: Settings, config: Any) -> Task:
     return task(net(settings.width, nn.GroupNorm(2, settings.width)))
 
 
+class Bfloat16(nn.Module):
+    """Computes in bfloat16, and holds its weights so."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width).bfloat16()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs.bfloat16()).float()
+
+
 def bfloat16(settings: Settings, config: Any) -> Task:
-    model = net(settings.width)
-    model[-1].bfloat16()
-    return task(model)
+    return task(Bfloat16(settings.width))
 
 
 def dict_totals(model: nn.Module, batch: dict[str, Any]) -> Any:
@@ -276,7 +286,7 @@ class Masked(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = net(width)
-        self.register_buffer("mask", torch.full((3,), -torch.inf).triu(1))
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
         self.register_buffer("count", torch.tensor(7))
         self.register_buffer("flags", torch.tensor([True, False]))
 
@@ -374,6 +384,81 @@ def no_tensors(settings: Settings, config: Any) -> Task:
 
 def empty(settings: Settings, config: Any) -> Task:
     return task(net(settings.width), train_data=points(0, 1))
+
+
+def too_many_correct(settings: Settings, config: Any) -> Task:
+    def twice(model: nn.Module, batch: Any) -> Any:
+        return model(batch[0]).square().sum(), 2 * len(batch[0])
+
+    return task(net(settings.width), totals=twice)
+
+
+class Stream(IterableDataset[Any]):
+    """Can be walked through, and has no indices."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(points(SIZE, 1))
+
+
+def iterable(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), train_data=Stream())
+
+
+class Sparse(nn.Module):
+    """Has an embedding whose gradients are sparse."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(NUM_INPUTS, NUM_CLASSES, sparse=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.embedding(inputs.argmax(1))
+
+
+def sparse(settings: Settings, config: Any) -> Task:
+    model = Sparse(settings.width)
+    return task(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def no_gradient(settings: Settings, config: Any) -> Task:
+    def detached(model: nn.Module, batch: Any) -> Any:
+        return model(batch[0]).square().sum().detach(), None
+
+    return task(net(settings.width), totals=detached)
+
+
+class ExtraState(nn.Module):
+    """Keeps something in its state that is no tensor."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def get_extra_state(self) -> Any:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def extra_state(settings: Settings, config: Any) -> Task:
+    return task(ExtraState(settings.width))
+
+
+class Hole(Jitter):
+    """Has a sample that cannot be read, and no look at the task reads it."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 89:
+            raise ValueError("sample 89 is damaged")
+        return self.data[index]
+
+
+def hole(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), train_data=Hole(points(SIZE, 1)))
 
 
 def diverges(settings: Settings, config: Any) -> Task:

@@ -23,6 +23,7 @@ from sinlstm_dist.errors import (
     LostProcess,
     RunError,
     StoppedEarly,
+    said,
 )
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.alive import is_gone, where_am_i
@@ -291,4 +292,4 @@ def is_lost(error: Exception) -> bool:
 
 def _own_failure(error: Exception) -> str:
     """What failed in this process; "" if it only lost the others."""
-    return "" if is_lost(error) else clean(f"{type(error).__name__}: {error}")
+    return "" if is_lost(error) else clean(said(error))
