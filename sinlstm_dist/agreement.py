@@ -238,7 +238,7 @@ class Agreement:
         rows_by_size: dict[str, Tensor] = {}
         for size in self._train.plan.distinct_sizes():
             most = max(1, MOST_NUMBERS // rows.width)
-            sizes = self._sizes(size, num_samples)[:most]
+            sizes = self._sizes(self._train, size, num_samples)[:most]
             found = torch.zeros(len(sizes), rows.width, device=self._world.device)
             batch = self._some(self._train, sizes, rows, step=step)
             rows.gradients(batch, sizes=sizes, place=Place(REHEARSAL, step), out=found)
@@ -250,15 +250,15 @@ class Agreement:
         totals_by_size: dict[str, Tensor] = {}
         with rows.testing():
             for size in self._test.plan.distinct_sizes():
-                sizes = self._sizes(size, num_samples)
+                sizes = self._sizes(self._test, size, num_samples)
                 batch = self._some(self._test, sizes, rows, step=step)
                 place = Place(TESTING, step)
                 totals_by_size[f"of {size}"] = rows.totals(batch, sizes=sizes, place=place)
         return totals_by_size
 
-    def _sizes(self, size: int, num_samples: int) -> list[int]:
-        """Pieces of one size that hold some samples together; one piece if samples are dear."""
-        return [size] * (-(-num_samples // size) if self._rows.task.by_array else 1)
+    def _sizes(self, split: Split, size: int, num_samples: int) -> list[int]:
+        """Pieces of one size that hold some samples together; one piece where samples are dear."""
+        return [size] * (-(-num_samples // size) if split.by_array else 1)
 
     def _some(self, split: Split, sizes: Sequence[int], rows: PieceRows, *, step: int) -> Any:
         """The same samples on every process, from all over the data; others for each step."""

@@ -81,13 +81,13 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     # Compare before anything is broadcast: that would hide that processes begin differently.
     check_same_model(world, kind, task.model, code=code)
     _take_weights(task, config, world)
-    probed = Probed() if task.by_array else _probe(task, train, config, world)
+    probed = _probe(task, train, config, world) if config.task.build else Probed()
     rows = _new_rows(task, probed, config, world)
     baselines = {
         name: _new_rows(replace(task, model=model, rows=None), probed, config, world)
         for name, model in task.baselines.items()
     }
-    layout = _layout(task, train.plan, spec=config.task.build)
+    layout = _layout(task, train.plan, build=config.task.build)
     gradient, train, test = _prepare(rows, train, test, config, world, probed)
     is_exact = config.train.reduction == "ordered"
     agreement = Agreement(
@@ -226,10 +226,10 @@ def _prepare(
     return gradient, train, test
 
 
-def _layout(task: Task, plan: Plan, *, spec: str) -> Layout:
+def _layout(task: Task, plan: Plan, *, build: str) -> Layout:
     """The layout of this run's checkpoints, learned from a step of a copy."""
     weights, state = task.model.state_dict(), optimizer_tensors(task.model, task.optimizer)
-    with blamed(spec):
+    with blamed(build):
         trial = copy.deepcopy((task.model, task.optimizer))
         trial_step(*trial)
         check_state(*trial)
@@ -238,7 +238,7 @@ def _layout(task: Task, plan: Plan, *, spec: str) -> Layout:
         buffers=weights.keys() - dict(task.model.named_parameters(remove_duplicate=False)).keys(),
         optimizer=shapes(optimizer_tensors(*trial)),
         optimizer_at_first=shapes(state),
-        may_lack_state=not task.by_array,
+        may_lack_state=bool(build),
         num_steps=plan.num_steps,
         samples_per_step=plan.num_samples(0),
         lr_factor=task.lr_factor,

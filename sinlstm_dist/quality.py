@@ -92,6 +92,8 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
 class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
     """A data set of inputs (B, W, 1), targets (B, 1) and the targets' sectors (B,)."""
 
+    by_array = True  # see data/steps.py
+
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
         phase = settings.test_phase if settings.source == SINE else 0.0

@@ -51,7 +51,6 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         rows=functools.partial(batch_rows, tolerance=config.train.tolerance)
         if recurrence.name == "fused"
         else None,
-        by_array=True,
         baselines={"last value again": Persistence()},
         preview=functools.partial(_preview, model, test, period=config.data.period),
         facts={

@@ -7,7 +7,7 @@ import numpy as np
 from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config
-from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
+from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out, is_by_array
 from sinlstm_dist.plan import Plan, epoch_order, in_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
@@ -31,7 +31,6 @@ def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
         plan,
         order=order,
         seed=stream(SAMPLES, settings.seed),
-        by_array=task.by_array,
         num_workers=settings.num_workers,
     )
     return train, deal_out_test(task, config, world, num_pieces=num_pieces)
@@ -43,7 +42,7 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
     No weight changes while testing, so a batch may hold as many samples as one fetch brings.
     """
     batch_size = config.train.global_batch_size
-    if task.by_array:
+    if is_by_array(task.test_data):
         batch_size = max(batch_size, FETCH_SAMPLES)
     size = len(task.test_data)
     return deal_out(
@@ -51,7 +50,6 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
         Plan(size, batch_size, num_pieces, world.size, world.rank),
         order=lambda _: in_order(size),
         seed=stream(TEST_SAMPLES, config.train.seed),
-        by_array=task.by_array,
         num_workers=config.train.num_workers,
     )
 

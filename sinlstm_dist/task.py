@@ -69,7 +69,6 @@ class Task:
         clip_norm: the largest norm of the gradient of the mean loss over the global batch; 0 for
             no limit.
         rows: computes all pieces in one call, where there is a faster way than autograd.
-        by_array: whether the data sets give a batch for an int64 array of indices.
         baselines: what learns nothing, by name; it is tested as the model is.
         preview: gives one cycle's targets and predictions, for a picture of the running training.
         facts: lines for the start panel.
@@ -87,7 +86,6 @@ class Task:
     lr_factor: Callable[[int, int], float] | None = None
     clip_norm: float = 0.0
     rows: BatchRows | None = None
-    by_array: bool = False
     baselines: Mapping[str, nn.Module] = field(default_factory=dict)
     preview: Preview | None = None
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -284,6 +284,8 @@ def test_no_line_is_executed_for_each_window():
 class Numbers(Dataset):
     """Samples that are their own index, and its negative."""
 
+    by_array = True
+
     def __init__(self, size: int) -> None:
         self.size = size
 
@@ -293,7 +295,7 @@ class Numbers(Dataset):
 
 
 def dealt_out(data: Dataset, plan: Plan, *, order=None, **settings: object) -> Split:
-    settings = {"seed": 0, "whole": True, "by_array": True, **settings}
+    settings = {"seed": 0, **settings}
     return deal_out(data, plan, order=order or (lambda _: in_order(plan.size)), **settings)
 
 
@@ -321,7 +323,7 @@ def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step
         mine = itertools.islice(split.sampler, rank, None, world_size)
         split = dataclasses.replace(split, loader=[split.shares[share] for [share] in mine])
         steps = []
-        for step, (windows, targets) in split.batches(epoch=4, first_step=first_step):
+        for step, (windows, targets) in split.batches(epoch=4, first_step=first_step, whole=True):
             assert torch.equal(windows, -targets)
             assert len(windows) == sum(plan.piece_sizes(step))
             steps.append((step, windows.tolist()))
@@ -350,7 +352,7 @@ def test_small_steps_share_a_fetch_and_large_ones_do_not():
 
         plan = Plan(size, batch, 8)
         split = dealt_out(Watched(size=size), plan)
-        steps = [len(windows) for _, (windows, _) in split.batches()]
+        steps = [len(windows) for _, (windows, _) in split.batches(whole=True)]
         assert steps == [plan.num_samples(step) for step in range(plan.num_steps)]
         return fetches
 
@@ -361,7 +363,7 @@ def test_small_steps_share_a_fetch_and_large_ones_do_not():
 def test_a_loader_that_brings_too_little_is_noticed():
     split = dealt_out(Numbers(250), Plan(250, 100, 8))
     with pytest.raises(ValueError, match="shorter"):
-        list(dataclasses.replace(split, loader=[]).batches())
+        list(dataclasses.replace(split, loader=[]).batches(whole=True))
 
 
 # Ordinary data sets
@@ -380,7 +382,7 @@ class Drawn(Dataset):
 
 def test_an_ordinary_data_set_is_fetched_sample_by_sample_and_one_step_at_a_time():
     data, plan = Drawn(), Plan(10, 4, 3, 2, 1)  # the last batch has two samples
-    split = dealt_out(data, plan, whole=False, by_array=False)
+    split = dealt_out(data, plan)
     mine = itertools.islice(split.sampler, 1, None, 2)
     split = dataclasses.replace(split, loader=(split.shares[share] for [share] in mine))
     batches = split.batches()
@@ -393,7 +395,7 @@ def test_an_ordinary_data_set_is_fetched_sample_by_sample_and_one_step_at_a_time
 
 def test_a_sample_is_drawn_by_seed_epoch_and_index():
     def drawn(indices: list[int], *, seed: int = 0, epoch: int = 0) -> list[list[float]]:
-        split = dealt_out(Drawn(), Plan(9, 9, 1), whole=False, by_array=False, seed=seed)
+        split = dealt_out(Drawn(), Plan(9, 9, 1), seed=seed)
         [piece] = split.some(np.array(indices), [len(indices)], epoch=epoch)
         return piece["drawn"].tolist()
 
@@ -405,7 +407,7 @@ def test_a_sample_is_drawn_by_seed_epoch_and_index():
 
 def test_a_batch_by_array_is_cut_into_pieces_of_memory_of_their_own():
     data = SineDataset(size=5, window=3)
-    split = dealt_out(data, Plan(5, 4, 3), whole=False)
+    split = dealt_out(data, Plan(5, 4, 3))
     steps = dict(split.batches())
     assert [len(windows) for windows, _ in steps[0]] == [2, 1, 1]
     assert steps[1][1:] == [None, None]

@@ -121,4 +121,4 @@ def test_the_task_is_what_the_configuration_says():
     targets, predictions = task.preview()
     assert len(targets) == len(predictions) == 60  # one cycle
     assert targets == task.test_data[np.arange(60)][1][:, 0].tolist()
-    assert task.facts["recurrence"] == "torch (asked for)"
+    assert task.facts["model"].endswith("recurrence: torch (asked for)")

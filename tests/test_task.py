@@ -63,7 +63,7 @@ def test_a_part_with_a_wrong_value_is_refused_by_name(changed, message):
 
 def test_the_least_that_a_task_needs():
     task = new_task()
-    assert (task.lr_factor, task.clip_norm, task.rows, task.by_array) == (None, 0.0, None, False)
+    assert (task.lr_factor, task.clip_norm, task.rows) == (None, 0.0, None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         task.clip_norm = 1.0
 

@@ -42,7 +42,7 @@ def open_split(world: World) -> Split:
     split = deal_out(
         Augmented(), Plan(SIZE, 10, 8, world.size, world.rank),
         order=lambda epoch: epoch_order(seed=1, epoch=epoch, size=SIZE), seed=5,
-        whole=False, by_array=False, num_workers=int(sys.argv[1]),
+        num_workers=int(sys.argv[1]),
     )  # fmt: skip
     return replace(split, loader=world.accelerator.prepare(split.loader))
 

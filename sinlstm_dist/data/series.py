@@ -59,6 +59,8 @@ class SeriesDataset(Dataset[Batch]):
         scale: of the values.
     """
 
+    by_array = True  # see data/steps.py
+
     def __init__(self, values: np.ndarray, *, window: int, scale: Scale) -> None:
         self.scale = scale
         self._series = ((values - scale.mean) / scale.std).astype(np.float32)  # (size + W,)

@@ -46,6 +46,8 @@ class SineDataset(Dataset[Batch]):
         (torch.Size([100, 50, 1]), torch.Size([100, 1]))
     """
 
+    by_array = True  # see data/steps.py
+
     def __init__(
         self,
         *,

@@ -182,25 +182,32 @@ class Split:
         return pieces(fetched, sizes) if self.by_array and not whole else fetched
 
 
+def is_by_array(data: Any) -> bool:
+    """Whether a data set gives a batch, a tuple of tensors, for an int64 array of indices.
+
+    It says so by an attribute `by_array`.
+    """
+    return getattr(data, "by_array", False) is True
+
+
 def deal_out(
     data: Any,
     plan: Plan,
     *,
     order: Callable[[int], np.ndarray],
     seed: int,
-    by_array: bool,
     num_workers: int = 0,
 ) -> Split:
     """Deal a data set out. Accelerate prepares the loader.
 
     Args:
-        data: a map-style data set.
+        data: a map-style data set; see `is_by_array`.
         plan: cuts an epoch into steps and pieces.
         order: the sample indices of an epoch, as `plan.epoch_order` has them.
         seed: 0 to 2**64 - 1, of what is drawn at random in a sample; another one for each split.
-        by_array: whether the data set gives a batch, a tuple of tensors, for an array of indices.
         num_workers: processes that fetch samples in advance; with 0 this one does, in between.
     """
+    by_array = is_by_array(data)
     shares = _ByArray(data) if by_array else _BySample(data, seed=seed)
     sampler = StepSampler(plan, order=order, by_array=by_array)
     loader = DataLoader(

@@ -143,6 +143,10 @@ class Bench:
 
         return self.parts.build(config, self.world, adapted)
 
+    def build_whole(self) -> Job:
+        """Build a job of the user's configuration as it is. Collective: yes."""
+        return self.parts.build(self.config, self.world, lambda task: task)
+
     def name(self, rank: int) -> str:
         """A process as the user knows it: `rank 1 on node2`."""
         return f"rank {rank} on {self.world.hosts[rank]}"

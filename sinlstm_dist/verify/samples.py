@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sinlstm_dist.agreement import digest
-from sinlstm_dist.data.steps import Split
+from sinlstm_dist.data.steps import Split, is_by_array
 from sinlstm_dist.plan import in_order
 from sinlstm_dist.task import Task
 from sinlstm_dist.verify.bench import Bench, Finding
@@ -27,7 +27,7 @@ class Numbered(Dataset[Any]):
     """A data set whose samples have their own index as one more part, the last."""
 
     def __init__(self, data: Any) -> None:
-        self._data = data
+        self._data, self.by_array = data, is_by_array(data)
 
     def __len__(self) -> int:
         return len(self._data)

@@ -43,14 +43,11 @@ def check_arithmetic(bench: Bench) -> Finding:
 
     `train` checks it before its first step too.
     """
-    job = bench.parts.build(
-        bench.config, bench.world, lambda task: task
-    )  # raises if the initial weights differ
+    job = bench.build_whole()  # raises if the initial weights differ
     job.agreement.check_start()
     reduction = bench.config.train.reduction
-    what = bench.config.task.build or " recurrence ".join(
-        job.task.facts["recurrence"].split(" ", 1)
-    )
+    recurrence = job.agreement.arithmetic.get("recurrence", "")
+    what = bench.config.task.build or f"recurrence: {recurrence}"
     path = f"{what}, {reduction} reduction"
     if bench.world.size == 1:
         return Finding(f"one process: nothing to compare; {path}")
