@@ -11,6 +11,11 @@ from typing import Any
 
 from sinlstm_dist.errors import CommandError, ConfigError
 
+
+class Refused(Exception):
+    """The user's code does what it must not do; the message says what, and what to use instead."""
+
+
 INSTALLED = {"site-packages", "dist-packages"}
 NOT_THE_USERS = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
 
@@ -45,8 +50,9 @@ def blamed(
 def blame(error: BaseException, at: Callable[..., Any] | None = None) -> str:
     """`my_task.py, line 12: NameError: name 'x' is not defined`, on one line; `at` as above."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    place = where(error) or (start_of(at).removesuffix(": ") if at else "")
-    parts = [place, type(error).__name__, " ".join(text.split())]
+    place = where(error) or (start_of(at) if at else "")
+    kind = "" if isinstance(error, Refused) else type(error).__name__
+    parts = [place, kind, " ".join(text.split())]
     return ": ".join(part for part in parts if part)
 
 
@@ -61,9 +67,9 @@ def where(error: BaseException) -> str:
 
 
 def start_of(thing: Any) -> str:
-    """`my_task.py, line 12: ` where a function or a class begins; "" if its source is not known."""
+    """`my_task.py, line 12`: where a function or a class begins; "" if its source is not known."""
     try:
-        return f"{shown(inspect.getfile(thing))}, line {inspect.getsourcelines(thing)[1]}: "
+        return f"{shown(inspect.getfile(thing))}, line {inspect.getsourcelines(thing)[1]}"
     except (OSError, TypeError):
         return ""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
@@ -23,7 +24,7 @@ from sinlstm_dist.optimizers import (
     trial_step,
 )
 from sinlstm_dist.piece_rows import PieceRows
-from sinlstm_dist.plan import Plan, in_order
+from sinlstm_dist.plan import Plan
 from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.layout import Layout, shapes
@@ -81,7 +82,7 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     # Compare before anything is broadcast: that would hide that processes begin differently.
     check_same_model(world, kind, task.model, code=code)
     _take_weights(task, config, world)
-    probed = _probe(task, train, config, world) if config.task.build else Probed()
+    probed = probe(task, train, config, world) if config.task.build else Probed()
     rows = _new_rows(task, probed, config, world)
     baselines = {
         name: _new_rows(replace(task, model=model, rows=None), probed, config, world)
@@ -185,17 +186,6 @@ def _take_weights(task: Task, config: Config, world: World) -> None:
     task.model.train()
 
 
-def _probe(task: Task, train: Split, config: Config, world: World) -> Probed:
-    settings = config.train
-    probed = probe(task, train, config, world)
-    if settings.target_accuracy and not probed.counts.correct:
-        raise ConfigError(
-            f"train.target_accuracy={settings.target_accuracy:g}: the task counts no correct "
-            "predictions"
-        )
-    return probed
-
-
 def _new_rows(task: Task, probed: Probed, config: Config, world: World) -> PieceRows:
     num_threads = world.num_threads if probed.fits_threads else 1
     return PieceRows(
@@ -221,7 +211,7 @@ def _prepare(
         wrapped=wrapped,
         plan=train.plan,
         world=world,
-        spare=lambda: world.to_device(train.some(in_order(1), [1], whole=False))[0],
+        spare=lambda: world.to_device(train.some(np.arange(1), [1]))[0],
     )
     return gradient, train, test
 

@@ -17,6 +17,7 @@ from sinlstm_dist.optimizers import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from sinlstm_dist.problems import show_value
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Checkpoint
@@ -27,6 +28,11 @@ from sinlstm_dist.run.resume import Start
 from sinlstm_dist.run.trackers import Trackers
 from sinlstm_dist.screen.report import Report
 from sinlstm_dist.words import counted
+
+FEWER = (
+    "fewer pieces are faster: train.virtual_shards need be no larger than the most processes that "
+    "you will use"
+)
 
 
 class Logbook:
@@ -91,6 +97,8 @@ class Logbook:
         request.announce, request.leave = self.report.stopping, self.report.abandon
         for note in start.notes:
             self.report.note(note)
+        if self._pieces() and self.job.train.plan.num_pieces > self.world.size:
+            self.report.note(FEWER)
         self.history = start.history
         self._tracker_id = start.state["tracker_id"] if start.state else ""
         self._start_trackers()  # first: a tracker may refuse, and then nothing has been written
@@ -117,28 +125,35 @@ class Logbook:
             "processes": f"{world.size} on {where}, {world.device.type} ({why}), "
             f"{counted(world.num_threads, 'thread')} each",
             "data": f"{len(job.train.data):,} train and "
-            f"{counted(len(job.test.data), 'test sample')} of {self.config.task.build}",
+            f"{counted(len(job.test.data), 'test sample')}",
             "batch": f"{counted(plan.num_samples(0), 'sample')} per step = "
             f"{counted(plan.num_pieces, 'piece')} of {sizes}; "
             f"{counted(plan.num_steps, 'step')} per epoch",
-            "reduction": self._reduction(),
+            "reduction": self.config.train.reduction + self._pieces(),
             "model": f"{counted(num_parameters, 'parameter')}, {type(job.task.model).__name__}",
+            **self._task(),
             **job.task.facts,
             "run folder": self.config.output.dir,
         }
 
-    def _reduction(self) -> str:
-        """How gradients are added, and what that costs where pieces are computed one by one."""
-        name, at_once = self.config.train.reduction, self.job.rows.at_once
-        plan = self.job.train.plan
-        number = len(plan.owned(0))
-        if name != "ordered" or at_once is None or number == 1:
-            return name
+    def _pieces(self) -> str:
+        """How many pieces a process computes one after the other, where each takes its time."""
+        at_once, number = self.job.rows.at_once, len(self.job.train.plan.owned(0))
+        if at_once is None or number == 1:
+            return ""
         how = "one after the other" if at_once == 1 else f"{at_once} at a time"
-        return (
-            f"{name}: a process computes {number} pieces, {how}; fewer are faster, and "
-            "train.virtual_shards need be no more than the most processes you will use"
-        )
+        return f", {number} pieces per process, {how}"
+
+    def _task(self) -> dict[str, str]:
+        """The user's own task: its code, settings and optimizer."""
+        own, task = self.config.task, self.job.task
+        if not own.build:
+            return {}
+        settings = ", ".join(f"{key}={show_value(value)}" for key, value in own.settings().items())
+        parts = [f"{own.build} ({settings})" if settings else own.build]
+        parts += [type(task.optimizer).__name__]
+        parts += [f"clip_norm={task.clip_norm:g}"] if task.clip_norm else []
+        return {"task": ", ".join(parts)}
 
     def _start_trackers(self) -> None:
         if self.config.output.trackers:
@@ -161,7 +176,7 @@ class Logbook:
             f"continues in epoch {progress.epoch + 1}, after step {progress.step} of the run"
         )
         if changes:
-            self.report.note(f"the optimizer goes on as in the checkpoint: {', '.join(changes)}")
+            self.report.note(f"the checkpoint's optimizer settings are kept: {', '.join(changes)}")
         if change := self.job.agreement.what_changed(state["arithmetic"]):
             self.report.note(change)
         return progress

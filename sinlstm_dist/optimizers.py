@@ -55,8 +55,8 @@ def group_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dic
         for key, value in values.items():
             if not _is_plain(value):
                 raise ValueError(
-                    f"the optimizer's {key} is {value!r:.40}: checkpoints hold finite numbers, "
-                    "texts and lists of them"
+                    f"the optimizer's {key} is {value!r:.40}: a checkpoint can hold "
+                    "only finite numbers, strings and lists of these"
                 )
         groups.append({**values, "params": [names[p] for p in group["params"]]})
     return groups
@@ -79,7 +79,7 @@ def load_group_values(
         groups: empty if they were not saved, as by older versions.
 
     Returns:
-        what was set to another value: `lr 0.1 and not 0.01`.
+        what was set to another value: `lr=0.1 (your code now says 0.01)`.
 
     Raises:
         ValueError: the groups have other parameters.
@@ -94,7 +94,7 @@ def load_group_values(
             value = tuple(value) if isinstance(before, tuple) else value
             is_derived = key == "lr" and FULL_LR in saved
             if before != value and not is_derived:
-                changed.append(f"{key} {value} and not {before}")
+                changed.append(f"{key}={value} (your code now says {before})")
             group[key] = value
     return changed
 
@@ -148,7 +148,7 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{type(optimizer).__name__} has {key} of {name}, which is no tensor: "
+                    f"{type(optimizer).__name__} has {key} of {name}, which is not a tensor: "
                     "checkpoints hold tensors only; use an optimizer of torch.optim"
                 )
 

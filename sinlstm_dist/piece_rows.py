@@ -158,7 +158,7 @@ class PieceRows:
     def _sums(self, model: nn.Module, piece: Any, num_samples: int) -> tuple[Tensor, Tensor]:
         sums = self.task.totals(model, piece)
         if counts_of(sums) != self.counts:
-            raise TypeError("totals returned other kinds of values for one batch than for another")
+            raise TypeError("totals must return the same kinds of values for every batch")
         return sums[0], row_of(sums, num_samples)
 
     def _each(self, compute: Callable[[int], None], number: int, place: Place) -> None:

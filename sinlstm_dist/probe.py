@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.blame import blamed, start_of
+from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.steps import Split
-from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.piece_rows import REHEARSAL, PieceRows, Place
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import states
 from sinlstm_dist.task import Counts, Task, counts_of
 
-DDP = 'or set train.reduction="ddp", which makes no promise about bits'
+DDP = 'or set train.reduction="ddp" (the bits then depend on the number of processes)'
 MOST_SAMPLES = 16  # for the check that losses are sums
 
 
@@ -53,14 +52,11 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
         ConfigError: the task's code fails, or it cannot keep the promise.
     """
     is_exact = config.train.reduction == "ordered"
-    _check_names(task)
-    if is_exact:
-        _check_float32(task.model)
-    if task.lr_factor:
-        with blamed(config.task.build, at=task.lr_factor):
-            float(task.lr_factor(0, config.train.epochs * split.plan.num_steps))
     size = split.plan.all_sizes(0)[0]
     with blamed(config.task.build), _kept_buffers(task.model) as changed_buffers:
+        _check_state(task.model)
+        if is_exact:
+            _check_float32(task.model)
         (piece,) = _pieces(split, [size], world)
         drawn, attributes = states(world.device), _attributes(task.model)
         with blamed(config.task.build, at=task.totals):
@@ -70,35 +66,53 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
         _check_loss(task.model, sums[0])
         rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
         first, second = (_row(rows, piece, size) for _ in range(2))
-        counts.to_totals(first[-counts.width :].tolist())
         if is_exact:
             _check_buffers(task.model, changed_buffers())
             _check_function(rows, first, second)
-        _check_sums(task, split, world)
+        with blamed(config.task.build, at=task.totals):
+            _check_totals(counts, first, config)
+            _check_sums(task, split, world)
+    if task.lr_factor:
+        with blamed(config.task.build, at=task.lr_factor):
+            float(task.lr_factor(0, config.train.epochs * split.plan.num_steps))
     flags = first[-counts.width - rows.num_flags : -counts.width]
     return Probed(counts, not bool(flags.all()), fits_threads)
 
 
-def _check_names(task: Task) -> None:
-    """Refuse what a checkpoint cannot hold."""
-    odd = [n for n, value in task.model.state_dict().items() if not isinstance(value, Tensor)]
+def _check_totals(counts: Counts, row: Tensor, config: Config) -> None:
+    """Refuse more correct predictions than there are, and a target for what is not counted."""
+    totals = counts.to_totals(row[-counts.width :].tolist())
+    if (totals.correct or 0) > totals.divided_by:
+        raise Refused(
+            f"totals counted {totals.correct} correct predictions of {totals.divided_by:g}: count "
+            "them in the unit of the divisor"
+        )
+    if config.train.target_accuracy and not counts.correct:
+        raise Refused(
+            f"train.target_accuracy={config.train.target_accuracy:g}: totals counts no correct "
+            "predictions"
+        )
+
+
+def _check_state(model: nn.Module) -> None:
+    """Refuse a model that a checkpoint cannot hold, or that has nothing to train."""
+    odd = [n for n, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
-        raise ConfigError(
-            f"task.build: the model's state_dict has {odd[0]}, which is no tensor: checkpoints "
+        raise Refused(
+            f"the model's state_dict has {odd[0]}, which is not a tensor: checkpoints "
             "hold tensors only; make it a buffer"
         )
-    if not any(parameter.requires_grad for parameter in task.model.parameters()):
-        raise ConfigError(
-            "task.build: no parameter of the model is to be trained: requires_grad is False for "
-            "all of them"
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise Refused(
+            "no parameter of the model is to be trained: requires_grad is False for all of them"
         )
 
 
 def _check_float32(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype is not torch.float32:
-            raise ConfigError(
-                f"task.build: parameter {name} is {str(parameter.dtype).removeprefix('torch.')}: "
+            raise Refused(
+                f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}: "
                 f"ordered reduction adds float32; build the model with .float(), {DDP}"
             )
 
@@ -106,17 +120,15 @@ def _check_float32(model: nn.Module) -> None:
 def _check_loss(model: nn.Module, loss: Tensor) -> None:
     """Refuse a loss without a gradient, and gradients that cannot be added as rows."""
     if not loss.requires_grad:
-        raise ConfigError(
-            "task.build: the loss that totals returned does not depend on any parameter that is "
+        raise Refused(
+            "the loss that totals returned does not depend on any parameter that is "
             "to be trained: compute it without detach() and torch.no_grad()"
         )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     for name, gradient in zip(trained, gradients, strict=True):
         if gradient is not None and gradient.layout is not torch.strided:
-            raise ConfigError(
-                f"task.build: the gradient of {name} is sparse: use its layer with sparse=False"
-            )
+            raise Refused(f"the gradient of {name} is sparse: use its layer with sparse=False")
 
 
 def _check_buffers(model: nn.Module, changed: list[str]) -> None:
@@ -124,8 +136,8 @@ def _check_buffers(model: nn.Module, changed: list[str]) -> None:
     if changed:
         kind = type(model.get_submodule(changed[0].rpartition(".")[0])).__name__
         norm = " (such as GroupNorm in place of BatchNorm)" if "Norm" in kind else ""
-        raise ConfigError(
-            f"task.build: {changed[0]} of {kind} changes in each forward pass, so the result would "
+        raise Refused(
+            f"{changed[0]} of {kind} changes in each forward pass, so the result would "
             f"depend on the number of processes: use a layer that keeps no statistics{norm}, {DDP}"
         )
 
@@ -144,8 +156,8 @@ def _check_function(rows: PieceRows, first: Tensor, second: Tensor) -> None:
     )
     differing = [names[parameter] for parameter, a, b in parts if not torch.equal(a, b)]
     what = f"the gradient of {differing[0]}" if differing else "totals"
-    raise ConfigError(
-        f"task.build: for the same samples, {what} had other bits the second time: the model keeps "
+    raise Refused(
+        f"for the same samples, {what} had other bits the second time: the model keeps "
         "a state, draws from a generator of its own, or uses an operation that is not "
         f"deterministic; change that, {DDP}"
     )
@@ -164,8 +176,8 @@ def _check_sums(task: Task, split: Split, world: World) -> None:
     task.model.train()
     mean, total = (left + right) / 2, left + right
     if abs(both - mean) <= 1e-3 * abs(mean) < 1e-2 * abs(both - total):
-        raise ConfigError(
-            f"task.build: {start_of(task.totals)}totals returned the loss {both:.4g} for "
+        raise Refused(
+            f"totals returned the loss {both:.4g} for "
             f"{2 * half} samples, and {left:.4g} and {right:.4g} for their halves: it seems to be "
             'a mean; return the sum (reduction="sum")'
         )
@@ -174,7 +186,7 @@ def _check_sums(task: Task, split: Split, world: World) -> None:
 def _pieces(split: Split, sizes: list[int], world: World) -> list[Any]:
     """Pieces of the first samples."""
     indices = torch.arange(sum(sizes)).numpy() % len(split.data)
-    return world.to_device(split.some(indices, sizes, whole=False))
+    return world.to_device(split.some(indices, sizes))
 
 
 def _row(rows: PieceRows, piece: Any, size: int) -> Tensor:

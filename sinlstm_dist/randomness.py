@@ -14,7 +14,7 @@ import struct
 import numpy as np
 import torch
 
-WEIGHTS, PIECES, SAMPLES, TEST_SAMPLES = range(4)  # first numbers of streams: what they are for
+PIECES, SAMPLES, TEST_SAMPLES = range(1, 4)  # first numbers of streams: what they are for
 
 
 def stream(*numbers: int) -> int:

@@ -28,11 +28,6 @@ class Peers(Protocol):
         """Where this process computes."""
         ...
 
-    @property
-    def num_threads(self) -> int:
-        """Threads that the fused recurrence may use."""
-        ...
-
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (N, ...) of every process, in order of rank. Collective: yes."""
         ...

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 
 Number = Tensor | float
@@ -61,15 +60,15 @@ class Task:
             `torch.utils.data.default_collate` makes a batch of.
         test_data: the same.
         totals: called as `totals(model, batch)`; returns sums over the batch: the loss, which is
-            differentiated; the number of correct predictions, or None; and, if it likes, what both
-            are divided by in place of the number of samples, such as the number of tokens.
+            differentiated; the number of correct predictions, or None; and optionally what both are
+            divided by instead of the number of samples, such as the number of tokens.
         optimizer: of the model's parameters.
         lr_factor: called as `lr_factor(step, num_steps)` before each optimizer step, counted from
             0; what each group's learning rate is multiplied by.
         clip_norm: the largest norm of the gradient of the mean loss over the global batch; 0 for
             no limit.
         rows: computes all pieces in one call, where there is a faster way than autograd.
-        baselines: what learns nothing, by name; it is tested as the model is.
+        baselines: models that learn nothing, by name, which are tested as the model is.
         preview: gives one cycle's targets and predictions, for a picture of the running training.
         facts: lines for the start panel.
 
@@ -138,20 +137,9 @@ class Counts:
         return NUM_TOTALS + self.divisor
 
     def to_totals(self, numbers: Sequence[float]) -> Totals:
-        """The Totals whose numbers these are.
-
-        Raises:
-            ConfigError: more predictions are correct than there are.
-        """
+        """The Totals whose numbers these are."""
         loss_sum, correct, samples, *divisor = numbers
-        totals = Totals(loss_sum, int(correct) if self.correct else None, int(samples), *divisor)
-        if correct > totals.divided_by:
-            raise ConfigError(
-                f"task.build: totals counted {correct:g} correct predictions of "
-                f"{totals.divided_by:g}: return the number that is correct of what the loss is "
-                "divided by"
-            )
-        return totals
+        return Totals(loss_sum, int(correct) if self.correct else None, int(samples), *divisor)
 
 
 def counts_of(sums: Sums) -> Counts:

@@ -19,6 +19,7 @@ from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.metrics import Totals
+from sinlstm_dist.optimizers import FULL_LR
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.launcher import is_speaker, launching_parent
@@ -31,8 +32,9 @@ from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
 from sinlstm_dist.screen.report import Report
-from sinlstm_dist.sections import Optim
 from sinlstm_dist.words import counted
+
+USUAL_LR = 0.01  # of SGD; the largest that is advised
 
 
 def train(config: Config) -> Summary:
@@ -207,8 +209,9 @@ class Training:
         return Outcome("completed", counted(self.progress.epoch, "epoch"))
 
     def _fail(self, what: str) -> None:
-        lr = max(group["lr"] for group in self.job.task.optimizer.param_groups)
-        smaller = min(lr / 10, Optim().lr)
+        groups = self.job.task.optimizer.param_groups
+        lr = max(group.get(FULL_LR, group["lr"]) for group in groups)
+        smaller = min(lr / 10, USUAL_LR)
         advice = f"with a learning rate of {lr:g}: try a smaller one, such as {smaller:g}"
         self.outcome = Outcome("failed", f"{what} {advice}")
 

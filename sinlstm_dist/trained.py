@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
+from torch import nn
 
 from sinlstm_dist.config import SINE, Config, named_build, override
 from sinlstm_dist.data.series import NO_SCALE, Scale
@@ -177,8 +178,10 @@ def _read_final_weights(path: Path, summary: Summary | None) -> Tensors:
         raise ConfigError(f"{file}: is damaged: {error}") from error
 
 
-def read_weights(path: Path, model: Predictor) -> Tensors:
+def read_weights(path: Path, model: nn.Module) -> Tensors:
     """Read the starting weights of `train.init_from`, which must be exactly the model's.
+
+    Those of a Predictor may be of another dtype, and its units are those of its own data.
 
     Raises:
         ConfigError: they are not, or the file cannot be read.
@@ -191,7 +194,10 @@ def read_weights(path: Path, model: Predictor) -> Tensors:
         raise ConfigError(
             f"train.init_from={path}: is not a readable .safetensors file: {error}"
         ) from error
-    weights = {k: value.float() for k, value in weights.items() if not k.startswith("scaling.")}
-    if problem := unlike(weights, shapes(dict(model.named_parameters()))):
+    wanted, buffers = model.state_dict(), dict(model.named_buffers())
+    if isinstance(model, Predictor):
+        wanted = dict(model.named_parameters())
+        weights = {k: v.float() for k, v in weights.items() if k not in (MEAN, STD)}
+    if problem := unlike(weights, shapes(wanted), buffers=buffers):
         raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")
     return weights

@@ -125,7 +125,7 @@ def load(spec: str) -> UserCode:
         _refuse(spec, f"names no function: {HOW}")
     module = _import_file(place, spec) if place.endswith(".py") else _import_module(place, spec)
     if not getattr(module, "__file__", None):  # built in, or a folder
-        _refuse(spec, f"{place} is no Python file: {HOW}")
+        _refuse(spec, f"{place} is not a Python file: {HOW}")
     file = Path(str(module.__file__))
     function = _function(module, name, spec)
     settings = _settings(function, spec)
@@ -160,13 +160,13 @@ def _another_module(file: Path) -> str:
 
 def _import_module(name: str, spec: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        _refuse(spec, f"{name} is no module: {HOW}")
+        _refuse(spec, f"{name} is not a module: {HOW}")
     try:
         return _import(name, folder=os.getcwd(), spec=spec)
     except ConfigError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}."):
-            _refuse(spec, f"there is no module {cause.name}")
+            _refuse(spec, f"there is not a module {cause.name}")
         raise
 
 
@@ -185,11 +185,11 @@ def _function(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         _refuse(spec, f"{file} has no function {name}{did_you_mean(name, known)}")
     if not inspect.isfunction(function):
-        _refuse(spec, f"{name} in {file} is no function")
+        _refuse(spec, f"{name} in {file} is not a function")
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:
-        _refuse(spec, f"{start_of(function)}{name} must take two arguments: settings and config")
+        _refuse(spec, f"{start_of(function)}: {name} must take two arguments: settings and config")
     return function
 
 
@@ -203,23 +203,23 @@ def _settings(function: Callable[..., Any], spec: str) -> type[BaseModel]:
     try:
         settings = typing.get_type_hints(alone, globalns=names)["first"]
     except Exception as error:
-        _refuse(spec, f"{start_of(function)}the annotation of {first.name}: {blame(error)}")
+        _refuse(spec, f"{start_of(function)}: the annotation of {first.name}: {blame(error)}")
     if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
         _refuse(
             spec,
-            f"{start_of(function)}{first.name} must be annotated with a subclass of "
+            f"{start_of(function)}: {first.name} must be annotated with a subclass of "
             f"pydantic.BaseModel, or not at all",
         )
     for name, field in settings.model_fields.items():
         if name == "build":
-            _refuse(spec, f"{start_of(settings)}the setting build has a reserved name: rename it")
+            _refuse(spec, f"{start_of(settings)}: the setting build has a reserved name: rename it")
         if field.validation_alias is not None:
-            _refuse(spec, f"{start_of(settings)}the setting {name} has an alias: leave it out")
+            _refuse(spec, f"{start_of(settings)}: the setting {name} has an alias: leave it out")
         if _is_nested(field.annotation):
             _refuse(
                 spec,
-                f"{start_of(settings)}the setting {name} cannot be written as one TOML value: use "
-                "settings of one level, of numbers, strings and lists",
+                f"{start_of(settings)}: the setting {name} cannot be written as one TOML value: "
+                "use settings of one level, of numbers, strings and lists",
             )
     return settings
 

@@ -42,7 +42,7 @@ class Threads:
 class Peer:
     """One of them; see `reduction.Peers`."""
 
-    device, num_threads = torch.device("cpu"), 1
+    device = torch.device("cpu")
 
     def __init__(self, threads: Threads, rank: int) -> None:
         self.rank, self._threads = rank, threads

@@ -190,7 +190,7 @@ def test_the_path_of_a_configuration_is_verified(nursery, tmp_path):
     assert found.pop("Speed") in ("PASS", "FAIL")  # a busy machine may fail it
     assert set(found.values()) == {"PASS"}, launch.stdout
     table = " ".join(launch.stdout.split())
-    assert "torch recurrence (2 layers), ddp reduction" in table
+    assert "recurrence: nn.LSTM, ddp reduction" in table
 
 
 def test_the_configuration_decides_the_path_and_verify_how_long_it_takes():

@@ -33,7 +33,6 @@ WRITTEN = dict.fromkeys(
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Loss = Annotated[float, Field(allow_inf_nan=False)]  # a task's own may be negative
 
 
@@ -48,9 +47,9 @@ class Epoch(BaseModel):
     epoch: Annotated[Count, Field(ge=1)]
     step: Annotated[Count, Field(ge=1)]
     train_loss: Loss
-    train_accuracy: Share = 0.0
+    train_accuracy: Amount = 0.0
     test_loss: Loss
-    test_accuracy: Share = 0.0
+    test_accuracy: Amount = 0.0
     train_samples: Count
     test_samples: Count
     epoch_s: Amount

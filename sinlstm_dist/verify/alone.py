@@ -25,7 +25,6 @@ class Alone:
     """The `Peers` of a process that computes alone inside a larger world."""
 
     device: torch.device
-    num_threads: int
 
     def gather(self, rows: Tensor) -> Tensor:
         """See Peers."""
@@ -60,7 +59,7 @@ class JobAlone:
 
     def __init__(self, job: Job, config: Config, world: World) -> None:
         self._world = world
-        self._peers = Alone(device=world.device, num_threads=world.num_threads)
+        self._peers = Alone(device=world.device)
         self.model, optimizer = copy.deepcopy((job.task.model, job.task.optimizer))
         self.rows = job.rows.of(self.model)
         size, settings = len(job.train.data), config.train
