@@ -48,7 +48,7 @@ _TRAINED = {"metavar": "RUN_DIR", "help": "a finished run's folder, or a checkpo
 
 COMMANDS = {
     "train": Syntax(
-        "Train an LSTM to predict a sine wave",
+        "Train the sine, or your own model (--task.build)",
         {
             "--config": _CONFIG,
             "--print-config": {
@@ -70,7 +70,7 @@ COMMANDS = {
         keys=KEYS,
     ),
     "evaluate": Syntax(
-        "Test a trained model and compare it with two baselines",
+        "Test a trained model",
         {"path": _TRAINED},
         keys=[*_DATA_KEYS, "model.lstm", "train.tolerance", "train.timeout_s", "task.build"],
     ),

@@ -24,7 +24,7 @@ from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import Config, override
 from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.job import check_enough_pieces, new_task
+from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.processes.joining import join_world
@@ -32,7 +32,6 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.quality import SECTORS, Evaluation, evaluate_trained
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import Tensors
-from sinlstm_dist.run.layout import shapes, unlike
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.splits import deal_out_test
 from sinlstm_dist.task import counts_of
@@ -54,32 +53,24 @@ def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors]:
     return Config.model_validate(config), weights
 
 
-def evaluate_task(config: Config, weights: Tensors, *, origin: Path, world: World) -> Totals:
+def evaluate_task(config: Config, weights: Tensors, *, world: World) -> Totals:
     """Test a user's own model on its test data.
 
     Args:
         config: its `task.build` is loaded.
         weights: by name.
-        origin: the folder that they come from.
 
     Raises:
         ConfigError: the weights are of another model, or the user's code fails.
 
     Collective: yes.
     """
-    check_enough_pieces(config, world)
-    task, _ = new_task(config, world)
-    model = task.model
-    buffers = dict(model.named_buffers())
-    if problem := unlike(weights, shapes(model.state_dict()), buffers=buffers):
-        raise ConfigError(f"{origin} holds the weights of another model: {problem}")
-    model.load_state_dict(weights)
-    world.prepare_model(model)
+    task = trained_task(config, weights, world)
     split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
     split = replace(split, loader=world.accelerator.prepare(split.loader))
     with blamed(config.task.build, at=task.totals):
         (piece,) = world.to_device(split.some(np.arange(1), [1]))
-        counts = counts_of(task.totals(model.eval(), piece))
+        counts = counts_of(task.totals(task.model.eval(), piece))
     rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
     return totals_over(rows, split, peers=world)
 
@@ -147,13 +138,13 @@ def _ratio(model: float, baseline: float) -> str:
 
 @command("evaluate")
 def main(options: Namespace) -> int:
-    """Test a trained model and compare it with two baselines."""
+    """Test a trained model."""
     path, timeout_s = Path(options.path), options.config.train.timeout_s
     with join_world(timeout_s=timeout_s, one_thread=True) as world:
         config, weights = share_saved(path, world=world)
         if config.task.build:
             config = _with_code(config, options.keys, origin=path)
-            totals = evaluate_task(config, weights, origin=path, world=world)
+            totals = evaluate_task(config, weights, world=world)
         else:
             trained = to_trained(config, weights, options.keys, origin=path)
             evaluation = evaluate_trained(trained, world=world)

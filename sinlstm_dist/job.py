@@ -27,7 +27,8 @@ from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.run.layout import Layout, shapes
+from sinlstm_dist.run.checkpoint import Tensors
+from sinlstm_dist.run.layout import Layout, shapes, unlike
 from sinlstm_dist.splits import check_same_data, splits
 from sinlstm_dist.task import Task
 from sinlstm_dist.trained import read_weights
@@ -137,6 +138,24 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
         "optimizer": "SGD that rounds each operation",  # before it there was torch's
     }
     return sine.build(config, recurrence), code
+
+
+def trained_task(config: Config, weights: Tensors, world: World) -> Task:
+    """The task of a run, with the weights that it has trained.
+
+    Raises:
+        ConfigError: the weights are of another model; as `new_task`; or there are more processes
+            than pieces.
+    """
+    check_enough_pieces(config, world)
+    task, _ = new_task(config, world)
+    model = task.model
+    buffers = dict(model.named_buffers())
+    if problem := unlike(weights, shapes(model.state_dict()), buffers=buffers):
+        raise ConfigError(f"the weights are those of another model: {problem}")
+    model.load_state_dict(weights)
+    world.prepare_model(model)
+    return task
 
 
 def _user_task(config: Config) -> tuple[Task, dict[str, str]]:

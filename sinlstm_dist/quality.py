@@ -14,7 +14,7 @@ from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.source import WindowDataset, datasets, period_ago
 from sinlstm_dist.data.steps import pieces
-from sinlstm_dist.job import check_enough_pieces, new_task
+from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
@@ -74,10 +74,7 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     Collective: yes.
     """
     config = trained.config
-    check_enough_pieces(config, world)
-    task, _ = new_task(config, world)
-    task.model.load_state_dict(trained.weights)
-    world.prepare_model(task.model)
+    task = trained_task(config, trained.weights, world)
     _, test = datasets(config.data, trained.scale)
     unit = (trained.scale or NO_SCALE).std
     assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)

@@ -1,4 +1,4 @@
-"""Train an LSTM to predict a sine wave, on one process or many.
+"""Train an LSTM to predict a sine wave, or your own model, on one process or many.
 
     python -m sinlstm_dist.train --config configs/noisy.toml
     torchrun --nproc-per-node 2 --local-addr 127.0.0.1 -m sinlstm_dist.train
@@ -244,7 +244,7 @@ def _is_due(count: int, *, every: int) -> bool:
 
 @command("train")
 def main(options: Namespace) -> int:
-    """Train an LSTM to predict a sine wave."""
+    """Train the sine, or the user's own model."""
     code = exit_code_of(lambda: exit_code_of_run(train(options.config)))
     report_lost_output()  # the exit code is the run's
     return code
