@@ -9,7 +9,7 @@ from pathlib import Path
 import launching
 import pytest
 from launching import check_same, content, flags, metrics, summary, weights_digest
-from test_own_model import settings
+from test_own_model import ODD, settings
 
 WRONG = {
     "batch_norm": (
@@ -19,7 +19,7 @@ WRONG = {
     "bfloat16": ("parameter net.0.weight is bfloat16", ".float()", 'train.reduction="ddp"'),
     "mean_loss": ("it seems to be a mean", 'reduction="sum"'),
     "lbfgs": ("LBFGS computes the loss more than once in a step", "AdamW"),
-    "python_state": ("CountingSGD has count of 0.weight, which is no tensor", "torch.optim"),
+    "python_state": ("CountingSGD has count of 0.weight, which is not a tensor", "torch.optim"),
     "frozen_all": ("no parameter of the model is to be trained", "requires_grad is False"),
     "stateful": ("the gradient of net.0.weight had other bits the second time", "keeps a state"),
     "own_generator": ("had other bits the second time", "a generator of its own"),
@@ -32,11 +32,11 @@ WRONG = {
     "returns_none": ("returned None, not a Task",),
     "no_tensors": ("totals returned a float: a tuple of the sum of losses",),
     "empty": ("odd_tasks.py, line ", "train_data is empty"),
-    "too_many_correct": ("counted 6 correct predictions of 3", "return the number that is"),
+    "too_many_correct": ("counted 6 correct predictions of 3", "in the unit of the divisor"),
     "iterable": ("train_data is a Stream", "a map-style data set is needed"),
     "sparse": ("the gradient of embedding.weight is sparse", "sparse=False"),
     "no_gradient": ("the loss that totals returned does not depend on any parameter", "detach()"),
-    "extra_state": ("_extra_state, which is no tensor", "make it a buffer"),
+    "extra_state": ("_extra_state, which is not a tensor", "make it a buffer"),
 }  # fmt: skip
 
 
@@ -52,7 +52,8 @@ def test_a_wrong_task_is_refused_in_one_line(name, nursery, tmp_path):
     alone = nursery.run(settings(name, "run"), cwd=tmp_path)
     two = nursery.run(settings(name, "run"), cwd=tmp_path, processes=2)
     assert (alone.codes, two.codes) == ([2], [2, 2]), alone.stderr + two.stderr
-    for what in ("task.build", *WRONG[name]):
+    assert one_line(alone).startswith(f"error: task.build={ODD}:{name}: ")
+    for what in WRONG[name]:
         assert what in one_line(alone)
     assert one_line(two) == one_line(alone)
     assert not list(tmp_path.rglob("*"))
@@ -97,7 +98,7 @@ def test_a_target_needs_correct_predictions(nursery, tmp_path):
     arguments = settings("regression", "run", target_accuracy=0.9)
     ended = nursery.run(arguments, cwd=tmp_path)
     assert ended.codes == [2]
-    assert "train.target_accuracy=0.9: the task counts no correct" in one_line(ended)
+    assert "train.target_accuracy=0.9: totals counts no correct predictions" in one_line(ended)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -246,5 +247,8 @@ def test_an_edited_learning_rate_is_one_note_and_the_checkpoints_goes_on(goes_on
     ended = goes_on(lr=0.7)
     assert ended.codes == [0], ended.stderr
     text = " ".join(ended.stdout.split())
-    assert text.count("lr 0.1 and not 0.7") == 1
+    assert (
+        text.count("the checkpoint's optimizer settings are kept: lr=0.1 (your code now says 0.7)")
+        == 1
+    )
     assert weights_digest(tmp_path / "run") == weights_digest(tmp_path / "straight")
