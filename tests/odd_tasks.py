@@ -507,7 +507,7 @@ def nan_schedule(settings: Settings, config: Any) -> Task:
 
 
 def negative_schedule(settings: Settings, config: Any) -> Task:
-    return task(net(settings.width), lr_factor=lambda step, num_steps: 1 - step / 2.5)
+    return task(net(settings.width), lr_factor=lambda step, num_steps: 1 - step / 2)
 
 
 class SharedStateSGD(torch.optim.SGD):

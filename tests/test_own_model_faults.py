@@ -87,7 +87,7 @@ def test_processes_whose_data_differ_are_refused(name, nursery, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
-    ("name", "value"), [("nan_schedule", "nan"), ("negative_schedule", "-0.2")]
+    ("name", "value"), [("nan_schedule", "nan"), ("negative_schedule", "-0.5")]
 )
 def test_a_factor_that_no_rate_can_have_ends_the_run_in_one_line(
     name, value, processes, nursery, tmp_path
@@ -184,18 +184,23 @@ def test_ddp_gives_what_ordered_gives_up_to_rounding(name, nursery, tmp_path):
     records = [metrics(tmp_path / folder) for folder in ("ddp", "ordered")]
     for our, their in zip(*records, strict=True):
         assert our == pytest.approx(their, rel=1e-5)
-    assert records[0][0]["train_loss"] > 1.1 * records[0][1]["train_loss"]  # it learns
+    assert records[0][0]["train_loss"] > 1.05 * records[0][1]["train_loss"]  # it learns
 
 
 def test_ddp_stopped_in_an_epoch_goes_on_with_its_statistics(nursery, tmp_path):
     more = {"train.reduction": "ddp", "train.global_batch_size": 34, "train.epochs": 3}
-    stop = [{"rank": 1, "of": "step", "at": 5, "do": "signal 15"}]  # of three steps an epoch
-    for folder, faults, code in (("straight", [], 0), ("run", stop, 75), ("run", [], 0)):
+    fault = {"rank": 1, "of": "step", "at": 5, "do": "signal 15"}  # of three steps an epoch
+
+    def run(folder, code, faults=()):
         arguments = [*settings("batch_norm", folder), *flags(more)]
-        ended = nursery.run(arguments, cwd=tmp_path, processes=2, faults=faults)
+        ended = nursery.run(arguments, cwd=tmp_path, processes=2, faults=list(faults))
         assert ended.codes == [code] * 2, ended.stderr
-    assert "continues" in ended.stdout
-    assert "step 5" in summary(tmp_path / "run")["reason"] or "step-00000005" in ended.stdout
+        return ended
+
+    run("straight", 0)
+    run("run", 75, [fault])
+    assert "step-00000005" in summary(tmp_path / "run")["reason"]
+    assert "continues" in run("run", 0).stdout
     assert load_file(tmp_path / "run" / "model.safetensors")["2.num_batches_tracked"] == 9
     check_same(tmp_path / "run", tmp_path / "straight")
 
