@@ -166,7 +166,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
     except ConfigError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}."):
-            _refuse(spec, f"there is not a module {cause.name}")
+            _refuse(spec, f"there is no module {cause.name}")
         raise
 
 

@@ -220,7 +220,7 @@ BAD_CODE = {
     "an exit": ("import sys\nsys.exit('no')", "{file}, line 2: SystemExit: no"),
     "lines": ("raise ValueError('a\\nb')", "{file}, line 1: ValueError: a b"),
     "a lack": ("import not_there", "{file}, line 1: ModuleNotFoundError: No module named"),
-    "no function": ("build = 3", "build in {file} is no function"),
+    "no function": ("build = 3", "build in {file} is not a function"),
     "a near name": ("def biuld(a, b): ...", "{file} has no function build: did you mean biuld?"),
     "one argument": (
         "x = 1\ndef build(settings): ...",
@@ -280,12 +280,12 @@ def test_the_error_is_where_it_happens_in_the_users_files():
         ("gone.py:build", "there is no file gone.py"),
         ("gone:build", "there is no module gone"),
         ("my_task.gone:build", "there is no module my_task.gone"),
-        ("sub/my_task:build", "sub/my_task is no module: write FILE.py:FUNCTION"),
+        ("sub/my_task:build", "sub/my_task is not a module: write FILE.py:FUNCTION"),
         ("torch.py:build", "torch.py has the name of the module torch ("),
         ("sinlstm_dist.py:build", "sinlstm_dist.py has the name of the module sinlstm_dist ("),
         ("json.py:build", "json.py has the name of the module json ("),
         ("a.b.py:build", "a.b.py cannot be imported: leave the dot out"),
-        ("sys:exit", "sys is no Python file"),
+        ("sys:exit", "sys is not a Python file"),
     ],
 )
 def test_a_wrong_name_is_one_error(spec, expected):
