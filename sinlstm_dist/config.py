@@ -5,6 +5,7 @@ Precedence: defaults < TOML file < command line. One report names the problems o
     python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
 """
 
+import contextlib
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +178,9 @@ def _findings(values: dict[str, Any], *, strict: bool, code: UserCode | None = N
     """What pydantic finds wrong with values of one source, also with the user's settings."""
     users = []
     if code and isinstance(task := values.get("task"), dict):
-        users = [f for f in code.findings(task, strict=strict) if f["type"] not in OF_ALL_SETTINGS]
+        with contextlib.suppress(ConfigError):  # the user's checks may need keys of another source
+            found = code.findings(task, strict=strict)
+            users = [finding for finding in found if finding["type"] not in OF_ALL_SETTINGS]
         values = {**values, "task": {key: task[key] for key in task if key == "build"}}
     try:
         Config.model_validate(values, strict=strict)
