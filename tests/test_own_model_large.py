@@ -17,7 +17,7 @@ from sinlstm_dist.reduction import GATHERED_BYTES
 from sinlstm_dist.run import checkpoint
 
 # What has (width + 1) * 3 + 7 * width numbers, a row of flags and totals more, in 8 pieces. The
-# rows of the first are gathered, by messages; those of the second shared out, and larger than 1 MiB.
+# rows of the first are gathered, by messages; those of the second are shared out: they have 1 MiB.
 GATHERED, SHARED_OUT = 3200, 30_000
 TIMEOUT_S, MARGIN_S = 3, 25
 HOST = socket.gethostname()
