@@ -5,8 +5,9 @@ Precedence: defaults < TOML file < command line. One report names the problems o
     python -m sinlstm_dist.train --config configs/noisy.toml --train.epochs 20 --print-config
 """
 
+import contextlib
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from sinlstm_dist import user_code
+from sinlstm_dist.blame import start_of
 from sinlstm_dist.errors import ConfigError as ConfigError  # where users look for it
 from sinlstm_dist.problems import describe, did_you_mean, show_value
 from sinlstm_dist.sections import KEYS as KEYS
@@ -24,12 +26,15 @@ from sinlstm_dist.sections import Config as Config
 from sinlstm_dist.sections import Data as Data
 from sinlstm_dist.sections import Optim as Optim
 from sinlstm_dist.sections import Train as Train
-from sinlstm_dist.user_code import UserCode
+from sinlstm_dist.user_code import NoSettings, UserCode
 
 # Keys that mean nothing to a user's own model.
 OF_THE_SINE = [
     key for key in KEYS if key.startswith(("data.", "model.", "optim.", "train.tolerance"))
 ]
+# Types of findings that only all settings together can show: a key is missing, or a check of the
+# user's own, which may look at several keys.
+OF_ALL_SETTINGS = {"missing", "value_error", "assertion_error"}
 
 
 def load_config(
@@ -75,8 +80,8 @@ def check_keys(overrides: Mapping[str, Any]) -> Config:
     """
     nested = _nest(overrides)
     _load_code(nested)
-    if problems := _problems(nested, origin="", strict=False):
-        raise ConfigError("\n".join(problems))
+    if found := _findings(nested, strict=False):
+        raise ConfigError("\n".join(map(_describe, found)))
     return Config.model_validate(nested)
 
 
@@ -102,17 +107,17 @@ def named_build(path: str | Path) -> str:
 
 def _load_code(*sources: Mapping[str, Any]) -> UserCode | None:
     """The code that the last of the sources names which has `task.build`."""
-    builds = [_build_in(values) for values in sources if "build" in _task(values)]
+    builds = [_build_in(values) for values in sources if "build" in _table(values, "task")]
     return user_code.load(builds[-1]) if builds and builds[-1] else None
 
 
 def _build_in(values: Mapping[str, Any]) -> str:
-    spec = _task(values).get("build")
+    spec = _table(values, "task").get("build")
     return spec if isinstance(spec, str) else ""  # another type is reported later
 
 
-def _task(values: Mapping[str, Any]) -> dict[str, Any]:
-    table = values.get("task")
+def _table(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    table = values.get(section)
     return table if isinstance(table, dict) else {}
 
 
@@ -124,47 +129,28 @@ def _resolve(
     code: UserCode | None = None,
 ) -> Config:
     """Merge both with the defaults; without `code`, settings in `[task]` stay as they are."""
-    origin = f"{path}: "
-    problems = _problems(from_file, origin=origin, strict=True, code=code)
-    problems += _problems(from_overrides, origin="", strict=False, code=code)
-    settings: dict[str, Any] = {}
+    problems, wrong, origins = list[str](), set[Any](), dict[str, str]()
+    for values, origin, strict in ((from_file, f"{path}: ", True), (from_overrides, "", False)):
+        for finding in _findings(values, strict=strict, code=code):
+            problems.append(origin + _describe(finding, code))
+            wrong.add(finding["loc"])
+        origins |= {f"{s}.{key}": origin for s in SECTIONS for key in _table(values, s)}
+    merged = {s: {**_table(from_file, s), **_table(from_overrides, s)} for s in SECTIONS}
+    valid = {s: merged[s] for s in SECTIONS if s not in {loc[0] for loc in wrong}}
     if code:
-        settings, found = _settings(code, _task(from_file), _task(from_overrides), origin=origin)
-        problems += found
-    if not problems:
-        merged = {k: {**from_file.get(k, {}), **from_overrides.get(k, {})} for k in SECTIONS}
-        if code:
-            merged["task"] = {"build": code.spec, **settings}
-        if not merged["output"].get("dir"):
-            merged["output"]["dir"] = f"runs/{Path(path).stem if path else 'default'}"
-        config = Config.model_validate(merged)
-        problems = _unsupported(config)
+        settings, found = code.as_toml(merged["task"])
+        found = found or _findings({"task": settings}, strict=True)
+        for finding in (f for f in found if f["loc"] not in wrong):
+            origin = origins.get(".".join(finding["loc"][:2]), "")
+            problems.append(origin + _describe(finding, code))
+        valid["task"] = {"build": code.spec, **({} if found else settings)}
+    if not merged["output"].get("dir"):
+        merged["output"]["dir"] = f"runs/{Path(path).stem if path else 'default'}"
+    config = Config.model_validate(valid)
+    problems += [origins.get(key, "") + line for key, line in _unsupported(config)]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
-
-
-def _settings(
-    code: UserCode, from_file: dict[str, Any], from_overrides: dict[str, Any], *, origin: str
-) -> tuple[dict[str, Any], list[str]]:
-    """The user's settings as TOML holds them, with their defaults, and what is wrong with them."""
-    problems = {}
-    for table, source in ((from_file, origin), (from_overrides, "")):
-        for name in (f"task.{key}" for key in table):
-            if name not in {"task.build", *code.keys}:
-                problems[source, name] = f"{source}unknown key {name}{suggestion(name, code.keys)}"
-    for problem in code.findings({**from_overrides, **from_file}, strict=True):
-        if set(problem["loc"][1:2]) & from_file.keys():
-            problems[problem["loc"]] = origin + _describe(problem, code)
-    for problem in code.findings({**from_file, **from_overrides}, strict=False):
-        problems.setdefault(problem["loc"], _describe(problem, code))
-    if problems:
-        return {}, list(problems.values())
-    try:
-        settings = code.as_toml({**from_file, **from_overrides})
-    except ValueError as error:
-        return {}, [f"task.{error}"]
-    return settings, _problems({"task": settings}, origin="", strict=True)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -188,26 +174,34 @@ def _nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _problems(
-    values: dict[str, Any], *, origin: str, strict: bool, code: UserCode | None = None
-) -> list[str]:
-    """One line per problem of `values`; `_settings` has those of the user's own."""
+def _findings(values: dict[str, Any], *, strict: bool, code: UserCode | None = None) -> list[Any]:
+    """What pydantic finds wrong with values of one source, also with the user's settings."""
+    users = []
     if code and isinstance(task := values.get("task"), dict):
+        with contextlib.suppress(ConfigError):  # the user's checks may need keys of another source
+            found = code.findings(task, strict=strict)
+            users = [finding for finding in found if finding["type"] not in OF_ALL_SETTINGS]
         values = {**values, "task": {key: task[key] for key in task if key == "build"}}
     try:
         Config.model_validate(values, strict=strict)
     except ValidationError as error:
-        return [origin + _describe(problem, code) for problem in error.errors()]
-    return []
+        return [*error.errors(), *users]
+    return users
 
 
-def _describe(problem: Any, code: UserCode | None) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+def _describe(finding: Any, code: UserCode | None = None) -> str:
+    name = ".".join(str(part) for part in finding["loc"])
+    if finding["type"] == "extra_forbidden":
+        if code and code.settings is NoSettings and name.startswith("task."):
+            function = code.spec.rpartition(":")[2]
+            return (
+                f"{start_of(code.function)}: annotate {function}'s first parameter with your "
+                f"settings class (a pydantic.BaseModel), so that {name} is known"
+            )
         return f"unknown key {name}" + suggestion(name, code.keys if code else ())
-    if problem["type"] == "missing" and code:
+    if finding["type"] == "missing" and code:
         return f"{name} is not set: {code.spec} needs it"
-    return describe(problem)
+    return describe(finding)
 
 
 def suggestion(name: str, users: Sequence[str] = ()) -> str:
@@ -226,29 +220,23 @@ def suggestion(name: str, users: Sequence[str] = ()) -> str:
     return did_you_mean(name, keys, cutoff=0.5) or f"; sections are {', '.join(SECTIONS)}"
 
 
-def _unsupported(config: Config) -> list[str]:
-    """One line per key that would have no effect: it is refused, not ignored."""
-    problems = []
-    if config.data.source == SINE and config.data.column:
-        problems.append(f"data.column={config.data.column} needs a file: set data.source to one")
-    for key in ("noise", "test_phase") if config.data.source != SINE else ():
-        value, source = getattr(config.data, key), config.data.source
-        if value != Data.model_fields[key].default:
-            problems.append(f"data.{key}={value:g} is not for data.source={source}: leave it out")
-    if config.task.build:
-        values, defaults = flat(config), flat(Config())
-        problems += [
-            f"{key}={show_value(values[key])} is for the built-in task, not for "
-            f"task.build={config.task.build}: leave it out"
-            for key in OF_THE_SINE
-            if values[key] != defaults[key]
-        ]
-    else:
-        for key in config.task.settings():
-            near = did_you_mean(f"task.{key}", ["task.build"], cutoff=0.8)
-            what = near or ": set task.build, the code whose setting it is"
-            problems.append(f"unknown key task.{key}{what}")
-    return problems
+def _unsupported(config: Config) -> Iterator[tuple[str, str]]:
+    """Each key that would have no effect, and its line: it is refused, not ignored."""
+    source, column, build = config.data.source, config.data.column, config.task.build
+    if source == SINE and column:
+        yield "data.column", f"data.column={column} needs a file: set data.source to one"
+    for key in ("noise", "test_phase") if source != SINE else ():
+        if (value := getattr(config.data, key)) != Data.model_fields[key].default:
+            what = f"is not for data.source={source}: leave it out"
+            yield f"data.{key}", f"data.{key}={value:g} {what}"
+    values, defaults = flat(config), flat(Config())
+    for key in OF_THE_SINE if build else ():
+        if values[key] != defaults[key]:
+            what = f"is for the built-in task, not for task.build={build}: leave it out"
+            yield key, f"{key}={show_value(values[key])} {what}"
+    for key in () if build else (f"task.{name}" for name in config.task.settings()):
+        near = did_you_mean(key, ["task.build"], cutoff=0.8)
+        yield key, f"unknown key {key}{near or ': set task.build, the code whose setting it is'}"
 
 
 def to_toml(config: Config) -> str:

@@ -161,8 +161,10 @@ class DdpGradient:
         spare: Callable[[], Any],
     ) -> None:
         self._rows, self._plan, self._world = rows, plan, world
-        self._wrapped, self._spare, self._is_used = wrapped.train(), spare, False
-        wrapped.register_forward_pre_hook(self._note_use)
+        self._wrapped, self._spare = wrapped.train(), spare
+        self._is_used = wrapped is rows.model  # one process alone: there is no wrapper
+        if not self._is_used:
+            wrapped.register_forward_pre_hook(self._note_use)
 
     def _note_use(self, *_: object) -> None:
         self._is_used = True

@@ -204,7 +204,7 @@ class SharedOut:
 
 
 def new_reduction(plan: Plan, peers: Peers, *, width: int, at_once: int | None) -> Reduction:
-    """The way that sends less; it follows from sizes alone, and no bit depends on it.
+    """The faster way; it follows from sizes alone, and no bit depends on it.
 
     Args:
         width: numbers in a row.

@@ -109,9 +109,7 @@ class Task:
                 raise TypeError(f"Task: {name} is {_kind(value)}, not a function")
         norm = self.clip_norm
         if not (isinstance(norm, Real) and math.isfinite(norm) and norm >= 0):
-            raise ValueError(
-                f"Task: clip_norm is {norm}: a number from 0 on is needed (0: no limit)"
-            )
+            raise ValueError(f"Task: clip_norm is {norm}: a number from 0 on is needed")
 
 
 def _kind(value: object) -> str:

@@ -6,7 +6,6 @@ It imports no torch; the user's code may.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -34,6 +33,12 @@ HOW = "write FILE.py:FUNCTION or package.module:FUNCTION"
 
 class NoSettings(BaseModel):
     """The settings of a function whose first parameter has no annotation."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"there is no setting {name}: annotate the first parameter with your settings class "
+            "(a pydantic.BaseModel)"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,23 +70,24 @@ class UserCode:
         return [f"task.{name}" for name in self.settings.model_fields]
 
     def findings(self, values: Mapping[str, Any], *, strict: bool) -> list[Any]:
-        """What pydantic finds wrong with values for the settings; other keys are left out.
+        """What pydantic finds wrong with values for the settings.
 
         Args:
             strict: take them as a TOML file's, and not as a command line's text.
         """
+        known = {"build", *self.settings.model_fields}
+        unknown = (key for key in values if key not in known)
+        found: list[Any] = [{"type": "extra_forbidden", "loc": ("task", key)} for key in unknown]
         try:
             self._validate(values, strict=strict)
         except ValidationError as error:
-            return [{**found, "loc": ("task", *found["loc"])} for found in error.errors()]
-        return []
+            found += [{**problem, "loc": ("task", *problem["loc"])} for problem in error.errors()]
+        return found
 
-    def as_toml(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings as TOML holds them; those that are None are left out.
-
-        Raises:
-            ValueError: TOML cannot hold one of them.
-        """
+    def as_toml(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        """All settings as TOML holds them, without those that are None, and what is wrong."""
+        if found := self.findings(values, strict=False):
+            return {}, found
         settings = self._validate(values, strict=False)
         written: dict[str, Any] = {}
         for name in self.settings.model_fields:
@@ -89,16 +95,16 @@ class UserCode:
                 written |= settings.model_dump(
                     mode="json", include={name}, exclude_none=True, warnings=False
                 )
-        try:
-            again = dict(self._validate(written, strict=True))
-        except ValidationError:
-            again = {}
+        if found := self.findings(written, strict=True):
+            return {}, found
+        again = self._validate(written, strict=True)
         for name in self.settings.model_fields:
             value = getattr(settings, name)
             is_left_out = name not in written and value is not None
-            if is_left_out or name not in again or again[name] != value:
-                raise ValueError(f"{name}={value!r:.40} cannot be written in TOML and read back")
-        return written
+            if is_left_out or getattr(again, name) != value or isinstance(value, Set):
+                what = "cannot be written in TOML and read back"
+                found += [{"type": "toml", "loc": ("task", name), "input": value, "msg": what}]
+        return written, found
 
     def _validate(self, values: Mapping[str, Any], *, strict: bool) -> BaseModel:
         known = {key: value for key, value in values.items() if key in self.settings.model_fields}
@@ -139,7 +145,8 @@ def _refuse(spec: str, problem: str) -> NoReturn:
 def _import_file(place: str, spec: str) -> ModuleType:
     file = Path(os.path.abspath(place))
     if not file.is_file():
-        _refuse(spec, f"there is no file {place}")
+        inside = "" if os.path.isabs(place) else f" in {os.getcwd()}"
+        _refuse(spec, f"there is no file {place}{inside}")
     if "." in file.stem:
         _refuse(spec, f"{file.name} cannot be imported: leave the dot out of its name")
     if other := _another_module(file):
@@ -166,7 +173,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
     except ConfigError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}."):
-            _refuse(spec, f"there is not a module {cause.name}")
+            _refuse(spec, f"there is no module {cause.name}")
         raise
 
 
@@ -215,22 +222,7 @@ def _settings(function: Callable[..., Any], spec: str) -> type[BaseModel]:
             _refuse(spec, f"{start_of(settings)}: the setting build has a reserved name: rename it")
         if field.validation_alias is not None:
             _refuse(spec, f"{start_of(settings)}: the setting {name} has an alias: leave it out")
-        if _is_nested(field.annotation):
-            _refuse(
-                spec,
-                f"{start_of(settings)}: the setting {name} cannot be written as one TOML value: "
-                "use settings of one level, of numbers, strings and lists",
-            )
     return settings
-
-
-def _is_nested(annotation: Any) -> bool:
-    """Whether values of this type have names or no order inside."""
-    if any(_is_nested(part) for part in typing.get_args(annotation)):
-        return True
-    kind = typing.get_origin(annotation) or annotation
-    is_group = isinstance(kind, type) and issubclass(kind, BaseModel | Mapping | Set)
-    return is_group or (isinstance(kind, type) and dataclasses.is_dataclass(kind))
 
 
 def _home(module: ModuleType) -> Path:

@@ -265,7 +265,7 @@ def test_one_of_two_processes_writes(nursery, tmp_path):
     assert ended.codes == [0, 0], ended.stderr
     assert "\x1b" not in ended.stdout + ended.stderr
     assert len(table_lines(ended.stdout)) == 1 + 3
-    starts = [line.split("  ")[0] for line in ended.stdout.splitlines()[:7]]
+    starts = [line.split("  ")[0] for line in ended.stdout.splitlines()[:6]]
     assert starts == [
         "processes", "data", "batch", "reduction", "model", "run folder"
     ]  # fmt: skip

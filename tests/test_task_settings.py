@@ -173,12 +173,75 @@ def test_wrong_flags_are_one_line_each(flags, expected, capsys):
         assert problem.startswith(f"error: {part}")
 
 
+def test_the_problems_of_all_sources_are_shown_at_once():
+    write(
+        "bad.toml",
+        f"""
+        [optim]
+        lr = 1
+        [train]
+        epochs = "3"
+        [task]
+        build = "{SPEC}"
+        width = 1.5
+        rate = 0
+        """,
+    )
+    flags = {"task.width": "x", "task.depth": "3", "model.hidden_size": "9", "data.seed": "no"}
+    with pytest.raises(ConfigError) as caught:
+        load_config("bad.toml", flags)
+    what = f"is for the built-in task, not for task.build={SPEC}: leave it out"
+    for line, start in zip(
+        str(caught.value).splitlines(),
+        (
+            'bad.toml: train.epochs="3": should be',
+            "bad.toml: task.width=1.5: should be",
+            "bad.toml: task.rate=0: should be",
+            'data.seed="no": should be',
+            "unknown key task.depth",
+            'task.width="x": should be',
+            f"model.hidden_size=9 {what}",
+            f"bad.toml: optim.lr=1.0 {what}",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(start)
+
+
+def test_a_users_own_check_sees_the_values_of_all_sources():
+    write(
+        "checks.py",
+        """
+        from pydantic import BaseModel, field_validator
+
+        class Settings(BaseModel):
+            width: int
+            heads: int = 2
+
+            @field_validator("heads")
+            @classmethod
+            def _divides(cls, heads, info):
+                assert info.data["width"] % heads == 0, "must divide width"
+                return heads
+
+        def build(settings: Settings, config): ...
+        """,
+    )
+    write("a.toml", '[task]\nbuild = "checks.py:build"\nheads = 4\n')
+    assert load_config("a.toml", {"task.width": "8"}).task.width == 8
+    with pytest.raises(ConfigError, match=r"^a\.toml: task\.heads=4: .*must divide width$"):
+        load_config("a.toml", {"task.width": "6"})
+
+
 def test_settings_need_their_code(capsys):
     assert train.main(["--task.width", "3"]) == 2
     assert "unknown key task.width: set task.build" in capsys.readouterr().err
     assert train.main(["--task.biuld", SPEC]) == 2
     assert "unknown key task.biuld: did you mean task.build?" in capsys.readouterr().err
     assert "my_task" not in sys.modules
+    write("a.toml", "[task]\nwidth = 3\n")
+    with pytest.raises(ConfigError, match=r"^a\.toml: unknown key task\.width: set task\.build, "):
+        load_config("a.toml")
 
 
 def test_a_setting_without_a_default_must_be_given():
@@ -220,7 +283,7 @@ BAD_CODE = {
     "an exit": ("import sys\nsys.exit('no')", "{file}, line 2: SystemExit: no"),
     "lines": ("raise ValueError('a\\nb')", "{file}, line 1: ValueError: a b"),
     "a lack": ("import not_there", "{file}, line 1: ModuleNotFoundError: No module named"),
-    "no function": ("build = 3", "build in {file} is no function"),
+    "no function": ("build = 3", "build in {file} is not a function"),
     "a near name": ("def biuld(a, b): ...", "{file} has no function build: did you mean biuld?"),
     "one argument": (
         "x = 1\ndef build(settings): ...",
@@ -240,16 +303,23 @@ BAD_CODE = {
     ),
     "a level too many": (
         FEW.format(fields="sizes: dict[str, int] = {}"),
-        "{file}, line 4: the setting sizes cannot be written as one TOML value: use settings of",
+        "task.sizes: should be true or false, a number, a string or a list of them",
     ),
-    "a set": (FEW.format(fields="names: set[str] | None = None"), "{file}, line 4: the setting"),
+    "a set": (
+        FEW.format(fields='names: set[str] = {"a"}'),
+        "task.names={{'a'}}: cannot be written in TOML and read back",
+    ),
+    "a secret": (
+        FEW.format(fields='key: SecretStr = SecretStr("x")').replace("import", "import SecretStr,"),
+        "task.key=**********: cannot be written in TOML and read back",
+    ),
     "a default of another type": (
-        FEW.format(fields='width: int = "many"'),
-        "task.width='many' cannot be written in TOML and read back",
+        FEW.format(fields='rate: float = 1; width: int = "many"'),
+        'task.width="many": should be a valid integer',
     ),
     "a default that is no TOML": (
         FEW.format(fields="it: object = print"),
-        "task.it=<built-in function print> cannot be written in TOML",
+        "task.it=<built-in function print>: cannot be written in TOML and read back",
     ),
 }
 
@@ -277,15 +347,16 @@ def test_the_error_is_where_it_happens_in_the_users_files():
     [
         ("my_task.py", "names no function: write FILE.py:FUNCTION or package.module:FUNCTION"),
         ("my_task.py:", "names no function"),
-        ("gone.py:build", "there is no file gone.py"),
+        ("gone.py:build", "there is no file gone.py in /"),
+        ("/gone.py:build", "there is no file /gone.py"),
         ("gone:build", "there is no module gone"),
         ("my_task.gone:build", "there is no module my_task.gone"),
-        ("sub/my_task:build", "sub/my_task is no module: write FILE.py:FUNCTION"),
+        ("sub/my_task:build", "sub/my_task is not a module: write FILE.py:FUNCTION"),
         ("torch.py:build", "torch.py has the name of the module torch ("),
         ("sinlstm_dist.py:build", "sinlstm_dist.py has the name of the module sinlstm_dist ("),
         ("json.py:build", "json.py has the name of the module json ("),
         ("a.b.py:build", "a.b.py cannot be imported: leave the dot out"),
-        ("sys:exit", "sys is no Python file"),
+        ("sys:exit", "sys is not a Python file"),
     ],
 )
 def test_a_wrong_name_is_one_error(spec, expected):
@@ -308,7 +379,12 @@ def test_a_module_of_a_package():
     code = user_code.load("pack.inner.mine:build")
     assert code.settings is user_code.NoSettings
     assert code.file == Path("pack/inner/mine.py").absolute()
-    assert problem_of("pack.inner.mine:build", width=3).startswith("unknown key task.width")
+    assert problem_of("pack.inner.mine:build", width=3) == (
+        "pack/inner/mine.py, line 3: annotate build's first parameter with your settings class "
+        "(a pydantic.BaseModel), so that task.width is known"
+    )
+    with pytest.raises(AttributeError, match="there is no setting width: annotate the first"):
+        _ = code.settings().width
     before = code.digest
     write("pack/other.py", "x = 1")
     user_code.load.cache_clear()

@@ -108,10 +108,10 @@ def test_collectives_per_step(make, size, collectives):
         (8, 2, 1_000_000, SharedOut),
         (8, 3, 1_000_000, SharedOut),
         (8, 8, 1_000_000, SharedOut),
-        (2, 2, 1_000_000, Gathered),  # each sends one row either way
+        (2, 2, 1_000_000, SharedOut),
     ],
 )
-def test_the_way_that_sends_less_is_taken(num_pieces, size, width, expected):
+def test_small_rows_are_gathered_and_large_ones_shared_out(num_pieces, size, width, expected):
     plan = Plan(num_pieces, num_pieces, num_pieces, size, 0)
     peer = Peer(Threads(size), 0)
     assert type(new_reduction(plan, peer, width=width, at_once=1)) is expected
