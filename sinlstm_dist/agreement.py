@@ -38,6 +38,10 @@ SAME = (
     "make the CPUs, the versions and variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, "
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
 )
+OWN = (
+    ": the data sets or the model keep a state or a generator of their own, which the command "
+    "verify tells apart, or memory fails"
+)
 
 
 def digest(value: Any) -> str:
@@ -193,6 +197,8 @@ class Agreement:
         if difference := self._world.difference(facts):
             clues = _clues(difference, self._world, self.arithmetic)
             why = f": {SAME}" if clues else ", as with failing memory or a faulty processor"
+            if CODE in self.arithmetic and not clues:
+                why = OWN
             what = f"{_who(difference, self._world)}{clues} after step {step}{why}"
             raise DriftedApart(what, continues=continues)
 

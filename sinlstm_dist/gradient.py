@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import PieceRows, Place
 from sinlstm_dist.plan import Plan
@@ -92,9 +93,12 @@ class OrderedGradient:
         own = self._reduction.rows
         self._numbers, self._stops = own[:, :-1], light(own)[:, -1]
         self._first = plan.owned(plan.rank).start
+        self._buffers: dict[str, tuple[int, int]] | None = None  # as the first step found them
 
     def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
+        if self._buffers is None:
+            self._buffers = self._versions()
         sizes = self._plan.piece_sizes(step)
         for some in self._reduction.groups():
             self._rows.gradients(
@@ -117,7 +121,21 @@ class OrderedGradient:
             parameter.grad = part if is_used else None
 
     def settle(self) -> None:
-        """See Gradient; no buffer changes in a forward pass."""
+        """Refuse a model whose buffers have changed: on each process in another way.
+
+        Raises:
+            ConfigError: names the buffer.
+        """
+        changed = self._versions().items() - (self._buffers or self._versions()).items()
+        if changed:
+            raise ConfigError(
+                f"task.build: {min(changed)[0]} has changed in training, so the result depends on "
+                "the number of processes: ordered reduction cannot train this model"
+            )
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        """What tells that a buffer was replaced or written to."""
+        return {name: (id(b), b._version) for name, b in self._rows.model.named_buffers()}
 
 
 class DdpGradient:
@@ -143,7 +161,11 @@ class DdpGradient:
         spare: Callable[[], Any],
     ) -> None:
         self._rows, self._plan, self._world = rows, plan, world
-        self._wrapped, self._spare = wrapped.train(), spare
+        self._wrapped, self._spare, self._is_used = wrapped.train(), spare, False
+        wrapped.register_forward_pre_hook(self._note_use)
+
+    def _note_use(self, *_: object) -> None:
+        self._is_used = True
 
     def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
@@ -151,6 +173,10 @@ class DdpGradient:
         place = Place(epoch, step, self._plan.rank)
         piece = self._spare() if piece is None else piece
         loss, totals = self._rows.loss(self._wrapped, piece, num_samples=size, place=place)
+        if not self._is_used:
+            raise ConfigError(
+                'task.build: with train.reduction="ddp", totals must call the model that it gets'
+            )
         if not size:
             loss, totals = 0 * loss, 0 * totals
         # The wrapper divides by the number of processes. The loss must be divided by samples
@@ -164,10 +190,10 @@ class DdpGradient:
         if result.divided_by != num_samples:
             for parameter in self._rows.parameters:
                 if parameter.grad is not None:
-                    parameter.grad *= num_samples / result.divided_by
+                    parameter.grad *= num_samples / (result.divided_by or math.nan)
         return StepResult(result, stops > 0)
 
     def settle(self) -> None:
         """See Gradient: those of the main process."""
-        for buffer in self._rows.model.buffers():
+        for buffer in self._rows.model.buffers() if self._world.size > 1 else ():
             buffer.copy_(self._world.broadcast(buffer.detach().clone()))

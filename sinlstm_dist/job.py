@@ -1,6 +1,7 @@
 """Everything that a run needs, built from its configuration and prepared by Accelerate."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from accelerate.utils import set_seed
 from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model
 from sinlstm_dist.arithmetic import CODE, arithmetic, versions
-from sinlstm_dist.blame import blamed
+from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.optimizers import (
+    FULL_LR,
     Update,
     check_state,
     group_values,
@@ -166,7 +168,9 @@ def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
         if not isinstance(task, Task):
             kind = "None" if task is None else type(task).__name__
             raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
-        group_values(task.model, task.optimizer)
+        if any(FULL_LR in group for group in task.optimizer.param_groups):
+            raise Refused("a scheduler of torch would never be stepped: give Task(lr_factor=...)")
+        group_values(task.model, task.optimizer)  # for its errors
     return task, {CODE: code.digest[:16], "optimizer": type(task.optimizer).__name__}
 
 
@@ -257,9 +261,21 @@ def _layout(task: Task, plan: Plan, *, build: str) -> Layout:
 def new_update(task: Task, rows: PieceRows, config: Config, plan: Plan) -> Update:
     """What makes the optimizer's steps in a run."""
     num_steps, lr_factor = config.train.epochs * plan.num_steps, task.lr_factor
+
+    def factor(step: int) -> float:
+        with blamed(config.task.build, at=lr_factor):
+            value = float(lr_factor(step, num_steps)) if lr_factor else 1.0
+            if not (math.isfinite(value) and value >= 0):
+                raise Refused(
+                    f"lr_factor({step}, {num_steps}) is {value}: a finite number, not below 0, is "
+                    "needed"
+                )
+        return value
+
+    factor(0)  # a mistake is told before the first step
     return Update(
         task.optimizer,
         rows.parameters,
-        lr_factor=lr_factor and (lambda step: lr_factor(step, num_steps)),
+        lr_factor=factor if lr_factor else None,
         clip_norm=task.clip_norm,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from sinlstm_dist.arithmetic import versions
-from sinlstm_dist.config import Config, flat, to_toml
+from sinlstm_dist.config import Config, flat, is_set, to_toml
 from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
@@ -97,7 +97,8 @@ class Logbook:
         request.announce, request.leave = self.report.stopping, self.report.abandon
         for note in start.notes:
             self.report.note(note)
-        if self._pieces() and self.job.train.plan.num_pieces > self.world.size:
+        is_chosen = is_set(self.config, "train.virtual_shards")
+        if self._pieces() and not is_chosen and start.state is None:
             self.report.note(FEWER)
         self.history = start.history
         self._tracker_id = start.state["tracker_id"] if start.state else ""

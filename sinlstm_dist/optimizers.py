@@ -144,6 +144,12 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         TypeError: it does, in which case a checkpoint would not hold all of its state.
     """
+    own = set(model.parameters())
+    if odd := [key for key in optimizer.state if key not in own]:
+        raise TypeError(
+            f"{type(optimizer).__name__} keeps {odd[0]!r:.40} for no parameter of the model: "
+            "checkpoints hold its state by the parameters' names"
+        )
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):

@@ -4,9 +4,6 @@ The bits of a run do not depend on the number of processes only if a piece's row
 the piece's samples, its random numbers and the weights.
 """
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +16,7 @@ from sinlstm_dist.data.steps import Split
 from sinlstm_dist.piece_rows import REHEARSAL, PieceRows, Place
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import states
+from sinlstm_dist.snapshot import Snapshot
 from sinlstm_dist.task import Counts, Task, counts_of
 
 DDP = 'or set train.reduction="ddp" (the bits then depend on the number of processes)'
@@ -33,7 +31,7 @@ class Probed:
         counts: what its `totals` returns.
         has_unused: whether the loss does not depend on some parameter.
         fits_threads: whether pieces may be computed on threads: these share the generators of
-            random numbers, and the attributes of the modules.
+            random numbers, the attributes of the modules, and what hooks write to.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -51,32 +49,60 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     Raises:
         ConfigError: the task's code fails, or it cannot keep the promise.
     """
-    is_exact = config.train.reduction == "ordered"
-    size = split.plan.all_sizes(0)[0]
-    with blamed(config.task.build), _kept_buffers(task.model) as changed_buffers:
+    is_exact, size = config.train.reduction == "ordered", split.plan.all_sizes(0)[0]
+    with blamed(config.task.build):
         _check_state(task.model)
         if is_exact:
             _check_float32(task.model)
         (piece,) = _pieces(split, [size], world)
-        drawn, attributes = states(world.device), _attributes(task.model)
+    before = Snapshot(task.model, task.totals)
+    try:
         with blamed(config.task.build, at=task.totals):
-            counts = counts_of(sums := task.totals(task.model, piece))
-        fits_threads = drawn == states(world.device)
-        fits_threads &= _are_same(attributes, _attributes(task.model))
-        _check_loss(task.model, sums[0])
+            drawn = states(world.device)
+            counts = counts_of(sums := task.totals(_as_trained(task.model, is_exact), piece))
+            is_drawn = drawn != states(world.device)
+            _check_loss(task.model, sums[0])
         rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
-        first, second = (_row(rows, piece, size) for _ in range(2))
-        if is_exact:
-            _check_buffers(task.model, changed_buffers())
-            _check_function(rows, first, second)
+        with blamed(config.task.build):
+            first, second = (_row(rows, piece, size) for _ in range(2))
+            _check_finite(rows, first)
+            if is_exact:
+                _check_kept(task.model, before)
+                _check_function(rows, first, second)
         with blamed(config.task.build, at=task.totals):
             _check_totals(counts, first, config)
             _check_sums(task, split, world)
-    if task.lr_factor:
-        with blamed(config.task.build, at=task.lr_factor):
-            float(task.lr_factor(0, config.train.epochs * split.plan.num_steps))
+    finally:
+        fits_threads = before.is_kept() and not _has_hooks(task.model)
+        before.restore()
     flags = first[-counts.width - rows.num_flags : -counts.width]
-    return Probed(counts, not bool(flags.all()), fits_threads)
+    return Probed(counts, not bool(flags.all()), fits_threads and not is_drawn)
+
+
+class _Shell(nn.Module):
+    """A model of which only the forward pass can be used, as the data-parallel wrapper is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = model
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.module(*arguments, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "module":
+            return super().__getattr__(name)
+        raise AttributeError(
+            f'with train.reduction="ddp", totals can use model(...) alone, and not model.{name}'
+        )
+
+
+def _as_trained(model: nn.Module, is_exact: bool) -> nn.Module:
+    return model if is_exact else _Shell(model)
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def _check_totals(counts: Counts, row: Tensor, config: Config) -> None:
@@ -131,14 +157,29 @@ def _check_loss(model: nn.Module, loss: Tensor) -> None:
             raise Refused(f"the gradient of {name} is sparse: use its layer with sparse=False")
 
 
-def _check_buffers(model: nn.Module, changed: list[str]) -> None:
-    """Refuse a model that keeps statistics of what it has seen."""
-    if changed:
-        kind = type(model.get_submodule(changed[0].rpartition(".")[0])).__name__
+def _check_finite(rows: PieceRows, row: Tensor) -> None:
+    """Refuse numbers with which no training can begin."""
+    if not torch.isfinite(row).all():
+        raise Refused(
+            f"{_named(rows, ~torch.isfinite(row))} is infinite or nan for the first samples: look "
+            "at the data, at totals and at the initial weights"
+        )
+
+
+def _check_kept(model: nn.Module, before: Snapshot) -> None:
+    """Refuse a model that a forward pass changes: each process would change it in another way."""
+    if changed := before.changed_tensors():
+        owner = model.get_submodule(changed[0].rpartition(".")[0])
+        what, kind = f"{changed[0]} of {type(owner).__name__}", type(owner).__name__
         norm = " (such as GroupNorm in place of BatchNorm)" if "Norm" in kind else ""
         raise Refused(
-            f"{changed[0]} of {kind} changes in each forward pass, so the result would "
-            f"depend on the number of processes: use a layer that keeps no statistics{norm}, {DDP}"
+            f"{what} changes in each forward pass, so the result would depend on the number of "
+            f"processes: use a layer that keeps no statistics{norm}, {DDP}"
+        )
+    if changed := before.changed_numbers():
+        raise Refused(
+            f"{changed[0]} of {type(model).__name__} changes in each forward pass, so the result "
+            f"would depend on the number of processes: keep no count there, {DDP}"
         )
 
 
@@ -146,21 +187,21 @@ def _check_function(rows: PieceRows, first: Tensor, second: Tensor) -> None:
     """Refuse a model whose result for a piece depends on what it computed before."""
     if torch.equal(first, second):
         return
+    raise Refused(
+        f"for the same samples, {_named(rows, first != second)} had other bits the second time: "
+        "the model keeps a state, draws from a generator of its own, or uses an operation that is "
+        f"not deterministic; change that, {DDP}"
+    )
+
+
+def _named(rows: PieceRows, places: Tensor) -> str:
+    """The first part of a row in which one of these places is."""
     names = {parameter: name for name, parameter in rows.model.named_parameters()}
     sizes = [parameter.numel() for parameter in rows.parameters]
-    parts = zip(
-        rows.parameters,
-        first.split([*sizes, len(first) - sum(sizes)]),
-        second.split([*sizes, len(first) - sum(sizes)]),
-        strict=False,
-    )
-    differing = [names[parameter] for parameter, a, b in parts if not torch.equal(a, b)]
-    what = f"the gradient of {differing[0]}" if differing else "totals"
-    raise Refused(
-        f"for the same samples, {what} had other bits the second time: the model keeps "
-        "a state, draws from a generator of its own, or uses an operation that is not "
-        f"deterministic; change that, {DDP}"
-    )
+    parts = zip(rows.parameters, places[: sum(sizes)].split(sizes), strict=True)
+    found = [names[parameter] for parameter, part in parts if part.any()]
+    is_loss = bool(places[sum(sizes) :].any())
+    return "the loss" if is_loss or not found else f"the gradient of {found[0]}"
 
 
 def _check_sums(task: Task, split: Split, world: World) -> None:
@@ -193,33 +234,3 @@ def _row(rows: PieceRows, piece: Any, size: int) -> Tensor:
     out = torch.zeros(1, rows.width, device=rows.device)
     rows.gradients([piece], sizes=[size], place=Place(REHEARSAL, 0), out=out)
     return out[0]
-
-
-@contextlib.contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Give the buffers their values back at the end; yields what names those that have changed."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-
-    def changed() -> list[str]:
-        return [name for name, now in model.named_buffers() if not _same(before[name], now)]
-
-    try:
-        yield changed
-    finally:
-        for name in changed():
-            model.get_buffer(name).copy_(before[name])
-
-
-def _same(was: Tensor, now: Tensor) -> bool:
-    return was.shape == now.shape and bool(((was == now) | (was != was)).all())
-
-
-def _attributes(model: nn.Module) -> list[tuple[str, Any]]:
-    """All modules' own attributes."""
-    return [item for module in model.modules() for item in vars(module).items()]
-
-
-def _are_same(before: list[tuple[str, Any]], after: list[tuple[str, Any]]) -> bool:
-    """Whether these attributes are the same objects."""
-    pairs = itertools.zip_longest(before, after, fillvalue=("", None))
-    return all(name == other and value is same for (name, value), (other, same) in pairs)

@@ -107,8 +107,11 @@ class Task:
             value = getattr(self, name)
             if not (callable(value) or (value is None and name == "lr_factor")):
                 raise TypeError(f"Task: {name} is {_kind(value)}, not a function")
-        if not (math.isfinite(self.clip_norm) and self.clip_norm >= 0):
-            raise ValueError(f"Task: clip_norm is {self.clip_norm}: a number from 0 on is needed")
+        norm = self.clip_norm
+        if not (isinstance(norm, Real) and math.isfinite(norm) and norm >= 0):
+            raise ValueError(
+                f"Task: clip_norm is {norm}: a number from 0 on is needed (0: no limit)"
+            )
 
 
 def _kind(value: object) -> str:

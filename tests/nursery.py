@@ -41,8 +41,8 @@ from launching import HANGS_S, environment, free_port
 CLOSED_PIPE = "a pipe whose reader has left"
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all",
-    "barrier", "broadcast", "broadcast_object_list", "gather", "monitored_barrier", "recv",
-    "reduce", "reduce_scatter_tensor", "scatter", "send",
+    "all_to_all_single", "barrier", "batch_isend_irecv", "broadcast", "broadcast_object_list",
+    "gather", "monitored_barrier", "recv", "reduce", "reduce_scatter_tensor", "scatter", "send",
 )  # fmt: skip
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 READ_EVENTS = ("os.listdir", "os.scandir")

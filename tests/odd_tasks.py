@@ -4,6 +4,7 @@ from __future__ import annotations  # as many users do: Settings is then a strin
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,17 @@ def cosine(settings: Settings, config: Any) -> Task:
 
 def constant(settings: Settings, config: Any) -> Task:
     return task(net(settings.width), lr_factor=lambda step, num_steps: 0.5)
+
+
+def with_sgd(build: Callable[..., Task]) -> Callable[..., Task]:
+    """The same task with SGD, whose steps are as long as the gradient; Adam's are not."""
+
+    def built(settings: Settings, config: Any) -> Task:
+        found = build(settings, config)
+        steps = torch.optim.SGD(found.model.parameters(), lr=0.05, momentum=0.9)
+        return replace(found, optimizer=steps)
+
+    return built
 
 
 def optimizer(make: Callable[[Any], torch.optim.Optimizer]) -> Callable[..., Task]:
@@ -315,6 +327,56 @@ def stateful(settings: Settings, config: Any) -> Task:
     return task(Stateful(settings.width))
 
 
+class Average(nn.Module):
+    """Keeps a moving average of a weight, which is the weight itself until the first step."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width)
+        self.register_buffer("mean", self.net[0].weight.detach().clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mean.lerp_(self.net[0].weight, 0.01)
+        return self.net(inputs)
+
+
+def ema(settings: Settings, config: Any) -> Task:
+    return task(Average(settings.width))
+
+
+class MaxNorm(nn.Module):
+    """Has an embedding that shortens its own weights in a forward pass."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(NUM_INPUTS, width, max_norm=1.0)
+        self.head = nn.Linear(width, NUM_CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.embedding(inputs.argmax(1)))
+
+
+def max_norm(settings: Settings, config: Any) -> Task:
+    return task(MaxNorm(settings.width))
+
+
+class Counter(nn.Module):
+    """Counts its calls, and does something else after many of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net, self.calls = net(width), 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(inputs) / (2 if self.calls > 30 else 1)
+
+
+def counter(settings: Settings, config: Any) -> Task:
+    return task(Counter(settings.width))
+
+
 class OwnGenerator(nn.Module):
     """Draws from a generator of its own, which nobody seeds again."""
 
@@ -342,6 +404,42 @@ class Remembers(nn.Module):
         return self.net[2](self.net[1](self.hidden))
 
 
+class Hooked(nn.Module):
+    """Keeps its last activations in a dict that a hook writes to."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width)
+        kept: dict[str, Tensor] = {}
+        self.net[0].register_forward_hook(lambda module, _, out: kept.update(hidden=out))
+        self.last = lambda: kept["hidden"]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs) + 0 * self.last().sum()
+
+
+def hooked(settings: Settings, config: Any) -> Task:
+    return task(Hooked(settings.width))
+
+
+class Listed(nn.Module):
+    """Appends its outputs to a list, in evaluation mode only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net, self.seen = net(width), []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = self.net(inputs)
+        if not self.training:
+            self.seen.append(outputs)
+        return outputs
+
+
+def listed(settings: Settings, config: Any) -> Task:
+    return task(Listed(settings.width))
+
+
 def remembers(settings: Settings, config: Any) -> Task:
     return task(Remembers(settings.width))
 
@@ -359,6 +457,18 @@ def other_weights(settings: Settings, config: Any) -> Task:
     return task(model)
 
 
+def other_data(settings: Settings, config: Any) -> Task:
+    """Samples that follow the process and not the seed."""
+    return task(net(settings.width), train_data=points(SIZE, random.SystemRandom().getrandbits(32)))
+
+
+def other_test_data(settings: Settings, config: Any) -> Task:
+    """One number of the test samples does."""
+    data = points(TEST_SIZE, 2)
+    data.tensors[0][-1, -1] = random.SystemRandom().random()
+    return task(net(settings.width), test_data=data)
+
+
 def raises(settings: Settings, config: Any) -> Task:
     raise KeyError("no such thing")
 
@@ -368,6 +478,74 @@ def raises_in_totals(settings: Settings, config: Any) -> Task:
         return model(batch[0][:, :2]).sum(), None
 
     return task(net(settings.width), totals=wrong)
+
+
+def nan_targets(settings: Settings, config: Any) -> Task:
+    """Numbers to predict, one of which is missing."""
+    inputs = points(SIZE, 1).tensors[0]
+    targets = inputs.sum(1)
+    targets[1] = torch.nan
+
+    def squared(model: nn.Module, batch: Any) -> Any:
+        return (model(batch[0])[:, 0] - batch[1]).square().sum(), None
+
+    data = TensorDataset(inputs, targets)
+    return task(net(settings.width), train_data=data, test_data=data, totals=squared)
+
+
+def scheduler(settings: Settings, config: Any) -> Task:
+    """Has a scheduler of torch's, which nothing here would step."""
+    model = net(settings.width)
+    steps = torch.optim.AdamW(model.parameters())
+    torch.optim.lr_scheduler.StepLR(steps, 10)
+    return task(model, optimizer=steps)
+
+
+def nan_schedule(settings: Settings, config: Any) -> Task:
+    factors = {3: float("nan")}
+    return task(net(settings.width), lr_factor=lambda step, num_steps: factors.get(step, 1.0))
+
+
+def negative_schedule(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), lr_factor=lambda step, num_steps: 1 - step / 2)
+
+
+class SharedStateSGD(torch.optim.SGD):
+    """Keeps a tensor that belongs to no parameter."""
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        shared = self.state["shared"]
+        shared["steps"] = shared.get("steps", torch.tensor(0.0)) + 1
+
+
+def shared_state(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    return task(model, optimizer=SharedStateSGD(model.parameters(), lr=0.01))
+
+
+def of_closure(settings: Settings, config: Any) -> Task:
+    """Does not use the model that its totals get, but the one it has made."""
+    own = net(settings.width)
+    return task(own, totals=lambda model, batch: totals(own, batch))
+
+
+class Encoder(nn.Module):
+    """Is used by a method of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = net(width)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+
+def encodes(settings: Settings, config: Any) -> Task:
+    def encoded(model: nn.Module, batch: Any) -> Any:
+        return totals(model.encode, batch)
+
+    return task(Encoder(settings.width), totals=encoded)
 
 
 def wrong_schedule(settings: Settings, config: Any) -> Task:
@@ -464,3 +642,6 @@ def hole(settings: Settings, config: Any) -> Task:
 def diverges(settings: Settings, config: Any) -> Task:
     model = net(settings.width)
     return task(model, optimizer=torch.optim.SGD(model.parameters(), lr=1e30))
+
+
+plain_sgd, tokens_sgd, unused_sgd, tied_sgd = map(with_sgd, (plain, tokens, unused, tied))

@@ -22,7 +22,7 @@ ORDER = [
     "config", "plan", "randomness", "data", "lstm", "metrics", "run", "hub", "model", "optim",
     "rollout", "trained", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
     "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
-    "command_line", "command", "splits", "probe", "job", "logbook", "train", "quality", "evaluate",
+    "command_line", "command", "splits", "snapshot", "probe", "job", "logbook", "train", "quality", "evaluate",
     "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}

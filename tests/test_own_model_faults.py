@@ -8,8 +8,10 @@ from pathlib import Path
 
 import launching
 import pytest
+import torch
 from launching import check_same, content, flags, metrics, summary, weights_digest
-from test_own_model import settings
+from safetensors.torch import load_file
+from test_own_model import ODD, settings
 
 WRONG = {
     "batch_norm": (
@@ -19,9 +21,15 @@ WRONG = {
     "bfloat16": ("parameter net.0.weight is bfloat16", ".float()", 'train.reduction="ddp"'),
     "mean_loss": ("it seems to be a mean", 'reduction="sum"'),
     "lbfgs": ("LBFGS computes the loss more than once in a step", "AdamW"),
-    "python_state": ("CountingSGD has count of 0.weight, which is no tensor", "torch.optim"),
+    "python_state": ("CountingSGD has count of 0.weight, which is not a tensor", "torch.optim"),
     "frozen_all": ("no parameter of the model is to be trained", "requires_grad is False"),
     "stateful": ("the gradient of net.0.weight had other bits the second time", "keeps a state"),
+    "ema": ("mean of Average changes in each forward pass", 'train.reduction="ddp"'),
+    "max_norm": ("embedding.weight of Embedding changes in each forward pass",),
+    "counter": ("calls of Counter changes in each forward pass", 'train.reduction="ddp"'),
+    "scheduler": ("a scheduler of torch would never be stepped", "lr_factor"),
+    "shared_state": ("SharedStateSGD keeps 'shared' for no parameter of the model",),
+    "nan_targets": ("the loss is infinite or nan", "look at the data"),
     "own_generator": ("had other bits the second time", "a generator of its own"),
     "foreign_parameter": (
         "the optimizer has a parameter of shape (3,) that is not the model's",
@@ -32,11 +40,11 @@ WRONG = {
     "returns_none": ("returned None, not a Task",),
     "no_tensors": ("totals returned a float: a tuple of the sum of losses",),
     "empty": ("odd_tasks.py, line ", "train_data is empty"),
-    "too_many_correct": ("counted 6 correct predictions of 3", "return the number that is"),
+    "too_many_correct": ("counted 6 correct predictions of 3", "in the unit of the divisor"),
     "iterable": ("train_data is a Stream", "a map-style data set is needed"),
     "sparse": ("the gradient of embedding.weight is sparse", "sparse=False"),
     "no_gradient": ("the loss that totals returned does not depend on any parameter", "detach()"),
-    "extra_state": ("_extra_state, which is no tensor", "make it a buffer"),
+    "extra_state": ("_extra_state, which is not a tensor", "make it a buffer"),
 }  # fmt: skip
 
 
@@ -52,8 +60,10 @@ def test_a_wrong_task_is_refused_in_one_line(name, nursery, tmp_path):
     alone = nursery.run(settings(name, "run"), cwd=tmp_path)
     two = nursery.run(settings(name, "run"), cwd=tmp_path, processes=2)
     assert (alone.codes, two.codes) == ([2], [2, 2]), alone.stderr + two.stderr
-    for what in ("task.build", *WRONG[name]):
+    assert one_line(alone).startswith(f"error: task.build={ODD}:{name}: ")
+    for what in WRONG[name]:
         assert what in one_line(alone)
+    assert name != "nan_targets" or "deterministic" not in one_line(alone)
     assert one_line(two) == one_line(alone)
     assert not list(tmp_path.rglob("*"))
 
@@ -65,6 +75,27 @@ def test_processes_whose_weights_differ_are_refused(nursery, tmp_path):
     assert "rank 1 on" in one_line(two)
     assert "has other initial weights than rank 0" in one_line(two)
     assert "draw them from torch's generators" in one_line(two)
+
+
+@pytest.mark.parametrize("name", ["other_data", "other_test_data"])
+def test_processes_whose_data_differ_are_refused(name, nursery, tmp_path):
+    two = nursery.run(settings(name, "run"), cwd=tmp_path, processes=2)
+    assert two.codes == [2, 2]
+    assert "data differs from rank 0's on rank 1 on" in one_line(two)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "value"), [("nan_schedule", "nan"), ("negative_schedule", "-0.5")]
+)
+def test_a_factor_that_no_rate_can_have_ends_the_run_in_one_line(
+    name, value, processes, nursery, tmp_path
+):
+    ended = nursery.run(settings(name, "run"), cwd=tmp_path, processes=processes)
+    assert ended.codes == [2] * processes, ended.stderr
+    assert f"lr_factor(3, 12) is {value}" in one_line(ended)
+    assert summary(tmp_path / "run")["outcome"] == "failed"
 
 
 def test_a_launcher_shows_the_error_once(tmp_path):
@@ -97,7 +128,7 @@ def test_a_target_needs_correct_predictions(nursery, tmp_path):
     arguments = settings("regression", "run", target_accuracy=0.9)
     ended = nursery.run(arguments, cwd=tmp_path)
     assert ended.codes == [2]
-    assert "train.target_accuracy=0.9: the task counts no correct" in one_line(ended)
+    assert "train.target_accuracy=0.9: totals counts no correct predictions" in one_line(ended)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -139,6 +170,61 @@ def test_ddp_trains_and_resumes(name, nursery, tmp_path):
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.parametrize("name", ["plain", "tokens", "unused", "tied"])
+def test_ddp_gives_what_ordered_gives_up_to_rounding(name, nursery, tmp_path):
+    """With SGD, so that a gradient that is some times too large would show."""
+    for reduction, processes in (("ordered", 1), ("ddp", 2)):
+        arguments = settings(f"{name}_sgd", reduction, reduction=reduction)
+        ended = nursery.run(arguments, cwd=tmp_path, processes=processes)
+        assert ended.codes == [0] * processes, ended.stderr
+    ours, theirs = (load_file(tmp_path / f / "model.safetensors") for f in ("ddp", "ordered"))
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-6)
+    records = [metrics(tmp_path / folder) for folder in ("ddp", "ordered")]
+    for our, their in zip(*records, strict=True):
+        assert our == pytest.approx(their, rel=1e-5)
+    assert records[0][0]["train_loss"] > 1.05 * records[0][1]["train_loss"]  # it learns
+
+
+def test_ddp_stopped_in_an_epoch_goes_on_with_its_statistics(nursery, tmp_path):
+    more = {"train.reduction": "ddp", "train.global_batch_size": 34, "train.epochs": 3}
+    fault = {"rank": 1, "of": "step", "at": 5, "do": "signal 15"}  # of three steps an epoch
+
+    def run(folder, code, faults=()):
+        arguments = [*settings("batch_norm", folder), *flags(more)]
+        ended = nursery.run(arguments, cwd=tmp_path, processes=2, faults=list(faults))
+        assert ended.codes == [code] * 2, ended.stderr
+        return ended
+
+    run("straight", 0)
+    run("run", 75, [fault])
+    assert "step-00000005" in summary(tmp_path / "run")["reason"]
+    assert "continues" in run("run", 0).stdout
+    assert load_file(tmp_path / "run" / "model.safetensors")["2.num_batches_tracked"] == 9
+    check_same(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("of_closure", "totals must call the model that it gets"),
+        ("encodes", "totals can use model(...) alone, and not model.encode"),
+    ],
+)
+def test_ddp_refuses_totals_that_go_past_its_wrapper(name, what, processes, nursery, tmp_path):
+    """The gradients of the processes would not be added."""
+    right = nursery.run(settings(name, "right"), cwd=tmp_path)
+    assert right.codes == [0], right.stderr
+    before = content(tmp_path)
+    arguments = settings(name, "run", reduction="ddp")
+    ended = nursery.run(arguments, cwd=tmp_path, processes=processes)
+    assert ended.codes == [2] * processes, ended.stderr
+    assert what in one_line(ended)
+    assert content(tmp_path) == before
+
+
 # ---- resume ----
 
 CODE = """
@@ -154,7 +240,7 @@ def totals(model, batch):
     return loss, None
 
 def build(settings: Settings, config):
-    inputs = torch.randn(40, 4)
+    inputs = {inputs}
     data = torch.utils.data.TensorDataset(inputs, inputs.argmax(1))
     model = torch.nn.Linear(4, {outputs})
     optimizer = torch.optim.SGD(model.parameters(), lr={lr})
@@ -166,8 +252,9 @@ def build(settings: Settings, config):
 def goes_on(nursery, tmp_path):
     """A run of two epochs, stopped after one of them, and the same command with changes."""
 
-    def run(stops=False, build="mine.py:build", lr=0.1, outputs=4, lr_factor="None", **changes):
-        text = CODE.format(lr=lr, outputs=outputs, lr_factor=lr_factor)
+    def run(stops=False, build="mine.py:build", lr=0.1, outputs=4, lr_factor="None",
+            inputs="torch.randn(40, 4)", **changes):  # fmt: skip
+        text = CODE.format(lr=lr, outputs=outputs, lr_factor=lr_factor, inputs=inputs)
         (tmp_path / build.split(":")[0]).write_text(text)
         base = {
             "task.build": build, "train.epochs": 2, "train.global_batch_size": 10,
@@ -234,6 +321,25 @@ def test_epochs_that_change_the_schedule_are_refused_with_the_reason(goes_on, tm
     assert "lr_factor depends on it: step 1 had the factor 0.875" in line
 
 
+def test_epochs_that_change_the_rates_of_all_steps_are_refused(goes_on, tmp_path):
+    """The function has the number of epochs from the configuration, and not from its argument."""
+    falls = "lambda step, num_steps: 1 - step / (4 * config.train.epochs)"
+    goes_on(stops=True, lr_factor=falls)
+    before = content(tmp_path / "run")
+    line = refused(goes_on(lr_factor=falls, train__epochs=3), tmp_path / "run", before)
+    assert "train.epochs was 2 and is 3" in line
+    assert "keep train.epochs=2" in line
+
+
+@pytest.mark.parametrize("inputs", ["torch.randn(40, 4) * 1.001", "torch.randn(41, 4)"])
+def test_edited_data_are_refused(inputs, goes_on, tmp_path):
+    goes_on(stops=True)
+    before = content(tmp_path / "run")
+    line = refused(goes_on(inputs=inputs), tmp_path / "run", before)
+    assert "was trained on other samples than task.build=mine.py:build gives now" in line
+    assert "restore its code and its data" in line
+
+
 def test_epochs_that_do_not_change_the_schedule_go_on(goes_on):
     half = "lambda step, num_steps: 0.5"
     goes_on(stops=True, lr_factor=half)
@@ -246,5 +352,8 @@ def test_an_edited_learning_rate_is_one_note_and_the_checkpoints_goes_on(goes_on
     ended = goes_on(lr=0.7)
     assert ended.codes == [0], ended.stderr
     text = " ".join(ended.stdout.split())
-    assert text.count("lr 0.1 and not 0.7") == 1
+    assert (
+        text.count("the checkpoint's optimizer settings are kept: lr=0.1 (your code now says 0.7)")
+        == 1
+    )
     assert weights_digest(tmp_path / "run") == weights_digest(tmp_path / "straight")

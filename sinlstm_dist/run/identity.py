@@ -103,3 +103,12 @@ def refuse_other_schedule(
                 f"it: step {step} had the factor {old} and would now have {new}; keep "
                 f"train.epochs={before}, or choose another output.dir"
             )
+    last = state["step"] - 1
+    for group in state["optimizer"] if last >= 0 else ():
+        was, now_is = group["lr"], group["initial_lr"] * factor(last, now * per_epoch)
+        if was != now_is:
+            raise ConfigError(
+                f"train.epochs was {before} and is {now} (in {folder}), and the learning rates "
+                f"depend on it: step {last} had {was} and would now have {now_is}; keep "
+                f"train.epochs={before}, or choose another output.dir"
+            )

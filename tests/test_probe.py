@@ -1,0 +1,38 @@
+"""What the look at a task finds out: whether threads may compute its pieces."""
+
+from collections.abc import Iterator
+
+import pytest
+from test_own_model import ODD
+
+from sinlstm_dist.config import load_config
+from sinlstm_dist.job import new_task
+from sinlstm_dist.probe import Probed, probe
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.splits import splits
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with join_world(timeout_s=60, one_thread=True) as joined:
+        yield joined
+
+
+def probed(name: str, world: World) -> Probed:
+    config = load_config(overrides={"task.build": f"{ODD}:{name}"})
+    task, _ = new_task(config, world)
+    world.prepare_model(task.model)
+    task.model.train()
+    return probe(task, splits(task, config, world)[0], config, world)
+
+
+@pytest.mark.parametrize("name", ["plain", "tokens", "unused", "masked", "group_norm"])
+def test_threads_compute_what_leaves_no_trace(name, world):
+    assert probed(name, world).fits_threads
+
+
+@pytest.mark.parametrize("name", ["remembers", "hooked", "listed", "dropout"])
+def test_threads_share_no_generator_and_no_attribute(name, world):
+    """In the order: an attribute, a dict that a hook writes to, a list in evaluation mode."""
+    assert not probed(name, world).fits_threads
