@@ -189,7 +189,7 @@ def test_ddp_gives_what_ordered_gives_up_to_rounding(name, nursery, tmp_path):
 
 def test_ddp_stopped_in_an_epoch_goes_on_with_its_statistics(nursery, tmp_path):
     more = {"train.reduction": "ddp", "train.global_batch_size": 34, "train.epochs": 3}
-    fault = {"rank": 1, "of": "step", "at": 5, "do": "signal 15"}  # of three steps an epoch
+    fault = {"rank": 1, "of": "step", "at": 4, "do": "signal 15"}  # of three steps an epoch
 
     def run(folder, code, faults=()):
         arguments = [*settings("batch_norm", folder), *flags(more)]

@@ -16,8 +16,8 @@ from sinlstm_dist.processes.world import LARGE
 from sinlstm_dist.reduction import GATHERED_BYTES
 from sinlstm_dist.run import checkpoint
 
-# What has (width + 1) * 3 + 7 * width numbers, a row of flags and totals more, in 8 pieces. The
-# rows of the first are gathered, by messages; those of the second are shared out: they have 1 MiB.
+# They have 10 * width + 3 weights; a row has flags and totals more, and a batch has 8 rows. Those of
+# the first are gathered, by messages; those of the second shared out, and larger than 1 MiB.
 GATHERED, SHARED_OUT = 3200, 30_000
 TIMEOUT_S, MARGIN_S = 3, 25
 HOST = socket.gethostname()
@@ -42,12 +42,12 @@ def test_the_same_bits(width: int, nursery: Nursery, tmp_path: Path) -> None:
         check_same(tmp_path / f"run-{processes}", tmp_path / "run-1")
 
 
-def counted(nursery: Nursery, cwd: Path, width: int) -> list[list[int]]:
-    """The numbers of the collectives after each step's beginning and before the next one's."""
-    faults = [{"rank": 1, "of": of, "at": 0, "do": "count"} for of in ("step", "collective")]
-    ended = nursery.run(arguments(width, "counted"), cwd=cwd, processes=3, faults=faults)
+def counted(words: list[str], nursery: Nursery, cwd: Path, *, rank: int = 1) -> list[list[int]]:
+    """The numbers of a rank's collectives from each step's beginning to that of the next one."""
+    faults = [{"rank": rank, "of": of, "at": 0, "do": "count"} for of in ("step", "collective")]
+    ended = nursery.run(words, cwd=cwd, processes=3, faults=faults)
     assert ended.codes == [0, 0, 0], ended.stderr
-    events = [event.split() for event in ended.events(1)]
+    events = [event.split() for event in ended.events(rank)]
     starts = [at for at, (what, _) in enumerate(events) if what == "step"]
     return [
         [int(number) for _, number in events[first + 1 : last]]
@@ -57,7 +57,7 @@ def counted(nursery: Nursery, cwd: Path, width: int) -> list[list[int]]:
 
 @pytest.mark.parametrize(("width", "number"), [(GATHERED, 1), (SHARED_OUT, 2)])
 def test_collectives_a_step(width, number, nursery: Nursery, tmp_path: Path) -> None:
-    found = list(map(len, counted(nursery, tmp_path, width)))
+    found = list(map(len, counted(arguments(width, "run"), nursery, tmp_path)))
     assert len(found) == 12
     assert found[:5] == found[6:11] == [number] * 5
     assert found[5] > number  # an epoch's end has more
@@ -71,10 +71,12 @@ def test_a_process_is_lost_before_a_message(
     do: str, lost: int, place: int, nursery: Nursery, tmp_path: Path
 ) -> None:
     """`place` 0: while the others exchange; 1: while they gather the parts of the sum."""
-    number = counted(nursery, tmp_path, SHARED_OUT)[8][place]
-    fault = {"rank": lost, "of": "collective", "at": number, "do": do}
-    more = {"train.timeout_s": TIMEOUT_S, "checkpoint.every_steps": 4}
-    words = [*arguments(SHARED_OUT, "run"), *flags(more)]
+    more = flags({"train.timeout_s": TIMEOUT_S, "checkpoint.every_steps": 4})
+    straight = [*arguments(SHARED_OUT, "straight"), *more]
+    numbers = counted(straight, nursery, tmp_path, rank=lost)[8]
+    assert len(numbers) == 2
+    fault = {"rank": lost, "of": "collective", "at": numbers[place], "do": do}
+    words = [*arguments(SHARED_OUT, "run"), *more]
     launch = ended(nursery, nursery.start(words, cwd=tmp_path, processes=3, faults=[fault]), lost)
     codes, stderr = list(launch.codes), launch.stderr
     nursery.kill(launch)
@@ -87,12 +89,12 @@ def test_a_process_is_lost_before_a_message(
     assert "Traceback" not in stderr
     if lost:
         assert expected in summary(tmp_path / "run")["reason"]
-    for folder in checkpoint.find(tmp_path / "run" / "checkpoints"):
-        checkpoint.read(folder)
+    published = checkpoint.find(tmp_path / "run" / "checkpoints")
+    assert "step-00000008" in [folder.name for folder in published]
     again = nursery.run(words, cwd=tmp_path, processes=2)
     assert again.codes == [0, 0], again.stderr
     assert "continues" in again.stdout
-    check_same(tmp_path / "run", tmp_path / "counted")
+    check_same(tmp_path / "run", tmp_path / "straight")
 
 
 def ended(nursery: Nursery, launch: Launch, lost: int) -> Launch:
