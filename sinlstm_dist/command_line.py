@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 import sinlstm_dist
 from sinlstm_dist import status, user_code
-from sinlstm_dist.config import KEYS, SECTIONS, check_keys, load_config, named_build, to_toml
+from sinlstm_dist.config import (
+    KEYS,
+    OF_THE_SINE,
+    SECTIONS,
+    check_keys,
+    load_config,
+    named_build,
+    to_toml,
+)
 from sinlstm_dist.errors import ConfigError, ExitCode
 from sinlstm_dist.flags import as_flag, bind_negative
 from sinlstm_dist.problems import did_you_mean
@@ -231,14 +239,18 @@ def _new_parser(name: str, code: UserCode | None) -> Parser:
     parser = Parser(f"{PROGRAM} {name}", f"{command.does}.")
     for argument, options in command.arguments.items():
         parser.add_argument(argument, **options)
-    for section, model in SECTIONS.items():
+    refused = OF_THE_SINE if code else []  # parsed, for `load_config` to say so, and not shown
+    for section in dict.fromkeys(["task", *SECTIONS] if code else SECTIONS):
+        model = SECTIONS[section]
         fields = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in command.keys}
         if section == "task" and code:
             fields |= code.settings.model_fields
-        if fields:
-            group = parser.add_argument_group(section, model.__doc__)
-            for key, field in fields.items():
-                group.add_argument(f"--{section}.{key}", **as_flag(field))
+        keys = {f"{section}.{key}": as_flag(field) for key, field in fields.items()}
+        is_shown = bool(keys.keys() - set(refused))
+        group = parser.add_argument_group(section, model.__doc__) if is_shown else parser
+        for key, flag in keys.items():
+            hidden = {"help": argparse.SUPPRESS} if key in refused else {}
+            group.add_argument(f"--{key}", **flag | hidden)
     return parser
 
 

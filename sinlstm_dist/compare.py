@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import flat
+from sinlstm_dist.config import OF_THE_SINE, flat
 from sinlstm_dist.problems import show_value
 from sinlstm_dist.run.record import NoRun, RunRecord, read_run
 from sinlstm_dist.screen.console import show_table, width_of_output
@@ -34,8 +34,15 @@ def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _setting(run: RunRecord, key: str) -> str:
-    value = flat(run.config).get(key)  # another run's task may have other settings
-    return show_value(None) if value is None else str(value)
+    return show_value(flat(run.config).get(key))  # another run's task may have other settings
+
+
+def _settings(run: RunRecord, keys: Sequence[str]) -> str:
+    """A line for each of the keys that the run's task has."""
+    values = flat(run.config)
+    has_none = OF_THE_SINE if run.config.task.build else ["task.build"]
+    shown = [key for key in keys if key in values and key not in has_none]
+    return "\n".join(f"{key}={show_value(values[key])}" for key in shown)
 
 
 def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:
@@ -53,7 +60,7 @@ def _row(path: str, run: RunRecord, *, keys: Sequence[str]) -> dict[str, str]:
         "best epoch": str(best["epoch"]) if best else "",
         "processes": str(ended.world_size) if ended else "",
         "seconds": f"{ended.wall_s:.1f}" if ended else "",
-        "settings": "\n".join(f"{key}={_setting(run, key)}" for key in keys),
+        "settings": _settings(run, keys),
     }
 
 

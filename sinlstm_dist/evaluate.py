@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sinlstm_dist import user_code
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import Config, override
@@ -36,7 +37,7 @@ from sinlstm_dist.screen.console import show_facts, show_table, show_text
 from sinlstm_dist.splits import deal_out_test
 from sinlstm_dist.task import counts_of
 from sinlstm_dist.trained import Trained, read_saved, to_trained
-from sinlstm_dist.words import counted
+from sinlstm_dist.words import counted, first_of
 
 
 def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors]:
@@ -164,6 +165,13 @@ def _with_code(config: Config, keys: Mapping[str, Any], *, origin: Path) -> Conf
         )
     if others := [key for key in keys if key.startswith(("data.", "model."))]:
         raise ConfigError(f"{others[0]} is for the built-in task; {origin} is a run of another one")
+    code = user_code.load(keys["task.build"])
+    if found := code.findings(config.task.settings(), strict=False):
+        differing = list(dict.fromkeys(".".join(finding["loc"][:2]) for finding in found))
+        raise ConfigError(
+            f"{origin} is a run of {config.task.build}; {code.spec} has other settings "
+            f"({first_of(differing)})"
+        )
     return override(config, keys)
 
 

@@ -1,4 +1,6 @@
-"""A count and its noun, in messages and tables."""
+"""Counts and lists, in messages and tables."""
+
+from collections.abc import Sequence
 
 
 def counted(number: float, noun: str, form: str = ",") -> str:
@@ -13,3 +15,14 @@ def counted(number: float, noun: str, form: str = ",") -> str:
     text = f"{number:{form}}"
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{text} {noun if text == '1' else plural}"
+
+
+def first_of(things: Sequence[str], most: int = 3) -> str:
+    """The first things of a list that may be long.
+
+    >>> first_of(["a", "b", "c", "d"]), first_of(["a", "b", "c", "d", "e"])
+    ('a, b, c, d', 'a, b, c, and 2 more')
+    """
+    if len(things) <= most + 1:  # "1 more" would be no shorter
+        return ", ".join(things)
+    return f"{', '.join(things[:most])}, and {len(things) - most} more"

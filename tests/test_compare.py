@@ -82,9 +82,9 @@ def test_a_row_has_only_what_differs_from_the_first_run(runs, capsys):
     lines = shown_for(capsys, "b", "killed", "ddp", "a")
     settings = [line[lines[0].index("settings") :].strip() for line in lines[2:]]
     assert settings == [
-        "optim.lr=0.05", "train.seed=7", "train.reduction=ordered",
+        "optim.lr=0.05", "train.seed=7", 'train.reduction="ordered"',
         "",
-        "train.reduction=ddp",
+        'train.reduction="ddp"',
         "optim.lr=0.01", "train.seed=0",
     ]  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_fits_the_terminal(runs, capsys, monkeypatch, columns):
     assert ("seconds" in "".join(lines)) == (columns >= 130)
     [row] = (line for line in lines if line.startswith("ddp "))
     assert f"{launching.metrics(runs / 'ddp')[-1]['test_loss']:.2e}" in row.split()
-    assert "train.reduction=ddp" in "".join(lines)
+    assert 'train.reduction="ddp' in "".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from nursery import Nursery
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import checkpoint
-from sinlstm_dist.run.layout import Layout, shapes
 from sinlstm_dist.run.identity import changed_keys
+from sinlstm_dist.run.layout import Layout, shapes
 from sinlstm_dist.run.resume import Search, Start
 
 

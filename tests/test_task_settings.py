@@ -1,6 +1,7 @@
 """A user's own code and its settings: `[task]` in files, flags and messages; nothing is trained."""
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -121,6 +122,12 @@ def test_help_lists_the_settings(capsys):
     assert "--task.heads 1|2|4 (default: 2)" in shown
     assert "--task.most VALUE (default: not set)" in shown
     assert "--task.build VALUE" in shown
+    assert shown.index("task: Your own model.") < shown.index("train: The training run.")
+    for key in ("data.noise", "model.lstm", "optim.lr", "train.tolerance"):  # refused with it
+        assert f"--{key}" not in shown
+    assert "The series and its windows" not in shown
+    assert train.main(["--help"]) == 0
+    assert "--optim.lr" in capsys.readouterr().out
 
 
 def test_verify_and_evaluate_take_the_flag():
@@ -495,12 +502,31 @@ def test_code_that_the_command_line_names_is_checked_against_the_runs_settings(t
 
 def test_compare_shows_the_settings_that_differ(sine_run, task_run, folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    as_run(sine_run, folder / "deep", width=3, depth=2)
-    assert __main__.main(["compare", "run", "deep"]) == 0
-    shown = capsys.readouterr().out
-    assert "task.depth=not set" in shown
-    assert "task.depth=2" in shown
-    assert "task.width" not in shown
+    as_run(sine_run, folder / "deep", width=3, depth=2, kind="a", wide=True)
+    as_run(sine_run, folder / "wide", width=4, kind="b", wide=False)
+
+    def settings(*runs) -> list[str]:
+        assert __main__.main(["compare", *runs]) == 0
+        return re.findall(r"\S+=\S+", capsys.readouterr().out)
+
+    deep = ["task.depth=2", 'task.kind="a"', "task.wide=true"]
+    assert settings("run", "deep") == deep
+    assert settings("deep", "wide") == [
+        "task.width=3", *deep, "task.width=4", 'task.kind="b"', "task.wide=false"
+    ]  # fmt: skip
+    build = 'task.build="effect.py:build"'
+    with_sine = settings(str(sine_run), "run")  # each has its own keys
+    assert with_sine[-2:] == [build, "task.width=3"]
+    assert all(line.startswith(("data.", "model.", "optim.")) for line in with_sine[:-2])
+
+
+def test_evaluate_says_that_other_code_has_other_settings(task_run, capsys):
+    write("other.py", FEW, fields="height: int")
+    assert __main__.main(["evaluate", "run", "--task.build", "other.py:build"]) == 2
+    assert capsys.readouterr().err == (
+        "error: run is a run of effect.py:build; other.py:build has other settings (task.width, "
+        "task.height)\n"
+    )
 
 
 def test_changed_settings_make_another_run():
@@ -515,7 +541,12 @@ def test_changed_settings_make_another_run():
     ]
     shutil.move("my_task.py", "moved.py")
     assert identity.changed_keys(before, dump(build="moved.py:build", width=3, most=2)) == []
-    assert 'task.build was "my_task.py:build" and is ""' in identity.changed_keys(before, dump())
+    assert identity.changed_keys(before, dump(build="moved.py:build", width=4, most=2)) == [
+        'task.build was "my_task.py:build" and is "moved.py:build"',
+        "task.width was 3 and is 4",
+    ]
+    first, *_ = identity.changed_keys(before, dump())
+    assert first == 'task.build was "my_task.py:build" and is ""'
     old = dump()
     del old["task"], old["train"]["num_workers"]  # an older version's
     assert identity.changed_keys(old, dump()) == []

@@ -24,16 +24,18 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
     """The differences that make `after` another run than `before`: `key was X and is Y`.
 
     A key that `before` lacks has its default: an older version wrote it. The user's own keys have
-    none here. Their code may be named in another way, as after its file was moved.
+    none here. Their code may be named in another way, as after its file was moved, unless their
+    settings differ too: then it comes first.
     """
-    users = [f"task.{key}" for key in {**before.get("task", {}), **after["task"]}]
-    changes = []
-    for name in dict.fromkeys([*KEYS, *users]):
-        old, new = _value(before, name), _value(after, name)
-        is_same = bool(old) == bool(new) if name == "task.build" else old == new
-        if name not in MAY_CHANGE and not is_same:
-            changes.append(f"{name} was {show_value(old)} and is {show_value(new)}")
-    return changes
+    users = [f"task.{key}" for key in {**before.get("task", {}), **after["task"]} if key != "build"]
+    names = ["task.build", *(key for key in [*KEYS, *users] if key != "task.build")]
+    values = {name: (_value(before, name), _value(after, name)) for name in names}
+    changed = [key for key, (old, new) in values.items() if old != new and key not in MAY_CHANGE]
+    if all(values["task.build"]) and not set(users) & set(changed):
+        changed = [key for key in changed if key != "task.build"]
+    return [
+        f"{k} was {show_value(values[k][0])} and is {show_value(values[k][1])}" for k in changed
+    ]
 
 
 def _value(config: Mapping[str, Any], name: str) -> Any:

@@ -25,6 +25,7 @@ from sinlstm_dist.run.record import (
     read_summary,
     whole_lines,
 )
+from sinlstm_dist.words import first_of
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Search:
         if differing := identity.changed_keys(before, self._config):
             raise ConfigError(
                 f"output.dir={self._path} holds another run than this configuration: "
-                f"{', '.join(differing)} (in {where}); choose another output.dir, or the same "
+                f"{first_of(differing)} (in {where}); choose another output.dir, or the same "
                 "settings"
             )
 
