@@ -23,7 +23,7 @@ WRONG = {
     "lbfgs": ("LBFGS computes the loss more than once in a step", "AdamW"),
     "python_state": ("CountingSGD has count of 0.weight, which is not a tensor", "torch.optim"),
     "frozen_all": ("no parameter of the model is to be trained", "requires_grad is False"),
-    "stateful": ("the gradient of net.0.weight had other bits the second time", "keeps a state"),
+    "stateful": ("the loss had other bits the second time", "keeps a state"),
     "ema": ("mean of Average changes in each forward pass", 'train.reduction="ddp"'),
     "max_norm": ("embedding.weight of Embedding changes in each forward pass",),
     "counter": ("calls of Counter changes in each forward pass", 'train.reduction="ddp"'),

@@ -16,8 +16,8 @@ from sinlstm_dist.processes.world import LARGE
 from sinlstm_dist.reduction import GATHERED_BYTES
 from sinlstm_dist.run import checkpoint
 
-# They have 10 * width + 3 weights; a row has flags and totals more, and a batch has 8 rows. Rows of
-# the first are gathered, by messages; those of the second are shared out, and larger than 1 MiB.
+# They have 10 * width + 3 weights. A batch has 8 rows, of weights, flags and totals. Those of the
+# first are gathered, by messages; those of the second are shared out: each has more than 1 MiB.
 GATHERED, SHARED_OUT = 3200, 30_000
 TIMEOUT_S, MARGIN_S = 3, 25
 HOST = socket.gethostname()
