@@ -7,9 +7,11 @@ the piece's samples, its random numbers and the weights.
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.steps import Split
@@ -54,6 +56,7 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
         _check_state(task.model)
         if is_exact:
             _check_float32(task.model)
+            _check_samples(split)
         (piece,) = _pieces(split, [size], world)
     before = Snapshot(task.model, task.totals)
     try:
@@ -141,6 +144,17 @@ def _check_float32(model: nn.Module) -> None:
                 f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}: "
                 f"ordered reduction adds float32; build the model with .float(), {DDP}"
             )
+
+
+def _check_samples(split: Split) -> None:
+    """Refuse samples that depend on how often a process has fetched them."""
+    first, again = (digest(split.some(np.arange(1), [1])) for _ in range(2))
+    if first != again:
+        raise Refused(
+            "sample 0 of train_data had other values the second time: the data set keeps a state "
+            "or draws from a generator of its own; draw from the generators of torch, numpy or "
+            f"random, which are seeded for each sample, {DDP}"
+        )
 
 
 def _check_loss(model: nn.Module, loss: Tensor) -> None:

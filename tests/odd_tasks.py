@@ -392,6 +392,22 @@ def own_generator(settings: Settings, config: Any) -> Task:
     return task(OwnGenerator(settings.width))
 
 
+class OwnDraws(Jitter):
+    """Points that a generator of their own moves."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        super().__init__(data)
+        self.generator = np.random.default_rng(0)
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, label = self.data[index]
+        return inputs + float(self.generator.random()), label
+
+
+def own_draws(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), train_data=OwnDraws(points(SIZE, 1)))
+
+
 class Remembers(nn.Module):
     """Keeps its last activations as an attribute, which threads would share."""
 

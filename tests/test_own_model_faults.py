@@ -30,6 +30,7 @@ WRONG = {
     "scheduler": ("a scheduler of torch would never be stepped", "lr_factor"),
     "shared_state": ("SharedStateSGD keeps 'shared' for no parameter of the model",),
     "nan_targets": ("the loss is infinite or nan", "look at the data"),
+    "own_draws": ("sample 0 of train_data had other values the second time", "seeded for each"),
     "own_generator": ("had other bits the second time", "a generator of its own"),
     "foreign_parameter": (
         "the optimizer has a parameter of shape (3,) that is not the model's",

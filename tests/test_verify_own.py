@@ -98,8 +98,9 @@ def test_with_the_data_parallel_wrapper_too(nursery, tmp_path, name):
 
 
 def test_samples_that_depend_on_the_order_of_fetching_are_found(nursery, tmp_path):
-    """A start of `train` does not see it: all processes begin alike."""
-    launch = run(nursery, tmp_path, *own("build_own_generator"), processes=2)
+    """A start of `train` does not look for it where no bits are promised."""
+    ddp = ["--train.reduction", "ddp"]
+    launch = run(nursery, tmp_path, *own("build_own_generator"), *ddp, processes=2)
     path = tmp_path / "v.json"
     assert red(path) == ["Data"]
     assert "has other values when it is fetched again" in problems(path)
