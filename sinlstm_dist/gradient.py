@@ -162,12 +162,6 @@ class DdpGradient:
     ) -> None:
         self._rows, self._plan, self._world = rows, plan, world
         self._wrapped, self._spare = wrapped.train(), spare
-        self._is_used = wrapped is rows.model  # one process alone: there is no wrapper
-        if not self._is_used:
-            wrapped.register_forward_pre_hook(self._note_use)
-
-    def _note_use(self, *_: object) -> None:
-        self._is_used = True
 
     def __call__(self, batch: Any, *, epoch: int, step: int, stop: bool) -> StepResult:
         """One step; see Gradient."""
@@ -175,10 +169,6 @@ class DdpGradient:
         place = Place(epoch, step, self._plan.rank)
         piece = self._spare() if piece is None else piece
         loss, totals = self._rows.loss(self._wrapped, piece, num_samples=size, place=place)
-        if not self._is_used:
-            raise ConfigError(
-                'task.build: with train.reduction="ddp", totals must call the model that it gets'
-            )
         if not size:
             loss, totals = 0 * loss, 0 * totals
         # The wrapper divides by the number of processes. The loss must be divided by samples

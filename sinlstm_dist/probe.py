@@ -62,7 +62,10 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     try:
         with blamed(config.task.build, at=task.totals):
             drawn = states(world.device)
-            counts = counts_of(sums := task.totals(_as_trained(task.model, is_exact), piece))
+            model = task.model if is_exact else _Shell(task.model)
+            counts = counts_of(sums := task.totals(model, piece))
+            if isinstance(model, _Shell) and not model.is_used:
+                raise Refused('with train.reduction="ddp", totals must call the model that it gets')
             is_drawn = drawn != states(world.device)
             _check_loss(task.model, sums[0])
         rows = PieceRows(task, counts, seed=config.train.seed, device=world.device, num_threads=1)
@@ -87,9 +90,10 @@ class _Shell(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.module = model
+        self.module, self.is_used = model, False
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        self.is_used = True
         return self.module(*arguments, **keywords)
 
     def __getattr__(self, name: str) -> Any:
@@ -98,10 +102,6 @@ class _Shell(nn.Module):
         raise AttributeError(
             f'with train.reduction="ddp", totals can use model(...) alone, and not model.{name}'
         )
-
-
-def _as_trained(model: nn.Module, is_exact: bool) -> nn.Module:
-    return model if is_exact else _Shell(model)
 
 
 def _has_hooks(model: nn.Module) -> bool:

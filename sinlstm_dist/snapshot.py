@@ -1,15 +1,20 @@
 """What a model holds at one time, to be compared with what it holds after a forward pass."""
 
 import inspect
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Held = tuple[str, Any, list[Any]]  # a name, its value, and what is in it if it is a container
+from sinlstm_dist.blame import is_users
+
 PLAIN = (bool, int, float, str, type(None))
+OPAQUE = (Tensor, nn.Module, type, ModuleType, FunctionType, MethodType)  # not looked into
+DEEPEST, MOST = 4, 20_000  # levels of containers and objects, and containers and objects in all
 
 
 class Snapshot:
@@ -38,22 +43,18 @@ class Snapshot:
 
     def changed_numbers(self) -> list[str]:
         """The names of the modules' numbers and texts that have other values now."""
-        now = {name: value for name, value, _ in _held(self._model, self._function)}
+        now = dict(_held(self._model, self._function))
         return [
             name
-            for name, value, _ in self._held
+            for name, value in self._held
             if isinstance(value, PLAIN) and name in now and now[name] != value
         ]
 
     def is_kept(self) -> bool:
-        """Whether all attributes, and all that is in their containers, are the same objects."""
+        """Whether all attributes, and all that is in them, are the same objects."""
         now = list(_held(self._model, self._function))
-        return len(now) == len(self._held) and all(
-            name == other and value is same and _are(content, contained)
-            for (name, value, content), (other, same, contained) in zip(
-                self._held, now, strict=True
-            )
-        )
+        pairs = itertools.zip_longest(self._held, now, fillvalue=("", None))
+        return all(name == other and value is same for (name, value), (other, same) in pairs)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -68,27 +69,39 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _held(model: nn.Module, function: Callable[..., Any]) -> Iterator[Held]:
+def _held(model: nn.Module, function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of the modules' attributes and of the functions' outer variables."""
+    seen: set[int] = set()
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
-            if key != "training":
-                yield f"{prefix}.{key}".removeprefix("."), value, _content(value)
-    if inspect.isfunction(function):
-        outside = inspect.getclosurevars(function)
-        for key, value in {**outside.globals, **outside.nonlocals}.items():
-            yield f"{function.__name__}: {key}", value, _content(value)
+            if key not in ("training", "_modules"):
+                yield from _walk(f"{prefix}.{key}".removeprefix("."), value, seen, DEEPEST)
+    forwards = dict.fromkeys(type(module).forward for module in model.modules())
+    for user in (function, *forwards):
+        if inspect.isfunction(user) and is_users(user.__code__.co_filename):
+            outside = inspect.getclosurevars(user)
+            for key, value in {**outside.globals, **outside.nonlocals}.items():
+                yield from _walk(f"{user.__qualname__}: {key}", value, seen, DEEPEST)
 
 
-def _content(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    return list(value) if isinstance(value, list | set | deque) else []
+def _walk(name: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    """A value, and what is in it if it is a container or an object."""
+    yield name, value
+    if isinstance(value, OPAQUE) or not depth or id(value) in seen or len(seen) > MOST:
+        return
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = [(f"[{key!r:.20}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | deque):
+        inside = [(f"[{number}]", item) for number, item in enumerate(value)]
+    elif hasattr(value, "__dict__"):
+        inside = [(f".{key}", item) for key, item in vars(value).items()]
+    if inside:
+        seen.add(id(value))
+    for key, item in inside:
+        yield from _walk(f"{name}{key}", item, seen, depth - 1)
 
 
 def _have_same_bits(tensor: Tensor, other: Tensor) -> bool:
     """Whether all values are equal, nan to nan too."""
     return bool(((tensor == other) | (tensor != tensor) & (other != other)).all())
-
-
-def _are(these: list[Any], those: list[Any]) -> bool:
-    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations  # as many users do: Settings is then a strin
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -377,6 +378,22 @@ def counter(settings: Settings, config: Any) -> Task:
     return task(Counter(settings.width))
 
 
+class InnerCounter(nn.Module):
+    """Counts its calls in a dict, and does something else after many of them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net, self.notes = net(width), {"calls": 0}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.notes["calls"] += 1
+        return self.net(inputs) / (2 if self.notes["calls"] > 30 else 1)
+
+
+def inner_counter(settings: Settings, config: Any) -> Task:
+    return task(InnerCounter(settings.width))
+
+
 class OwnGenerator(nn.Module):
     """Draws from a generator of its own, which nobody seeds again."""
 
@@ -418,6 +435,40 @@ class Remembers(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         self.hidden = self.net[0](inputs)
         return self.net[2](self.net[1](self.hidden))
+
+
+ACTIVATIONS: dict[str, Tensor] = {}
+
+
+class Keeps(nn.Module):
+    """Keeps its last activations elsewhere than in an attribute."""
+
+    def __init__(self, width: int, where: str) -> None:
+        super().__init__()
+        self.net, self.where = net(width), where
+        self.cache, self.notes = {"a": {}}, SimpleNamespace()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.net[0](inputs)
+        if self.where == "nested":
+            self.cache["a"]["last"] = hidden
+        elif self.where == "object":
+            self.notes.hidden = hidden
+        else:
+            ACTIVATIONS["last"] = hidden
+        return self.net[2](self.net[1](hidden))
+
+
+def keeps_nested(settings: Settings, config: Any) -> Task:
+    return task(Keeps(settings.width, "nested"))
+
+
+def keeps_in_object(settings: Settings, config: Any) -> Task:
+    return task(Keeps(settings.width, "object"))
+
+
+def keeps_outside(settings: Settings, config: Any) -> Task:
+    return task(Keeps(settings.width, "outside"))
 
 
 class Hooked(nn.Module):

@@ -27,6 +27,7 @@ WRONG = {
     "ema": ("mean of Average changes in each forward pass", 'train.reduction="ddp"'),
     "max_norm": ("embedding.weight of Embedding changes in each forward pass",),
     "counter": ("calls of Counter changes in each forward pass", 'train.reduction="ddp"'),
+    "inner_counter": ("notes['calls'] of InnerCounter changes in each forward pass",),
     "scheduler": ("a scheduler of torch would never be stepped", "lr_factor"),
     "shared_state": ("SharedStateSGD keeps 'shared' for no parameter of the model",),
     "nan_targets": ("the loss is infinite or nan", "look at the data"),

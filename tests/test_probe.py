@@ -12,6 +12,10 @@ from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.splits import splits
 
+# They keep activations in an attribute, in a dict that a hook writes to, in a list in evaluation
+# mode, in a dict of a dict, in an object, in a variable outside.
+KEEPERS = ["remembers", "hooked", "listed", "keeps_nested", "keeps_in_object", "keeps_outside"]
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -32,7 +36,6 @@ def test_threads_compute_what_leaves_no_trace(name, world):
     assert probed(name, world).fits_threads
 
 
-@pytest.mark.parametrize("name", ["remembers", "hooked", "listed", "dropout"])
+@pytest.mark.parametrize("name", [*KEEPERS, "dropout"])
 def test_threads_share_no_generator_and_no_attribute(name, world):
-    """In the order: an attribute, a dict that a hook writes to, a list in evaluation mode."""
     assert not probed(name, world).fits_threads
