@@ -110,5 +110,5 @@ def test_samples_that_depend_on_the_order_of_fetching_are_found(nursery, tmp_pat
 def test_a_task_that_train_refuses_is_refused_alike(nursery, tmp_path):
     launch = run(nursery, tmp_path, *own("build_norm"))
     assert launch.codes == [2]
-    assert launch.stderr.startswith("error: task.build: ")
+    assert launch.stderr.startswith("error: task.build=")
     assert "BatchNorm" in launch.stderr

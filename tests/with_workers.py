@@ -72,7 +72,8 @@ def loop() -> int:
                 if stops:
                     print("stopped", world.rank, flush=True)
                     return 0
-    print("ended", hashlib.sha256(str(found).encode()).hexdigest(), flush=True)
+    digest = hashlib.sha256(str(found).encode()).hexdigest()
+    print(f"ended {digest}\n", end="", flush=True)  # in one piece
     return 0
 
 

@@ -40,7 +40,8 @@ LARGE = 1_000_000  # multiplications per sample by a layer's weights; above, few
 FEW = {"data.train_size": 23, "data.test_size": 101, "train.global_batch_size": 10}
 # Of the user's own task: all that decides a step, but not how long a run is.
 OWN_SETTINGS = {
-    "train.epochs": 2, "train.sampling": "permutation", "train.target_accuracy": 0.0,
+    "train.epochs": 12,  # steps enough for any check
+    "train.sampling": "permutation", "train.target_accuracy": 0.0,
     "checkpoint.every_epochs": 10, "checkpoint.every_steps": 0, "checkpoint.keep": 2,
     "checkpoint.resume": "auto", "output.plots": False, "output.trackers": [],
 }  # fmt: skip
