@@ -308,7 +308,7 @@ def test_totals_that_return_other_things_for_a_later_batch_are_refused(changed):
         sums = cross_entropy(model, batch)
         return changed(*sums) if len(batch[0]) == 13 else sums
 
-    with pytest.raises(TypeError, match="totals (returned|must return)"):
+    with pytest.raises(TypeError, match=r"totals (returned|must return)"):
         gradients(new_rows(new_model(), totals), new_batch())
 
 

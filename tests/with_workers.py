@@ -72,8 +72,8 @@ def loop() -> int:
                 if stops:
                     print("stopped", world.rank, flush=True)
                     return 0
-    digest = hashlib.sha256(str(found).encode()).hexdigest()
-    print(f"ended {digest}\n", end="", flush=True)  # in one piece
+    whole = hashlib.sha256(str(found).encode()).hexdigest()
+    print(f"ended {whole}\n", end="", flush=True)  # in one piece
     return 0
 
 
