@@ -13,7 +13,6 @@ import math
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from sinlstm_dist.quality import SECTORS, Evaluation, evaluate_trained
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.screen.console import show_facts, show_table, show_text
-from sinlstm_dist.splits import deal_out_test
+from sinlstm_dist.splits import deal_out_test, prepared
 from sinlstm_dist.task import counts_of
 from sinlstm_dist.trained import Trained, read_saved, to_trained
 from sinlstm_dist.words import counted, first_of
@@ -68,7 +67,7 @@ def evaluate_task(config: Config, weights: Tensors, *, world: World) -> Totals:
     """
     task = trained_task(config, weights, world)
     split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
-    split = replace(split, loader=world.accelerator.prepare(split.loader))
+    split = prepared(split, world)
     with blamed(config.task.build, at=task.totals):
         (piece,) = world.to_device(split.some(np.arange(1), [1]))
         counts = counts_of(task.totals(task.model.eval(), piece))

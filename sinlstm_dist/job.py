@@ -31,7 +31,7 @@ from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import Layout, shapes, unlike
-from sinlstm_dist.splits import check_same_data, splits
+from sinlstm_dist.splits import check_same_data, prepared, splits
 from sinlstm_dist.task import Task
 from sinlstm_dist.trained import read_weights
 
@@ -222,10 +222,8 @@ def _prepare(
     """Let Accelerate prepare the optimizer, the loaders and, for "ddp", the model's wrapper."""
     # Of the optimizer only its state is moved to the device. Accelerate's own step searches the
     # disk twice for a package of other optimizers: 0.2 ms.
-    _, train_loader, test_loader = world.accelerator.prepare(
-        rows.task.optimizer, train.loader, test.loader
-    )
-    train, test = replace(train, loader=train_loader), replace(test, loader=test_loader)
+    world.accelerator.prepare(rows.task.optimizer)
+    train, test = prepared(train, world), prepared(test, world)
     if config.train.reduction == "ordered":  # it adds gradients itself: the model needs no wrapper
         return OrderedGradient(rows, plan=train.plan, peers=world), train, test
     wrapped = world.wrap_model(rows.model, find_unused=probed.has_unused)

@@ -71,7 +71,7 @@ class PieceRows:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def of(self, model: nn.Module) -> "PieceRows":
-        """The same for a copy of the model."""
+        """What computes the rows of a copy of the model."""
         other = copy.copy(self)
         other._take(model)
         return other

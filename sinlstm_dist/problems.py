@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 
 def show_value(value: Any) -> str:
-    """A value on one line of a message, as TOML writes it; None is a key that is left out."""
+    """A value on one line of a message, as TOML writes it; `not set` for None, which it lacks."""
     if value is None:
         return "not set"
     if isinstance(value, bool | str):

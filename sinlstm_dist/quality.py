@@ -20,7 +20,7 @@ from sinlstm_dist.model import Persistence
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import sum_over
-from sinlstm_dist.splits import deal_out_test
+from sinlstm_dist.splits import deal_out_test, prepared
 from sinlstm_dist.task import Counts, Task
 from sinlstm_dist.trained import Trained
 
@@ -120,7 +120,7 @@ def _assess(
     """Count a model's predictions and errors, errors times `unit`. Collective: yes, two."""
     task = replace(task, test_data=_TestSamples(inputs, targets, config.data))
     split = deal_out_test(task, config, world, num_pieces=config.train.virtual_shards)
-    split = replace(split, loader=world.accelerator.prepare(split.loader))
+    split = prepared(split, world)
     counter = PieceRows(task, Counts(), seed=0, device=world.device, num_threads=world.num_threads)
     largest = torch.zeros(1, SECTORS, device=world.device)
 

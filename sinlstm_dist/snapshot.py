@@ -38,7 +38,7 @@ class Snapshot:
             for name, (tensor, version, value) in self._tensors.items()
             if now.get(name) is not tensor
             or tensor._version != version
-            or not _have_same_bits(tensor, value)  # BatchNorm writes without a new version
+            or not _are_equal(tensor, value)  # BatchNorm writes without a new version
         ]
 
     def changed_numbers(self) -> list[str]:
@@ -102,6 +102,6 @@ def _walk(name: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[s
         yield from _walk(f"{name}{key}", item, seen, depth - 1)
 
 
-def _have_same_bits(tensor: Tensor, other: Tensor) -> bool:
+def _are_equal(tensor: Tensor, other: Tensor) -> bool:
     """Whether all values are equal, nan to nan too."""
     return bool(((tensor == other) | (tensor != tensor) & (other != other)).all())

@@ -1,6 +1,7 @@
 """A task's train and test samples, dealt out to the processes."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
 
 
 def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:
-    """The test samples, dealt out; the loader is not prepared.
+    """The test samples, dealt out; see `prepared` for the loader.
 
     No weight changes while testing, so a batch may hold as many samples as one fetch brings.
     """
@@ -52,6 +53,11 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
         seed=stream(TEST_SAMPLES, config.train.seed),
         num_workers=config.train.num_workers,
     )
+
+
+def prepared(split: Split, world: World) -> Split:
+    """A split whose loader Accelerate has prepared: it brings this process's shares."""
+    return replace(split, loader=world.accelerator.prepare(split.loader))
 
 
 def check_same_data(train: Split, test: Split, config: Config, world: World) -> str:

@@ -178,7 +178,7 @@ class Training:
         return totals_over(rows, self.job.test, peers=self.world)
 
     def _count_baselines(self) -> dict[str, Totals]:
-        """The same for what learns nothing, by name. Collective: yes."""
+        """The totals of the baselines for the test samples, by name. Collective: yes."""
         return {name: self._count(rows) for name, rows in self.job.baselines.items()}
 
     def _save(self) -> str:

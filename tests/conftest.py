@@ -14,6 +14,8 @@ from nursery import Launch, Nursery
 from xdist.scheduler import LoadFileScheduling
 
 from sinlstm_dist.lstm import compiled
+from sinlstm_dist.processes.joining import join_world
+from sinlstm_dist.processes.world import World
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +63,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
     """With `-n 2`, a worker takes a whole file, whose tests share what it has started."""
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A world of this process alone."""
+    with join_world(timeout_s=60, one_thread=True) as joined:
+        yield joined
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from sinlstm_dist.agreement import changes, digest
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import RunError
 from sinlstm_dist.piece_rows import PieceRows
-from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 
 HOST = socket.gethostname()
@@ -188,12 +187,6 @@ def test_what_changed_between_two_arithmetics() -> None:
 
 
 # One process, and what its rehearsal sees
-
-
-@pytest.fixture
-def world():
-    with join_world(timeout_s=60, one_thread=True) as joined:
-        yield joined
 
 
 def build(world: World, **settings: object) -> job.Job:

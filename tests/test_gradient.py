@@ -1,7 +1,7 @@
 """A step's gradient, both ways, against one plain backward over the whole batch."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from sinlstm_dist.gradient import DdpGradient, OrderedGradient, StepResult
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.piece_rows import PieceRows, Place
 from sinlstm_dist.plan import Plan, epoch_order
-from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.task import Counts, Task
 
@@ -29,12 +28,6 @@ SETTINGS = {
     "train.global_batch_size": 20,
     "train.tolerance": 0.3,
 }  # three steps, the last of them partial, and pieces of different sizes
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with join_world(timeout_s=60, one_thread=True) as joined:
-        yield joined
 
 
 def build(world: World, **settings: object) -> job.Job:

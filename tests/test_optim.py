@@ -20,7 +20,6 @@ from sinlstm_dist.config import load_config
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD
 from sinlstm_dist.optimizers import Update, load_optimizer_tensors, optimizer_tensors
-from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.run import checkpoint
 
 LR, MOMENTUM = 0.1, 0.9
@@ -324,12 +323,6 @@ def test_a_step_opens_no_profilers_record(monkeypatch):
 
 
 # In a run
-
-
-@pytest.fixture
-def world():
-    with join_world(timeout_s=60, one_thread=True) as joined:
-        yield joined
 
 
 def build(world, **changes):

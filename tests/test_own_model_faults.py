@@ -314,22 +314,20 @@ def test_a_resized_layer_is_refused_with_its_shapes(goes_on, tmp_path):
     assert "restore its code" in line
 
 
-def test_epochs_that_change_the_schedule_are_refused_with_the_reason(goes_on, tmp_path):
-    falls = "lambda step, num_steps: 1 - step / num_steps"
+@pytest.mark.parametrize(
+    ("num_steps", "reason"),
+    [
+        ("num_steps", "lr_factor depends on it: step 1 had the factor 0.875"),
+        ("(4 * config.train.epochs)", "the learning rates depend on it"),  # not by its argument
+    ],
+)
+def test_epochs_that_change_the_schedule_are_refused(num_steps, reason, goes_on, tmp_path):
+    falls = f"lambda step, num_steps: 1 - step / {num_steps}"
     goes_on(stops=True, lr_factor=falls)
     before = content(tmp_path / "run")
     line = refused(goes_on(lr_factor=falls, train__epochs=3), tmp_path / "run", before)
     assert "train.epochs was 2 and is 3" in line
-    assert "lr_factor depends on it: step 1 had the factor 0.875" in line
-
-
-def test_epochs_that_change_the_rates_of_all_steps_are_refused(goes_on, tmp_path):
-    """The function has the number of epochs from the configuration, and not from its argument."""
-    falls = "lambda step, num_steps: 1 - step / (4 * config.train.epochs)"
-    goes_on(stops=True, lr_factor=falls)
-    before = content(tmp_path / "run")
-    line = refused(goes_on(lr_factor=falls, train__epochs=3), tmp_path / "run", before)
-    assert "train.epochs was 2 and is 3" in line
+    assert reason in line
     assert "keep train.epochs=2" in line
 
 

@@ -1,26 +1,17 @@
 """What the look at a task finds out: whether threads may compute its pieces."""
 
-from collections.abc import Iterator
-
 import pytest
 from test_own_model import ODD
 
 from sinlstm_dist.config import load_config
 from sinlstm_dist.job import new_task
 from sinlstm_dist.probe import Probed, probe
-from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.splits import splits
 
 # They keep activations in an attribute, in a dict that a hook writes to, in a list in evaluation
 # mode, in a dict of a dict, in an object, in a variable outside.
 KEEPERS = ["remembers", "hooked", "listed", "keeps_nested", "keeps_in_object", "keeps_outside"]
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with join_world(timeout_s=60, one_thread=True) as joined:
-        yield joined
 
 
 def probed(name: str, world: World) -> Probed:

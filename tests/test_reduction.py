@@ -1,6 +1,6 @@
 """Counting a model's predictions over a data set, on any number of processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.plan import Plan, in_order
-from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.task import Counts, Task
@@ -24,12 +23,6 @@ SETTINGS = {
     "data.train_size": 53, "data.test_size": 21, "data.window": 9, "data.noise": 0.02,
     "train.tolerance": 0.3,
 }  # fmt: skip
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with join_world(timeout_s=60, one_thread=True) as joined:
-        yield joined
 
 
 def build(world: World, **settings: object) -> job.Job:

@@ -1,4 +1,4 @@
-"""The built-in task: its loss and its correct predictions, and the fused kernel's beside them."""
+"""The built-in task: its loss and its correct predictions, and those of the fused kernel."""
 
 import math
 

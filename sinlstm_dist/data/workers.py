@@ -18,13 +18,14 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that this process gets whe
 def worker_settings(num_workers: int) -> dict[str, Any]:
     """What a DataLoader must be told for this many workers; they stay from one epoch to the next.
 
-    Linux has them forked, also where Python's own choice is another one (from 3.14 on): a data set
-    need not be pickled, and no server is in between, which the first SIGTERM would end.
+    On Linux they are forked; Python 3.14 would use a fork server. So a data set need not be
+    pickled, and there is no server that the first SIGTERM would end.
     """
     if num_workers == 0:
         return {}
     handled = {n for n in signal.valid_signals() if callable(signal.getsignal(n))}
-    begin = functools.partial(_begin, parent=os.getpid(), ignored=handled - {signal.SIGCHLD})
+    others = {signal.SIGCHLD, signal.SIGTERM}  # the loader's own; for the second see _obey_only
+    begin = functools.partial(_begin, parent=os.getpid(), ignored=handled - others)
     return {
         "num_workers": num_workers,
         "persistent_workers": True,
@@ -43,7 +44,7 @@ def _begin(worker: int, *, parent: int, ignored: Collection[int]) -> None:
     Args:
         worker: number of the worker.
         parent: process id of the run.
-        ignored: signals that the run handles.
+        ignored: signals that the run handles, but for SIGTERM.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -52,7 +53,7 @@ def _begin(worker: int, *, parent: int, ignored: Collection[int]) -> None:
     if os.getppid() != parent:  # it ended before this was set
         os._exit(1)
     signal.set_wakeup_fd(-1)  # the run's, by which it would read this process's signals
-    for number in set(ignored) - {signal.SIGTERM}:
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -157,7 +157,7 @@ def _better(baselines: Mapping[str, Totals], metrics: Mapping[str, Any]) -> str:
 
 
 def _results(summary: Summary, baselines: Mapping[str, Totals]) -> Table:
-    """Train and test of the last epoch, the best epoch, and what learns nothing."""
+    """Train and test of the last epoch, the best epoch, and the baselines."""
     rows = [
         (f"{name} {record['epoch']}", *(record.get(f"{kind}_{value}") for value in VALUES))
         for name, record, kind in (

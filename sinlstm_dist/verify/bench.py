@@ -124,7 +124,7 @@ class Bench:
 
     @property
     def built_in(self) -> "Bench":
-        """The same for the built-in task."""
+        """A bench for the built-in task, with the user's `[train]`."""
         return dataclasses.replace(self, config=Config(train=self.config.train))
 
     def build(self, changed: Mapping[str, object] = {}, *, adapt: Adapt = lambda task: task) -> Job:

@@ -65,7 +65,7 @@ def check_weights(bench: Bench) -> Finding:
 
 
 def _check_own_weights(bench: Bench) -> Finding:
-    """The same for the user's own task, without plain torch and the other reduction.
+    """Compare the weights of the user's own task with those of one process alone.
 
     The data-parallel wrapper's gradients are compared, not its weights: an optimizer may turn a
     rounded gradient into another step.
@@ -182,7 +182,7 @@ def check_metrics(bench: Bench) -> Finding:
 
 
 def _check_own_metrics(bench: Bench) -> Finding:
-    """The same for the user's own task: one process alone counts all samples in the same pieces."""
+    """Compare the user's totals with those of one process alone, which counts the same pieces."""
     config, job = bench.settings(), bench.build()
     alone = JobAlone(job, config, bench.world)
     test = bench.parts.totals_over(job.rows, job.test, peers=bench.world)
