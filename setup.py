@@ -11,7 +11,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-SOURCES = "sinlstm_dist/lstm/csrc"
+SOURCES = "sinlstm_dist/csrc"
 
 # No contraction: every multiply-add is written out, so the arithmetic does not depend on what the
 # compiler inlines. No -march: instruction sets are chosen at run time.
@@ -20,7 +20,7 @@ COMPILE_ARGS = [
 ]  # fmt: skip
 
 kernel = Extension(
-    "sinlstm_dist.lstm._kernel",
+    "sinlstm_dist._kernel",
     sources=sorted(glob(f"{SOURCES}/*.c")),
     depends=sorted(glob(f"{SOURCES}/*.h")),
     define_macros=[("Py_LIMITED_API", "0x030A0000")],

@@ -13,7 +13,7 @@ import slurm
 from nursery import Launch, Nursery
 from xdist.scheduler import LoadFileScheduling
 
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sinlstm_dist import lstm
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"input_size": 1, "hidden_size": 5, "num_layers": 1}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
 UNWANTED = (
     "runs/default/config.toml", ".venv/bin/python", ".hypothesis/examples",
-    "sinlstm_dist/lstm/_kernel.abi3.so", "sinlstm_dist/__pycache__/train.cpython-311.pyc",
+    "sinlstm_dist/_kernel.abi3.so", "sinlstm_dist/__pycache__/train.cpython-311.pyc",
 )  # fmt: skip
 GENERATED = ("PKG-INFO", "setup.cfg", "sinlstm_dist.egg-info/")
 
@@ -77,7 +77,7 @@ def test_the_wheel_is_the_package(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {path for path in git_files() if path.startswith("sinlstm_dist/")}
     python = {path for path in package if path.endswith((".py", ".pyi", "py.typed"))}
-    assert packed == {*python, "sinlstm_dist/lstm/_kernel.abi3.so"}
+    assert packed == {*python, "sinlstm_dist/_kernel.abi3.so"}
 
 
 @needs_git
@@ -183,7 +183,7 @@ def test_ci_leaves_the_checkout_as_it_is(tmp_path):
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     printed = [line for line in ended.stdout.splitlines() if not line.startswith("==")]
-    formatted = "--dry-run --Werror sinlstm_dist/lstm/csrc/*.[ch]"
+    formatted = "--dry-run --Werror sinlstm_dist/csrc/*.[ch]"
     assert printed == ["tests", "check .", "format --check .", "", formatted]
     assert sorted(toy.rglob("*")) == before
     assert sorted(tmp_path.iterdir()) == [programs, toy]  # the clone is gone

@@ -10,7 +10,7 @@ import pytest
 from lstm_cases import ROOT, SIZES, run_python, using
 
 from sinlstm_dist import lstm
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 
 
 @pytest.mark.parametrize(

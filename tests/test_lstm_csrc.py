@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lstm_cases import ROOT
 
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 
 pytestmark = pytest.mark.kernel
 
@@ -27,7 +27,7 @@ def test_the_sources_compile_without_warnings(tmp_path: Path) -> None:
     )
     assert list(tmp_path.glob("lib/**/_kernel*.so")), built.stderr  # the extension is optional
     commands = [line for line in built.stdout.splitlines() if " -c " in line]
-    assert len(commands) == len(list(ROOT.glob("sinlstm_dist/lstm/csrc/*.c")))
+    assert len(commands) == len(list(ROOT.glob("sinlstm_dist/csrc/*.c")))
     assert all("-Wall -Wextra" in command for command in commands)
 
 

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.kernel
 THREADED_CALL = """
 import os, sys, time, torch
 from sinlstm_dist import lstm
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 num_workers = compiled.kernel().num_workers
 torch.manual_seed(0)
 rnn, head = torch.nn.LSTM(1, 5, batch_first=True), torch.nn.Linear(5, 1)
@@ -74,7 +74,7 @@ def test_small_work_stays_on_one_thread() -> None:
     script = """
 import torch
 from sinlstm_dist import lstm
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 rnn, head = torch.nn.LSTM(1, 5, batch_first=True), torch.nn.Linear(5, 1)
 lstm.predictor_rows(windows=torch.randn(4, 2, 1), targets=torch.randn(4, 1), tolerance=0.1,
                     piece_sizes=[1] * 4, parameters=[*rnn.parameters(), *head.parameters()],

@@ -10,7 +10,7 @@ A GPU uses nn.LSTM. There is also an experimental Triton kernel for the predicto
 """
 
 from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE, Choice, choose
-from sinlstm_dist.lstm.compiled import instruction_set, instruction_sets, set_instruction_set
+from sinlstm_dist.compiled import instruction_set, instruction_sets, set_instruction_set
 from sinlstm_dist.lstm.predictor import predictor_rows, predictor_totals
 from sinlstm_dist.lstm.recurrence import lstm
 

@@ -11,7 +11,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 
 MAX_HIDDEN_SIZE = 64  # above it, matrix libraries are faster than a kernel with samples in lanes
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
+from sinlstm_dist.lstm.recurrence import check_float32
 
 NUM_TOTALS = 3  # sum of squared errors, correct predictions, samples
 NUM_PARAMETERS = 6
@@ -151,8 +152,8 @@ def _check_shapes(
 def _check_types(windows: Tensor, targets: Tensor, parameters: Sequence[Tensor]) -> None:
     for tensor in (windows, targets, *parameters):
         if tensor.dtype is not _FLOAT32 or not tensor.is_cpu:
-            compiled.check_float32(windows=windows, targets=targets)
-            compiled.check_float32(**{f"parameter_{i}": p for i, p in enumerate(parameters)})
+            check_float32(windows=windows, targets=targets)
+            check_float32(**{f"parameter_{i}": p for i, p in enumerate(parameters)})
 
 
 def _check_out(out: Tensor, rows: int, width: int, *, on_cpu: bool) -> None:

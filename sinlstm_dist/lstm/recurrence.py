@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sinlstm_dist.lstm import compiled
+from sinlstm_dist import compiled
 
 State = tuple[Tensor, Tensor]  # hidden and cell, each (1, B, H)
 
@@ -59,7 +59,7 @@ def _check(inputs: Tensor, weights: tuple[Tensor, ...], hidden0: State | None) -
             f"inputs have shape {tuple(inputs.shape)}: they need (B, W, D) with W at least 1"
         )
     weight_ih, weight_hh, bias_ih, bias_hh = weights
-    compiled.check_float32(
+    check_float32(
         inputs=inputs, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh
     )
     B, D, H = inputs.shape[0], inputs.shape[2], weight_hh.shape[-1]
@@ -69,7 +69,7 @@ def _check(inputs: Tensor, weights: tuple[Tensor, ...], hidden0: State | None) -
             f"weights have shapes {shapes}: inputs with D={D} need (4H, D), (4H, H), (4H,), (4H,)"
         )
     if hidden0 is not None:
-        compiled.check_float32(hidden0=hidden0[0], cell0=hidden0[1])
+        check_float32(hidden0=hidden0[0], cell0=hidden0[1])
         for state in hidden0:
             if state.shape != (1, B, H):
                 raise ValueError(
@@ -146,6 +146,20 @@ class _Lstm(torch.autograd.Function):
             grad_inputs, ih.view(4 * H, D), hh.view(4 * H, H), bias_ih, bias_hh,
             grad_hidden0, grad_cell0, None,
         )  # fmt: skip
+
+
+def check_float32(**tensors: torch.Tensor) -> None:
+    """Refuse tensors that the kernel cannot read.
+
+    Raises:
+        ValueError: a tensor is not float32 or not on the CPU.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}: the compiled kernel needs "
+                "torch.float32 on the CPU, so convert it or use torch.nn.LSTM"
+            )
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -9,14 +9,12 @@ import importlib
 import os
 from typing import Any
 
-import torch
-
 _FORCED = os.environ.get("SINLSTM_DIST_INSTRUCTION_SET", "")
 _LABELS = {"avx512": "AVX-512", "avx2": "AVX2", "plain": "plain"}
 
 _kernel: Any
 try:
-    _kernel = importlib.import_module("sinlstm_dist.lstm._kernel")
+    _kernel = importlib.import_module("sinlstm_dist._kernel")
 except ImportError as error:
     _kernel = None
     _missing = f"no compiled kernel: {error}"
@@ -85,20 +83,6 @@ def _absent(name: str) -> str:
 def label() -> str:
     """The instruction set in use, as people write it."""
     return _LABELS[instruction_set()]
-
-
-def check_float32(**tensors: torch.Tensor) -> None:
-    """Refuse tensors that the kernel cannot read.
-
-    Raises:
-        ValueError: a tensor is not float32 or not on the CPU.
-    """
-    for name, tensor in tensors.items():
-        if tensor.dtype is not torch.float32 or tensor.device.type != "cpu":
-            raise ValueError(
-                f"{name} is {tensor.dtype} on {tensor.device}: the compiled kernel needs "
-                "torch.float32 on the CPU, so convert it or use torch.nn.LSTM"
-            )
 
 
 if _kernel is not None and _FORCED in instruction_sets():

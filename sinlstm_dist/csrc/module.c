@@ -1,4 +1,4 @@
-/* The Python module sinlstm_dist.lstm._kernel: addresses in, arithmetic out.
+/* The Python module sinlstm_dist._kernel: addresses in, arithmetic out.
  *
  * The callers in recurrence.py and predictor.py check tensors and keep them alive. The
  * interpreter's lock is released while items run. Written against the limited API of Python 3.10,
