@@ -129,7 +129,7 @@ def test_an_older_checkpoint_of_another_run_is_another_run(train, runs, tmp_path
 
 
 def newer_format(state: dict[str, Any]) -> None:
-    state["format"] = 4
+    state["format"] = 5
 
 
 def newer_key(state: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def newer_section(state: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (newer_format, "is of format 4, written by a newer version"),
+        (newer_format, "is of format 5, written by a newer version"),
         (newer_key, "has settings of a newer version: data.difference"),
         (newer_section, "has settings of a newer version: schedule"),
     ],
@@ -183,7 +183,7 @@ def test_a_newer_format_may_have_other_files(train, runs, tmp_path: Path, vouche
     started = train()
     if vouched:
         assert started.codes == [2]
-        assert "step-00000006/state.json is of format 4" in started.stderr
+        assert "step-00000006/state.json is of format 5" in started.stderr
         assert content(tmp_path) == before
     else:
         assert started.codes == [0]
