@@ -221,8 +221,8 @@ class Agreement:
             what, may_differ, keys = "another order", "the result may differ from that", [ORDER]
         elif CODE in keys:
             what, may_differ = "edited code", "the result may differ from that"
-        differences = ", ".join(changes(before, now, keys))
-        return f"continues with {what}: {differences}; {may_differ} of a run that was never interrupted"
+        listed = ", ".join(changes(before, now, keys))
+        return f"continues with {what}: {listed}; {may_differ} of a run that was never interrupted"
 
     def _rehearse(self) -> dict[str, str]:
         """Digests of some steps of copies. The steps follow a gradient of fixed numbers, so a
