@@ -8,7 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sinlstm_dist import lstm
-from sinlstm_dist import compiled
+from sinlstm_dist import compiled, lstm
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"input_size": 1, "hidden_size": 5, "num_layers": 1}
@@ -92,6 +91,17 @@ def cases(draw: st.DrawFn, *, min_samples: int = 0) -> Case:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(
         a.detach().contiguous().view(torch.int32), b.detach().contiguous().view(torch.int32)
+    )
+
+
+def same_on_every_instruction_set(compute: Callable[[], list[Tensor]]) -> bool:
+    """Whether `compute` returns the same bits with each instruction set of this machine."""
+    results = []
+    for name in AVAILABLE:
+        with using(name):
+            results.append(compute())
+    return all(
+        same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
     )
 
 
