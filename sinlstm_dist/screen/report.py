@@ -144,7 +144,7 @@ class Report:
             self._screen.say(WORSE.format(better))
         self._screen.say(f"results in {folder}")
         if summary.weights_sha256:
-            self._screen.say(f"weights SHA-256 {summary.weights_sha256}")
+            self._screen.say(f"weights {summary.weights_sha256}")
 
 
 def _better(baselines: Mapping[str, Totals], metrics: Mapping[str, Any]) -> str:
