@@ -229,9 +229,6 @@ def _unsupported(config: Config) -> Iterator[tuple[str, str]]:
         if (value := getattr(config.data, key)) != Data.model_fields[key].default:
             what = f"is not for data.source={source}: leave it out"
             yield f"data.{key}", f"data.{key}={value:g} {what}"
-    if config.model.lstm == "reference" and config.train.reduction == "ddp":
-        what = 'computes pieces, for train.reduction="ordered": choose another of the two'
-        yield "model.lstm", f'model.lstm="reference" {what}'
     values, defaults = flat(config), flat(Config())
     for key in OF_THE_SINE if build else ():
         if values[key] != defaults[key]:

@@ -70,7 +70,7 @@ def predictor_rows(
         gradient = _backward(tape, weight_hh, dh=_mul(slope, head_weight.T))
         sums = [*gradient, _mul(slope, h), slope, *sums]
     blocks = np.where(is_used, np.concatenate(sums), 0.0)  # (columns, L)
-    blocks = blocks.reshape(len(blocks), -1, BLOCK_SAMPLES)
+    blocks = blocks.reshape(len(blocks), sum(num_blocks), BLOCK_SAMPLES)
     pieces = np.split(blocks, np.cumsum(num_blocks), axis=1)[:-1]
     rows = [[*_piece_sum(piece), size] for piece, size in zip(pieces, sizes, strict=True)]
     return np.array(rows, np.float32).reshape(len(sizes), len(blocks) + 1)
@@ -131,7 +131,8 @@ def _backward(
         dh = _weighted(weight_hh.T, dgates, first=0.0)
         weights = _fma(dgates[:, None], columns, weights)
         bias = _add(bias, dgates)
-    return weights[:, :D].reshape(-1, L), weights[:, D:].reshape(-1, L), bias, bias
+    inputs, hidden = weights[:, :D].reshape(4 * H * D, L), weights[:, D:].reshape(4 * H * H, L)
+    return inputs, hidden, bias, bias
 
 
 def _piece_sum(blocks: ndarray) -> ndarray:
