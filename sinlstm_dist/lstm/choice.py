@@ -85,7 +85,7 @@ def _exact_bits(device_type: str, obstacle: str) -> str:
     """What else has the kernel's bits, if only the kernel is missing."""
     if device_type != "cpu" or obstacle != compiled.missing():
         return ""
-    return '; its bits, which are the same on any CPU, need it or lstm="reference"'
+    return '; its bits, the same on any CPU, need it or lstm="reference"'
 
 
 def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: int) -> str:
