@@ -140,6 +140,12 @@ def tmux() -> str:
 
 
 @pytest.fixture(scope="session")
+def compilers() -> None:
+    """gcc and clang are here, on the same terms."""
+    _need([name for name in ("gcc", "clang") if not shutil.which(name)])
+
+
+@pytest.fixture(scope="session")
 def nameless() -> list[str]:
     """What starts a command as on a machine whose name does not resolve, with no network but its
     own; on the same terms."""
