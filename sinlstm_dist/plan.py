@@ -56,12 +56,19 @@ def indices_at(
         >>> indices_at(np.array([2, 7]), seed=0, epoch=0, size=8).tolist()
         [1, 7]
     """
-    keys = np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch])).random_raw(_ROUNDS)
+    keys = _keys(seed, epoch)
     if sampling == "replacement":
-        words = philox((positions & 0xFFFFFFFF, positions >> 32, 0, 0), tuple(keys[:2] >> 32))
+        words = philox((positions & 0xFFFFFFFF, positions >> 32, 0, 0), (keys[0], keys[1]))
         numbers = (words[0] << np.uint64(21)) + (words[1] >> np.uint64(11))  # of 53 bits
         return (numbers * 2.0**-53 * size).astype(np.int64)
-    return _shuffle(positions, keys=keys >> 32, size=size)
+    return _shuffle(positions, keys=keys, size=size)
+
+
+@functools.lru_cache(maxsize=4)  # a few steps of an epoch are fetched at a time
+def _keys(seed: int, epoch: int) -> np.ndarray:
+    """(_ROUNDS,) uint64, of 32 random bits each."""
+    generator = np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch]))
+    return generator.random_raw(_ROUNDS) >> 32
 
 
 def _shuffle(positions: np.ndarray, *, keys: np.ndarray, size: int) -> np.ndarray:
@@ -101,9 +108,9 @@ def _shift(numbers: np.ndarray, *, by: np.ndarray, key: np.uint64, size: int) ->
     return np.minimum(moved, moved - np.uint64(size))  # what is below 0 wraps to a large number
 
 
-def in_order(size: int) -> np.ndarray:
+def in_order(positions: np.ndarray, *, epoch: int) -> np.ndarray:
     """The order of a test set: each sample once, by index."""
-    return np.arange(size)
+    return positions
 
 
 @functools.lru_cache(maxsize=64)  # every step but the last is cut alike

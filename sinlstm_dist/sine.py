@@ -19,6 +19,7 @@ from sinlstm_dist.optim import SGD
 from sinlstm_dist.task import Task
 from sinlstm_dist.words import counted
 
+_WEIGHTS = 2  # separates initial weights from sample orders of the same seed, see plan.py
 PREVIEW_SAMPLES = 120  # at most; a picture in characters shows no more
 
 
@@ -39,6 +40,7 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         scaled=config.data.source != SINE,
         fused=recurrence.name == "fused",
     )
+    draw_weights(model, seed=config.train.seed)
     if model.scaling and isinstance(train, SeriesDataset):
         model.scaling.set(train.scale.mean, train.scale.std)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -60,6 +62,23 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
             f"({recurrence.reason})",
         },
     )
+
+
+@torch.no_grad()
+def draw_weights(model: Predictor, *, seed: int) -> None:
+    """Draw a model's weights as nn.LSTM and nn.Linear do, with the same bits on any CPU.
+
+    They are uniform from -1 to 1, times 1 / sqrt(hidden size). torch's own numbers follow the CPU.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+    """
+    bound = np.float32(1 / math.sqrt(model.rnn.hidden_size))
+    generator = np.random.PCG64(np.random.SeedSequence([_WEIGHTS, seed]))
+    for parameter in model.parameters():
+        words = generator.random_raw(parameter.numel()) >> 40  # 24 bits: exact as float32
+        uniform = words.astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
+        parameter.copy_(torch.from_numpy(uniform * bound).view_as(parameter))
 
 
 def totals(model: nn.Module, batch: Batch, *, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out, is_by_array
-from sinlstm_dist.plan import Plan, epoch_order, in_order
+from sinlstm_dist.plan import Plan, in_order, indices_at
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.task import Task
@@ -23,14 +24,10 @@ def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
     num_pieces = settings.virtual_shards if settings.reduction == "ordered" else world.size
     size = len(task.train_data)
     plan = Plan(size, settings.global_batch_size, num_pieces, world.size, world.rank)
-
-    def order(epoch: int) -> np.ndarray:
-        return epoch_order(seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling)
-
     train = deal_out(
         task.train_data,
         plan,
-        order=order,
+        order=partial(indices_at, seed=settings.seed, size=size, sampling=settings.sampling),
         seed=stream(SAMPLES, settings.seed),
         num_workers=settings.num_workers,
     )
@@ -49,7 +46,7 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
     return deal_out(
         task.test_data,
         Plan(size, batch_size, num_pieces, world.size, world.rank),
-        order=lambda _: in_order(size),
+        order=in_order,
         seed=stream(TEST_SAMPLES, config.train.seed),
         num_workers=config.train.num_workers,
     )

@@ -18,8 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sinlstm_dist import lstm
-from sinlstm_dist import compiled
+from sinlstm_dist import compiled, lstm
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"input_size": 1, "hidden_size": 5, "num_layers": 1}

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from lstm_cases import ROOT, SIZES, run_python, using
 
-from sinlstm_dist import lstm
-from sinlstm_dist import compiled
+from sinlstm_dist import compiled, lstm
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,19 +17,32 @@ FETCH_SAMPLES = 2048  # of all processes together; more would not make a sample 
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, eq=False)
+class Order(Protocol):
+    """The order of an epoch's samples; see `plan.indices_at`."""
+
+    def __call__(self, positions: np.ndarray, *, epoch: int) -> np.ndarray:
+        """The sample indices (N,) at positions (N,) of the order of `epoch`."""
+        ...
+
+
+@dataclass(frozen=True)
 class Share:
-    """The samples that a process fetches at once.
+    """The samples that a process fetches at once, by their positions in the epoch's order.
 
     Args:
         epoch: counted from 0.
-        indices: (N,) int64, of the samples.
+        spans: the start and the end of the positions, for each step.
         sizes: samples in each of the pieces that are fetched; () for one batch of all.
     """
 
     epoch: int
-    indices: np.ndarray
+    spans: Sequence[tuple[int, int]]
     sizes: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.concatenate([np.arange(start, stop) for start, stop in self.spans])
 
 
 class StepSampler(BatchSampler):
@@ -45,14 +58,13 @@ class StepSampler(BatchSampler):
 
     Args:
         plan: how the data set is cut and shared out.
-        order: the sample indices of an epoch, as `plan.epoch_order` has them.
         by_array: whether a share is fetched by one array of indices. Then a fetch has as many steps
             as `FETCH_SAMPLES` allows: fetching a few samples costs the same as fetching a thousand.
             Otherwise it has one step.
     """
 
-    def __init__(self, plan: Plan, *, order: Callable[[int], np.ndarray], by_array: bool) -> None:
-        self._plan, self._order, self._by_array = plan, order, by_array
+    def __init__(self, plan: Plan, *, by_array: bool) -> None:
+        self._plan, self._by_array = plan, by_array
         self._together = max(1, FETCH_SAMPLES // plan.global_batch_size) if by_array else 1
         self._plans = [replace(plan, rank=rank) for rank in range(plan.world_size)]
         self.start(epoch=0, step=0)
@@ -70,31 +82,43 @@ class StepSampler(BatchSampler):
         return len(self.fetches()) * self._plan.world_size
 
     def __iter__(self) -> Iterator[list[Share]]:  # type: ignore[override]
-        epoch, order = self._epoch, self._order(self._epoch)
+        epoch = self._epoch
         for steps in self.fetches():
             for plan in self._plans:
-                shares = [order[slice(*plan.share(step, plan.rank))] for step in steps]
-                if self._by_array:
-                    yield [Share(epoch, shares[0] if len(shares) == 1 else np.concatenate(shares))]
-                else:
-                    yield [Share(epoch, shares[0], tuple(plan.piece_sizes(steps[0])))]
+                spans = [plan.share(step, plan.rank) for step in steps]
+                sizes = () if self._by_array else tuple(plan.piece_sizes(steps[0]))
+                yield [Share(epoch, spans, sizes)]
 
 
-class _ByArray(Dataset[Any]):
-    """Gives a share's samples as one batch, by one array of indices: as cheap as one sample.
+class Shares(Dataset[Any]):
+    """What the loader fetches from: a Share is the index.
 
     Args:
-        data: gives a batch, a tuple of tensors, for an int64 array of indices.
+        data: the data set.
+        order: of an epoch's samples. Only the process that fetches a share computes its indices.
     """
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    def __init__(self, data: Any, order: Order) -> None:
+        self._data, self._order = data, order
 
     def __getitem__(self, share: Share) -> Any:
-        return self._data[share.indices]
+        indices = self._order(share.positions, epoch=share.epoch)
+        return self.fetch(indices, epoch=share.epoch, sizes=share.sizes)
+
+    def fetch(self, indices: np.ndarray, *, epoch: int, sizes: Sequence[int]) -> Any:
+        """These samples (N,) as one batch, or cut into pieces of these sizes."""
+        raise NotImplementedError
 
 
-class _BySample(Dataset[Any]):
+class _ByArray(Shares):
+    """Gives a share's samples as one batch, by one array of indices: as cheap as one sample."""
+
+    def fetch(self, indices: np.ndarray, *, epoch: int, sizes: Sequence[int]) -> Any:
+        """See Shares."""
+        return self._data[indices]
+
+
+class _BySample(Shares):
     """Gives a share as a list of its pieces: each what torch's `default_collate` makes of its
     samples, or None if it has no samples.
 
@@ -103,15 +127,18 @@ class _BySample(Dataset[Any]):
 
     Args:
         data: gives a sample for an int.
+        order: see Shares.
         seed: 0 to 2**64 - 1.
     """
 
-    def __init__(self, data: Any, *, seed: int) -> None:
-        self._data, self._seed = data, seed
+    def __init__(self, data: Any, order: Order, *, seed: int) -> None:
+        super().__init__(data, order)
+        self._seed = seed
 
-    def __getitem__(self, share: Share) -> list[Any]:
-        samples = (self._sample(share.epoch, index) for index in share.indices.tolist())
-        pieces = ([next(samples) for _ in range(size)] for size in share.sizes)
+    def fetch(self, indices: np.ndarray, *, epoch: int, sizes: Sequence[int]) -> list[Any]:
+        """See Shares."""
+        samples = (self._sample(epoch, index) for index in indices.tolist())
+        pieces = ([next(samples) for _ in range(size)] for size in sizes)
         return [default_collate(piece) if piece else None for piece in pieces]
 
     def _sample(self, epoch: int, index: int) -> Any:
@@ -138,7 +165,7 @@ class Split:
         plan: cuts an epoch into steps and pieces.
         sampler: yields the share of each fetch.
         loader: fetches this process's shares.
-        shares: the data set of the loader: gives what a Share holds.
+        shares: the data set of the loader.
         by_array: whether a share is fetched as one batch.
     """
 
@@ -146,7 +173,7 @@ class Split:
     plan: Plan
     sampler: StepSampler
     loader: Iterable[Any]
-    shares: Dataset[Any]
+    shares: Shares
     by_array: bool
 
     def batches(
@@ -178,7 +205,7 @@ class Split:
             epoch: from 0; decides what is drawn at random.
             whole: as for `batches`.
         """
-        fetched = self.shares[Share(epoch, indices, tuple(sizes))]
+        fetched = self.shares.fetch(indices, epoch=epoch, sizes=sizes)
         return pieces(fetched, sizes) if self.by_array and not whole else fetched
 
 
@@ -194,7 +221,7 @@ def deal_out(
     data: Any,
     plan: Plan,
     *,
-    order: Callable[[int], np.ndarray],
+    order: Order,
     seed: int,
     num_workers: int = 0,
 ) -> Split:
@@ -203,13 +230,13 @@ def deal_out(
     Args:
         data: a map-style data set; see `is_by_array`.
         plan: cuts an epoch into steps and pieces.
-        order: the sample indices of an epoch, as `plan.epoch_order` has them.
+        order: of an epoch's samples.
         seed: 0 to 2**64 - 1, of what is drawn at random in a sample; another one for each split.
         num_workers: processes that fetch samples in advance; with 0 this one does, in between.
     """
     by_array = is_by_array(data)
-    shares = _ByArray(data) if by_array else _BySample(data, seed=seed)
-    sampler = StepSampler(plan, order=order, by_array=by_array)
+    shares = _ByArray(data, order) if by_array else _BySample(data, order, seed=seed)
+    sampler = StepSampler(plan, by_array=by_array)
     loader = DataLoader(
         shares,
         batch_sampler=sampler,

@@ -9,8 +9,8 @@ A GPU uses nn.LSTM. There is also an experimental Triton kernel for the predicto
     python -c "from sinlstm_dist import lstm; print(lstm.instruction_sets())"
 """
 
-from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE, Choice, choose
 from sinlstm_dist.compiled import instruction_set, instruction_sets, set_instruction_set
+from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE, Choice, choose
 from sinlstm_dist.lstm.predictor import predictor_rows, predictor_totals
 from sinlstm_dist.lstm.recurrence import lstm
 

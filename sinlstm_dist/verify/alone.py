@@ -2,11 +2,10 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from sinlstm_dist.data.steps import Split, StepSampler
 from sinlstm_dist.gradient import OrderedGradient
 from sinlstm_dist.job import Job, new_update
 from sinlstm_dist.metrics import Totals
-from sinlstm_dist.plan import epoch_order, in_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 
@@ -62,15 +60,7 @@ class JobAlone:
         self._peers = Alone(device=world.device)
         self.model, optimizer = copy.deepcopy((job.task.model, job.task.optimizer))
         self.rows = job.rows.of(self.model)
-        size, settings = len(job.train.data), config.train
-
-        def order(epoch: int) -> np.ndarray:
-            return epoch_order(
-                seed=settings.seed, epoch=epoch, size=size, sampling=settings.sampling
-            )
-
-        self.train = self._whole(job.train, order)
-        self.test = self._whole(job.test, lambda _: in_order(len(job.test.data)))
+        self.train, self.test = self._whole(job.train), self._whole(job.test)
         self.gradient = OrderedGradient(self.rows, plan=self.train.plan, peers=self._peers)
         task = dataclasses.replace(job.task, model=self.model, optimizer=optimizer)
         self.update = new_update(task, self.rows, config, self.train.plan)
@@ -95,9 +85,9 @@ class JobAlone:
         """The totals of the test samples."""
         return totals_over(self.rows, self.test, peers=self._peers)
 
-    def _whole(self, split: Split, order: Callable[[int], np.ndarray]) -> Split:
+    def _whole(self, split: Split) -> Split:
         plan = dataclasses.replace(split.plan, world_size=1, rank=0)
-        sampler = StepSampler(plan, order=order, by_array=split.by_array)
+        sampler = StepSampler(plan, by_array=split.by_array)
         loader = WholeLoader(split, sampler, self._world)
         return dataclasses.replace(split, plan=plan, sampler=sampler, loader=loader)
 

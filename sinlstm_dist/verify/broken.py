@@ -109,7 +109,9 @@ class TwiceSampler(StepSampler):
     def __iter__(self) -> Iterator[list[Share]]:  # type: ignore[override]
         for number, [share] in enumerate(super().__iter__(), start=1):
             if number == self._plan.world_size:
-                share.indices[1:2] = share.indices[:1]
+                (start, stop), *others = share.spans
+                spans = [(start, start + 1), (start, start + 1), (start + 2, stop), *others]
+                share = replace(share, spans=spans)
             yield [share]
 
 
