@@ -141,8 +141,16 @@ def tmux() -> str:
 
 @pytest.fixture(scope="session")
 def compilers() -> None:
-    """gcc and clang are here, on the same terms."""
+    """gcc and clang, on the same terms."""
     _need([name for name in ("gcc", "clang") if not shutil.which(name)])
+
+
+@pytest.fixture(scope="session")
+def aarch64() -> str:
+    """A compiler for 64-bit Arm, whose programs run here too, in qemu-aarch64; likewise."""
+    compiler = "aarch64-linux-gnu-gcc"
+    _need([name for name in (compiler, "qemu-aarch64") if not shutil.which(name)])
+    return compiler
 
 
 @pytest.fixture(scope="session")
