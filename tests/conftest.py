@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import builds
 import launching
 import pytest
 import slurm
@@ -170,12 +171,14 @@ def _need(missing: list[str]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests ran on Slurm: a number that CI's reader wants to see."""
+    """Say what a reader of CI's log wants to see: how many tests ran on Slurm, and on which CPU the
+    golden weights were reached, since CI's machines differ."""
     ran = [
-        report
+        report.nodeid
         for kind in ("passed", "failed")
         for report in terminalreporter.stats.get(kind, [])
-        if "test_slurm" in report.nodeid
     ]
-    if ran:
-        terminalreporter.write_line(f"{len(ran)} tests ran on a real Slurm of two nodes")
+    if on_slurm := [name for name in ran if "test_slurm" in name]:
+        terminalreporter.write_line(f"{len(on_slurm)} tests ran on a real Slurm of two nodes")
+    if golden := [name for name in ran if "test_golden" in name]:
+        terminalreporter.write_line(f"{len(golden)} golden tests ran on {builds.machine()}")
