@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.arithmetic import BITS, CODE, FIXED, ORDER, UNSET, Arithmetic, differing
+from sinlstm_dist.arithmetic import BITS, CODE, FIXED, ORDER, UNSET, Arithmetic, changes, differing
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import optimizer_tensors, trial_step
@@ -210,28 +210,19 @@ class Agreement:
         """A note for a run that continues with another arithmetic; "" with the same.
 
         Args:
-            before: the checkpoint's; empty if it holds none.
+            before: the checkpoint's; empty in one of the oldest versions.
         """
         now = self.arithmetic
-        keys = differing(before, now) if before else []
+        keys = differing(before, now)
         if not keys:
             return ""
         what, may_differ = "another arithmetic", "the last bits may differ from those"
-        if ORDER in keys:
-            what, may_differ, keys = (
-                "another sample order",
-                "the result may differ from that",
-                [ORDER],
-            )
+        if ORDER in keys:  # of an older version, from which the rest differs too
+            what, may_differ, keys = "another order", "the result may differ from that", [ORDER]
         elif CODE in keys:
             what, may_differ = "edited code", "the result may differ from that"
-        changes = [
-            f"{key} was {before.get(key, UNSET)} and is {now.get(key, UNSET)}" for key in keys
-        ]
-        return (
-            f"continues with {what}: {', '.join(changes)}; {may_differ} of a run that was never "
-            "interrupted"
-        )
+        listed = ", ".join(changes(before, now, keys))
+        return f"continues with {what}: {listed}; {may_differ} of a run that was never interrupted"
 
     def _rehearse(self) -> dict[str, str]:
         """Digests of some steps of copies. The steps follow a gradient of fixed numbers, so a

@@ -1,6 +1,7 @@
 """The sine and its windows: values by the article's formula, noise, memory, and outside users."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import subprocess
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset, gaussian, philox
+from sinlstm_dist.data.noise import gaussian
+from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
 from sinlstm_dist.data.steps import Split, deal_out
-from sinlstm_dist.plan import Plan, epoch_order, in_order
+from sinlstm_dist.philox import philox
+from sinlstm_dist.plan import Plan, epoch_order, in_order, indices_at
 
 NOISY = {"size": 64, "window": 7, "noise": 0.02, "seed": 3}
 
@@ -296,7 +299,7 @@ class Numbers(Dataset):
 
 def dealt_out(data: Dataset, plan: Plan, *, order=None, **settings: object) -> Split:
     settings = {"seed": 0, **settings}
-    return deal_out(data, plan, order=order or (lambda _: in_order(plan.size)), **settings)
+    return deal_out(data, plan, order=order or in_order, **settings)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -329,10 +332,8 @@ def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step
             steps.append((step, windows.tolist()))
         return steps
 
-    def order_of(epoch: int) -> np.ndarray:
-        return epoch_order(seed=0, epoch=epoch, size=size)
-
-    order = order_of(4).tolist()
+    order_of = functools.partial(indices_at, seed=0, size=size)
+    order = epoch_order(seed=0, epoch=4, size=size).tolist()
     together = list(zip(*(shares(rank) for rank in range(world_size)), strict=True))
     for step, parts in enumerate(together, start=first_step):
         assert {number for number, _ in parts} == {step}

@@ -49,8 +49,10 @@ def as_json(value: Any) -> str:
 
 
 def to_second_format(state: dict[str, Any]) -> None:
-    """As the version wrote it whose only task was the built-in one."""
+    """As the version wrote it whose only task was the built-in one; its data had other bits."""
     state["format"] = 2
+    state["data"] = "0" * 64
+    del state["arithmetic"]["bits"], state["arithmetic"]["sample order"]
     state.pop("optimizer", None)
     del state["totals"]["divisor"]
     state["totals"]["squared_error"] = state["totals"].pop("loss_sum")
@@ -83,6 +85,7 @@ def test_an_older_run_goes_on(train, runs: Path, tmp_path: Path, without) -> Non
     again = train({"train.timeout_s": 60.0})
     assert again.codes == [0], again.stderr
     assert "continues in epoch 3, after step 6" in again.stdout
+    assert "continues with another order: sample order was not set and is " in again.stdout
     assert "set aside" not in again.stdout
     check_same(tmp_path / "run", runs / "complete")
 
