@@ -1,7 +1,7 @@
 """Check weights against known ones: those that every CPU computes, and those of a record."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -25,8 +25,10 @@ from sinlstm_dist.words import counted, first_of
 Digests = Mapping[str, str]  # of weights, by configuration
 
 KNOWN = {name: golden.digest for name, golden in GOLDEN.items()}
-STEPS = 20  # of each configuration in a record
+STEPS = 10  # of each configuration in a record
+BRIEF = "noisy"  # the one that tells processes apart which compute differently, slowly perhaps
 YOURS, EACH = "this configuration", "each process alone"
+THAN = "other weights than the known ones"
 ONE_NODE = "that node's CPU and memory; its compiled kernel; an edited package"
 
 
@@ -38,14 +40,14 @@ def check_golden(bench: Bench) -> Finding:
     problems = []
     if differing := _differing(together, KNOWN):
         who = "this process" if bench.is_one else "all processes together"
-        problems.append(f"{who}: other weights than the known ones ({differing})")
+        problems.append(f"{who}: {THAN} ({differing})")
     measured = f"the known weights, SHA-256: {counted(len(together), 'configuration')}"
     if bench.is_one:
         return Finding(measured, problems)
-    alone = _alone_apart(bench, _digests_alone(bench), KNOWN)
-    problems += [f"{who}: other weights than the known ones ({what})" for who, what in alone]
+    alone = _unlike(bench, _differing(_digests_alone(bench), KNOWN), THAN)
+    problems += alone
     measured = f"{measured} on all processes together, {len(KNOWN)} on each process alone"
-    is_of_some = bool(alone) and alone[0][0] != EACH
+    is_of_some = bool(alone) and not alone[0].startswith(EACH)
     return Finding(measured, problems, look_at=ONE_NODE if is_of_some else None)
 
 
@@ -56,8 +58,7 @@ def unlike_known(bench: Bench) -> list[str]:
     """
     if _no_known_weights(bench):
         return []
-    alone = _alone_apart(bench, _digests_alone(bench), KNOWN)
-    return [f"{who}: other weights than the known ones ({what})" for who, what in alone]
+    return _unlike(bench, _differing(_digests_alone(bench, [BRIEF]), KNOWN), THAN)
 
 
 def check_record(bench: Bench) -> Finding:
@@ -65,16 +66,15 @@ def check_record(bench: Bench) -> Finding:
     world, path, recorded = bench.world, bench.asked.record, bench.recorded
     here = _new_record(bench)
     expected = recorded.digests if recorded else world.on_main(lambda: here.digests)
-    other_than = recorded.source if recorded else "rank 0"
-    clues = changes(recorded.arithmetic, here.arithmetic) if recorded else []
-    problems = [
-        f"{who}: other weights than {'; '.join([f'{other_than} ({what})', *clues])}"
-        for who, what in _alone_apart(bench, here.digests, expected)
-    ]
+    differing = _differing(here.digests, expected)
+    if recorded and differing:
+        differing = "; ".join([differing, *changes(recorded.arithmetic, here.arithmetic)])
+    than = f"other weights than {f'the record of {recorded.source}' if recorded else 'rank 0'}"
+    problems = _unlike(bench, differing, than)
     who = "this process" if bench.is_one else EACH
     measured = f"{counted(len(here.digests), 'configuration')} on {who}"
     if recorded:
-        measured += f": the weights of {recorded.source}"
+        measured += f": the weights of the record of {recorded.source}"
     if path and not problems:
         world.on_main(lambda: here.write(path))
         measured += f"; written to {path}"
@@ -104,18 +104,18 @@ def read_record(bench: Bench) -> Record | None:
 
 
 def _no_known_weights(bench: Bench) -> str:
-    """Why the known weights say nothing about these processes; "" if they do."""
-    device = bench.world.device.type
+    """Why the known weights say nothing about these processes; "" if they do. Collective: yes."""
+    return next(filter(None, bench.world.gather_json(_no_known_weights_here(bench))), "")
+
+
+def _no_known_weights_here(bench: Bench) -> str:
+    device, asked = bench.world.device.type, bench.config.model.lstm
     if device != "cpu":
         return f"known are the weights of CPUs, and here is {device}: see --record and --against"
-    choice = lstm.choose(
-        bench.config.model.lstm, device_type=device, input_size=1, hidden_size=1, num_layers=1
-    )
-    if choice.name != "fused":
-        return (
-            f"known are the weights of the compiled kernel, and here is nn.LSTM ({choice.reason})"
-        )
-    return ""
+    choice = lstm.choose(asked, device_type=device, input_size=1, hidden_size=1, num_layers=1)
+    if choice.name == "fused":
+        return ""
+    return f"known are the weights of the compiled kernel, and here is nn.LSTM ({choice.reason})"
 
 
 def _digests_together(bench: Bench) -> dict[str, str]:
@@ -132,17 +132,22 @@ def _digests_together(bench: Bench) -> dict[str, str]:
 
 
 def _digests_alone(
-    bench: Bench, changed: Mapping[str, object] = {}, *, num_steps: int | None = None
+    bench: Bench,
+    names: Iterable[str] = GOLDEN,
+    changed: Mapping[str, object] = {},
+    *,
+    num_steps: int | None = None,
 ) -> dict[str, str]:
     """Of steps that this process takes alone.
 
     Args:
+        names: of configurations.
         changed: other values of some keys.
         num_steps: at most; None for all of a run.
     """
     alone, digests = _alone(bench), {}
-    for name, golden in GOLDEN.items():
-        config = load_config(overrides={**golden.changed, **changed})
+    for name in names:
+        config = load_config(overrides={**GOLDEN[name].changed, **changed})
         job = bench.parts.build(config, alone.world, lambda task: task)
         digests[name] = weights_digest(_trained(job, config, alone.world, num_steps).state_dict())
     return digests
@@ -176,7 +181,7 @@ def _facts(bench: Bench) -> Record:
 def _new_record(bench: Bench) -> Record:
     """The record of this process."""
     asked = {"model.lstm": bench.config.model.lstm}
-    digests = _digests_alone(bench, asked, num_steps=STEPS)
+    digests = _digests_alone(bench, changed=asked, num_steps=STEPS)
     here = _facts(bench).model_copy(update={"digests": digests})
     if bench.config.train.reduction == "ordered":  # the bits of "ddp" depend on the processes
         alone = _alone(bench)
@@ -187,22 +192,26 @@ def _new_record(bench: Bench) -> Record:
     return here
 
 
-def _alone_apart(bench: Bench, mine: Digests, expected: Digests) -> list[tuple[str, str]]:
-    """The processes that computed other weights than `expected` alone, and which. Collective: yes.
+def _unlike(bench: Bench, differing: str, than: str) -> list[str]:
+    """A line for each process that computes other weights alone; one line if all do.
 
     Args:
-        mine: this process's.
+        differing: which are others on this process; "" if there are none.
+        than: what is wrong with them.
+
+    Collective: yes.
     """
-    found = [_differing(theirs, expected) for theirs in bench.world.gather_json(mine)]
-    if all(found):  # with what rank 0 has
-        return [("this process" if bench.is_one else EACH, found[0])]
-    return [(f"{bench.name(rank)} alone", what) for rank, what in enumerate(found) if what]
+    everyones = bench.world.gather_json(differing)
+    if all(everyones):  # with what rank 0 has
+        return [f"{'this process' if bench.is_one else EACH}: {than} ({everyones[0]})"]
+    named = ((bench.name(rank), what) for rank, what in enumerate(everyones) if what)
+    return [f"{name} alone: {than} ({what})" for name, what in named]
 
 
 def _differing(digests: Digests, expected: Digests) -> str:
     """The configurations whose weights are other ones: `noisy 0f3a9c21 for d11edde3`; or ""."""
     return first_of([
-        f"{name} {found[:8]} for {expected[name][:8]}"
+        f"{name} {found[:8]} for {expected.get(name, 'nothing')[:8]}"
         for name, found in digests.items()
-        if found != expected[name]
+        if found != expected.get(name)
     ])  # fmt: skip
