@@ -111,11 +111,13 @@ def _no_known_weights(bench: Bench) -> str:
 def _no_known_weights_here(bench: Bench) -> str:
     device, asked = bench.world.device.type, bench.config.model.lstm
     if device != "cpu":
-        return f"known are the weights of CPUs, and here is {device}: see --record and --against"
+        return (
+            f"the known weights are those of CPUs, and here is {device}: see --record and --against"
+        )
     choice = lstm.choose(asked, device_type=device, input_size=1, hidden_size=1, num_layers=1)
     if choice.name == "fused":
         return ""
-    return f"known are the weights of the compiled kernel, and here is nn.LSTM ({choice.reason})"
+    return f"the known weights are those of the compiled kernel, not of nn.LSTM ({choice.reason})"
 
 
 def _digests_together(bench: Bench) -> dict[str, str]:
