@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.arithmetic import CODE, UNSET, Arithmetic, changes
+from sinlstm_dist.arithmetic import BITS, CODE, FIXED, ORDER, UNSET, Arithmetic, changes, differing
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import optimizer_tensors, trial_step
@@ -37,6 +37,10 @@ MOST_NUMBERS = 1 << 22  # in the gradients of one size at once: a large model co
 SAME = (
     "make the CPUs, the versions and variables such as ATEN_CPU_CAPABILITY, DNNL_MAX_CPU_ISA, "
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
+)
+FAULTY = (
+    "these bits are the same on any CPU, so memory or a processor fails, or the compiled kernel or "
+    "the source differs there"
 )
 OWN = (
     ": the data sets or the model keep a state or a generator of their own, which the command "
@@ -110,7 +114,8 @@ def _check_same_bits(
     difference = world.difference(facts)
     if difference:
         who, clues = _who(difference, world), _clues(difference, world, arithmetic)
-        raise Disagreement(f"{who}{clues}: {advice.get(difference.fact, SAME)}")
+        usual = FAULTY if arithmetic.get(BITS) == FIXED and not clues else SAME
+        raise Disagreement(f"{who}{clues}: {advice.get(difference.fact, usual)}")
 
 
 def _clues(difference: Difference, world: World, arithmetic: Arithmetic) -> str:
@@ -122,8 +127,7 @@ def _clues(difference: Difference, world: World, arithmetic: Arithmetic) -> str:
     here, there = everyones[difference.reference], everyones[difference.ranks[0]]
     clues = [
         f"{key} is {there.get(key, UNSET)} there and {here.get(key, UNSET)} elsewhere"
-        for key in {**here, **there}
-        if there.get(key, UNSET) != here.get(key, UNSET)
+        for key in differing(here, there)
     ]
     return f" ({', '.join(clues)})" if clues else ""
 
@@ -206,18 +210,19 @@ class Agreement:
         """A note for a run that continues with another arithmetic; "" with the same.
 
         Args:
-            before: the checkpoint's; empty if it holds none.
+            before: the checkpoint's; empty in one of the oldest versions.
         """
-        differing = changes(before, self.arithmetic) if before else []
-        if not differing:
+        now = self.arithmetic
+        keys = differing(before, now)
+        if not keys:
             return ""
         what, may_differ = "another arithmetic", "the last bits may differ from those"
-        if before.get(CODE) != self.arithmetic.get(CODE):
+        if ORDER in keys:  # of an older version, from which the rest differs too
+            what, may_differ, keys = "another order", "the result may differ from that", [ORDER]
+        elif CODE in keys:
             what, may_differ = "edited code", "the result may differ from that"
-        return (
-            f"continues with {what}: {', '.join(differing)}; {may_differ} of a run that was never "
-            "interrupted"
-        )
+        listed = ", ".join(changes(before, now, keys))
+        return f"continues with {what}: {listed}; {may_differ} of a run that was never interrupted"
 
     def _rehearse(self) -> dict[str, str]:
         """Digests of some steps of copies. The steps follow a gradient of fixed numbers, so a

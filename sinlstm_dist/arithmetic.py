@@ -1,7 +1,7 @@
 """The things that decide the last bits of a result: device, versions, environment variables."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 
 import torch
@@ -13,6 +13,9 @@ Arithmetic = Mapping[str, str]
 
 UNSET = "not set"
 CODE = "code of task.build"  # its digest
+BITS, FIXED = "bits", "the same on any CPU"
+OWN = "this package's"  # a recurrence whose every operation this package fixes
+ORDER = "sample order"
 
 
 def versions() -> dict[str, str]:
@@ -21,13 +24,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def arithmetic(world: World, code: Mapping[str, str]) -> dict[str, str]:
+def arithmetic(world: World, code: Mapping[str, str], *, reduction: str) -> dict[str, str]:
     """What decides the last bits of a result on this process, in words.
 
     Args:
         code: that computes the task.
+        reduction: "ordered", or "ddp", which leaves sums to libraries.
     """
+    is_fixed = code.get("recurrence") == OWN and reduction == "ordered"
     return {
+        BITS: FIXED if is_fixed else "those of what follows",
+        ORDER: "keyed shuffle",  # before it there was numpy's permutation
         "device": world.device.type,
         **code,
         "torch's CPU code": torch.backends.cpu.get_cpu_capability(),
@@ -36,10 +43,14 @@ def arithmetic(world: World, code: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def changes(before: Arithmetic, after: Arithmetic) -> list[str]:
-    """The differences between two arithmetics: `torch was 2.12.0 and is 2.13.0`, one text each."""
-    return [
-        f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
-        for key in {**before, **after}
-        if before.get(key, UNSET) != after.get(key, UNSET)
-    ]
+def differing(before: Arithmetic, after: Arithmetic) -> list[str]:
+    """The keys in which two arithmetics differ, if that may change a bit of a result."""
+    if before.get(BITS) == after.get(BITS) == FIXED:
+        return []
+    keys = {**before, **after}
+    return [key for key in keys if before.get(key, UNSET) != after.get(key, UNSET)]
+
+
+def changes(before: Arithmetic, after: Arithmetic, keys: Iterable[str]) -> list[str]:
+    """These differences of two arithmetics: `torch was 2.12.0 and is 2.13.0`, one text each."""
+    return [f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}" for key in keys]

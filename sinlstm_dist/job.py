@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model
-from sinlstm_dist.arithmetic import CODE, arithmetic, versions
+from sinlstm_dist.arithmetic import CODE, OWN, arithmetic, versions
 from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
@@ -81,7 +81,7 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     task = adapt(task)
     train, test = splits(task, config, world)
     fingerprint = check_same_data(train, test, config, world)
-    kind = arithmetic(world, code)
+    kind = arithmetic(world, code, reduction=config.train.reduction)
     # Compare before anything is broadcast: that would hide that processes begin differently.
     check_same_model(world, kind, task.model, code=code)
     _take_weights(task, config, world)
@@ -136,10 +136,17 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
     except ValueError as error:
         raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
     code = {
-        "recurrence": recurrence.reason if recurrence.name == "fused" else "nn.LSTM",
+        "recurrence": _recurrence(recurrence, world),
         "optimizer": "SGD that rounds each operation",  # before it there was torch's
     }
     return sine.build(config, recurrence), code
+
+
+def _recurrence(recurrence: lstm.Choice, world: World) -> str:
+    """What computes the recurrence, as far as its bits differ."""
+    if recurrence.name == "torch":
+        return "nn.LSTM"
+    return OWN if world.device.type == "cpu" else recurrence.reason
 
 
 def trained_task(config: Config, weights: Tensors, world: World) -> Task:

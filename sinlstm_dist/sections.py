@@ -52,7 +52,7 @@ class Model(Section):
 
     hidden_size: int = Field(5, ge=1, le=4096, description="features of the hidden state")
     num_layers: int = Field(1, ge=1, le=16, description="stacked LSTM layers")
-    lstm: Literal["auto", "fused", "torch"] = Field(
+    lstm: Literal["auto", "fused", "reference", "torch"] = Field(
         "auto", description="implementation of the recurrence"
     )
 

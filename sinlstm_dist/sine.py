@@ -14,9 +14,10 @@ from sinlstm_dist.config import SINE, Config
 from sinlstm_dist.data.series import SeriesDataset
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import WindowDataset, datasets, describe_source
+from sinlstm_dist.lstm import reference
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.optim import SGD
-from sinlstm_dist.task import Task
+from sinlstm_dist.task import BatchRows, Task
 from sinlstm_dist.words import counted
 
 _WEIGHTS = 2  # separates initial weights from sample orders of the same seed, see plan.py
@@ -33,6 +34,8 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
     Raises:
         ConfigError: the series cannot be used.
     """
+    if recurrence.name == "reference" and config.train.reduction == "ddp":
+        recurrence = lstm.Choice("torch", "the reference is for ordered reduction")
     train, test = datasets(config.data)
     model = Predictor(
         hidden_size=config.model.hidden_size,
@@ -50,9 +53,7 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         test_data=test,
         totals=functools.partial(totals, tolerance=config.train.tolerance),
         optimizer=SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum),
-        rows=functools.partial(batch_rows, tolerance=config.train.tolerance)
-        if recurrence.name == "fused"
-        else None,
+        rows=_rows(recurrence, tolerance=config.train.tolerance),
         baselines={"last value again": Persistence()},
         preview=functools.partial(_preview, model, test, period=config.data.period),
         facts={
@@ -62,6 +63,13 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
             f"({recurrence.reason})",
         },
     )
+
+
+def _rows(recurrence: lstm.Choice, *, tolerance: float) -> BatchRows | None:
+    functions = {"fused": fused_rows, "reference": reference_rows}
+    if recurrence.name not in functions:
+        return None
+    return functools.partial(functions[recurrence.name], tolerance=tolerance)
 
 
 @torch.no_grad()
@@ -102,7 +110,7 @@ def totals(model: nn.Module, batch: Batch, *, tolerance: float) -> tuple[Tensor,
     return error.square().sum(), (error.detach().abs() < tolerance).sum()
 
 
-def batch_rows(
+def fused_rows(
     parameters: Sequence[Tensor],
     batch: Batch,
     *,
@@ -120,6 +128,26 @@ def batch_rows(
     if out is None:
         return lstm.predictor_totals(**arguments)
     return lstm.predictor_rows(**arguments, out=out)
+
+
+def reference_rows(
+    parameters: Sequence[Tensor],
+    batch: Batch,
+    *,
+    piece_sizes: Sequence[int],
+    num_threads: int,
+    out: Tensor | None = None,
+    tolerance: float,
+) -> Tensor:
+    """The rows of all pieces by the reference, on one thread; see `task.BatchRows`."""
+    windows, targets, *weights = (tensor.detach().numpy() for tensor in (*batch, *parameters))
+    rows = torch.from_numpy(
+        reference.predictor_rows(
+            windows=windows, targets=targets, piece_sizes=piece_sizes, parameters=weights,
+            tolerance=tolerance, with_gradient=out is not None,
+        )
+    )  # fmt: skip
+    return rows if out is None else out[: len(rows), : rows.shape[1]].copy_(rows)
 
 
 @torch.no_grad()

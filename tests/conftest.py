@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import builds
 import launching
 import pytest
 import slurm
@@ -140,6 +141,20 @@ def tmux() -> str:
 
 
 @pytest.fixture(scope="session")
+def compilers() -> None:
+    """gcc and clang, on the same terms."""
+    _need([name for name in ("gcc", "clang") if not shutil.which(name)])
+
+
+@pytest.fixture(scope="session")
+def aarch64() -> str:
+    """A compiler for 64-bit Arm, whose programs run here too, in qemu-aarch64; likewise."""
+    compiler = "aarch64-linux-gnu-gcc"
+    _need([name for name in (compiler, "qemu-aarch64") if not shutil.which(name)])
+    return compiler
+
+
+@pytest.fixture(scope="session")
 def nameless() -> list[str]:
     """What starts a command as on a machine whose name does not resolve, with no network but its
     own; on the same terms."""
@@ -156,12 +171,14 @@ def _need(missing: list[str]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests ran on Slurm: a number that CI's reader wants to see."""
+    """Say what a reader of CI's log wants to see: how many tests ran on Slurm, and on which CPU the
+    golden weights were reached, since CI's machines differ."""
     ran = [
-        report
+        report.nodeid
         for kind in ("passed", "failed")
         for report in terminalreporter.stats.get(kind, [])
-        if "test_slurm" in report.nodeid
     ]
-    if ran:
-        terminalreporter.write_line(f"{len(ran)} tests ran on a real Slurm of two nodes")
+    if on_slurm := [name for name in ran if "test_slurm" in name]:
+        terminalreporter.write_line(f"{len(on_slurm)} tests ran on a real Slurm of two nodes")
+    if golden := [name for name in ran if "test_golden" in name]:
+        terminalreporter.write_line(f"{len(golden)} golden tests ran on {builds.machine()}")

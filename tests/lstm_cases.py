@@ -8,7 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,17 @@ def cases(draw: st.DrawFn, *, min_samples: int = 0) -> Case:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(
         a.detach().contiguous().view(torch.int32), b.detach().contiguous().view(torch.int32)
+    )
+
+
+def same_on_every_instruction_set(compute: Callable[[], list[Tensor]]) -> bool:
+    """Whether `compute` returns the same bits with each instruction set of this machine."""
+    results = []
+    for name in AVAILABLE:
+        with using(name):
+            results.append(compute())
+    return all(
+        same_bits(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True)
     )
 
 

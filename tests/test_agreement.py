@@ -13,8 +13,9 @@ import torch
 from launching import FUSED, SMALL, check_same, content, each, flags, weights_digest
 from nursery import Launch, Nursery
 
-from sinlstm_dist import agreement, job
-from sinlstm_dist.agreement import changes, digest
+from sinlstm_dist import agreement, arithmetic, job
+from sinlstm_dist.agreement import digest
+from sinlstm_dist.arithmetic import changes
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import RunError
 from sinlstm_dist.piece_rows import PieceRows
@@ -23,7 +24,6 @@ from sinlstm_dist.processes.world import World
 HOST = socket.gethostname()
 # On one rank, each of these once gave other weights and exit code 0.
 ELSEWHERE = {
-    "aten": ({"ATEN_CPU_CAPABILITY": "default"}, {}, "initial weights"),
     "onednn": ({"DNNL_MAX_CPU_ISA": "SSE41"}, {"model.lstm": "torch"}, "gradients"),
     "mkl": (
         {"MKL_CBWR": "COMPATIBLE"}, {"model.lstm": "torch", "model.hidden_size": 32}, "gradients"
@@ -32,9 +32,6 @@ ELSEWHERE = {
         {"MKL_CBWR": "COMPATIBLE"},
         {"model.lstm": "torch", "model.hidden_size": 64, "train.global_batch_size": 8},
         "gradients",
-    ),
-    "aten, ddp": (
-        {"ATEN_CPU_CAPABILITY": "default"}, {"train.reduction": "ddp"}, "initial weights"
     ),
 }  # fmt: skip
 
@@ -62,21 +59,17 @@ def test_other_code_on_one_rank_is_refused_by_name(start, tmp_path: Path, name: 
     for processes in (1, 2):
         trained = start({**settings, "output.dir": str(processes)}, [variables] * processes)
         assert trained.codes == [0] * processes, trained.stderr
-    if "train.reduction" not in settings:
-        assert weights_digest(tmp_path / "1") == weights_digest(tmp_path / "2")
+    assert weights_digest(tmp_path / "1") == weights_digest(tmp_path / "2")
 
 
 @pytest.mark.kernel
-def test_another_kernel_on_one_rank_is_refused_by_name(tmp_path: Path) -> None:
+def test_ranks_with_other_cpus_train_together(tmp_path: Path, trained_run: Path) -> None:
     """On processes of their own: a kernel is chosen when the package is imported."""
-    variables = {"SINLSTM_DIST_INSTRUCTION_SET": "plain"}
+    other = {"SINLSTM_DIST_INSTRUCTION_SET": "plain", "ATEN_CPU_CAPABILITY": "default"}
     arguments = flags({**SMALL, "model.lstm": "fused", "output.dir": "run"})
-    ended = each(arguments, cwd=tmp_path, variables=[{}, variables])
-    assert [process.code for process in ended] == [2, 2], ended
-    check_refused(ended[0].stderr + ended[1].stderr, "recurrence", variables)
-    assert list(tmp_path.iterdir()) == []
-    ended = each(arguments, cwd=tmp_path, variables=[variables] * 2)
+    ended = each(arguments, cwd=tmp_path, variables=[{}, other])
     assert [process.code for process in ended] == [0, 0], ended
+    assert weights_digest(tmp_path / "run") == weights_digest(trained_run)
 
 
 def check_refused(stderr: str, what: str, variables: dict[str, str]) -> None:
@@ -159,18 +152,21 @@ def test_ddp_weights_are_compared_too(nursery: Nursery, tmp_path: Path) -> None:
 
 
 def test_a_run_that_continues_with_another_arithmetic_says_so(start, tmp_path: Path) -> None:
-    def told(epochs: int, **variables: str) -> str:
-        ended = start({"train.epochs": epochs}, [variables])
+    def told(epochs: int, lstm: str = "torch", **variables: str) -> str:
+        settings = {"train.epochs": epochs, "model.lstm": lstm, "output.dir": lstm}
+        ended = start(settings, [variables])
         assert ended.codes == [0], ended.stderr
         return "\n".join(line for line in ended.stdout.splitlines() if "arithmetic" in line)
 
     other = {"ATEN_CPU_CAPABILITY": "default"}
+    if FUSED == "fused":  # its bits are the same on any CPU
+        assert told(1, "fused") == told(2, "fused", **other) == ""
     assert told(1) == told(2) == ""
     [line] = told(3, **other).splitlines()
     assert line.startswith("continues with another arithmetic: torch's CPU code was ")
     assert "ATEN_CPU_CAPABILITY was not set and is default" in line
     assert told(4, **other) == ""
-    starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
+    starts = (tmp_path / "torch" / "starts.jsonl").read_text().splitlines()
     recorded = [json.loads(line)["arithmetic"] for line in starts]
     chosen = [found.get("ATEN_CPU_CAPABILITY") for found in recorded]
     assert chosen == [None, None, "default", "default"]
@@ -180,10 +176,14 @@ def test_a_run_that_continues_with_another_arithmetic_says_so(start, tmp_path: P
 def test_what_changed_between_two_arithmetics() -> None:
     before = {"torch": "2.12.0", "device": "cpu", "MKL_CBWR": "AVX2"}
     after = {"torch": "2.13.0", "device": "cpu"}
-    assert changes(before, before) == []
-    assert changes(before, after) == [
+    assert arithmetic.differing(before, before) == []
+    keys = arithmetic.differing(before, after)
+    assert changes(before, after, keys) == [
         "torch was 2.12.0 and is 2.13.0", "MKL_CBWR was AVX2 and is not set"
     ]  # fmt: skip
+    fixed = {arithmetic.BITS: arithmetic.FIXED}
+    assert arithmetic.differing({**before, **fixed}, {**after, **fixed}) == []
+    assert arithmetic.differing({**before, **fixed}, after) == ["torch", "MKL_CBWR", "bits"]
 
 
 # One process, and what its rehearsal sees
@@ -293,7 +293,7 @@ def test_optimizer_state_is_compared(world, monkeypatch) -> None:
 
 
 def test_what_is_known_to_differ_is_said_at_a_checkpoint_too(world, monkeypatch) -> None:
-    built = build(world)
+    built = build(world, **{"model.lstm": "torch"})
     monkeypatch.setattr(world, "size", 2)
     monkeypatch.setattr(world, "hosts", ["h0", "h1"])
     where = SimpleNamespace(fact="weights", ranks=[1], reference=0)

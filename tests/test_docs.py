@@ -74,7 +74,7 @@ def test_commands_run_as_printed(page, line, run_line, tmp_path):
 @pytest.mark.parametrize(("page", "line"), pages.lines("test: on a run"))
 def test_commands_on_a_run_work_as_printed(page, line, run_line, trained_run, tmp_path):
     (tmp_path / "runs").mkdir()
-    for name in ("default", "article", "noisy", "faster"):
+    for name in ("default", "early", "article", "noisy", "faster"):
         shutil.copytree(trained_run, tmp_path / "runs" / name)
     run_line(line)
 

@@ -12,6 +12,7 @@ from lstm_cases import (
     few,
     instruction_sets,
     same_bits,
+    same_on_every_instruction_set,
     using,
 )
 from torch import Tensor, nn
@@ -105,6 +106,27 @@ def test_lstm_does_not_depend_on_threads(num_threads: int) -> None:
 
     for a, b in zip(everything(1), everything(num_threads), strict=True):
         assert same_bits(a, b)
+
+
+@few
+@given(case=cases(), scale=st.sampled_from([1e-3, 1, 1, 20]), with_state=st.booleans())
+def test_lstm_does_not_depend_on_the_instruction_set(
+    case: Case, scale: float, with_state: bool
+) -> None:
+    for p in case.parameters:
+        p.data.mul_(scale)
+    factors = torch.randn(*case.inputs.shape[:2], case.rnn.hidden_size)
+
+    def everything() -> list[Tensor]:
+        inputs, *state0 = (t.clone().requires_grad_() for t in (case.inputs, *case.state0))
+        case.rnn.zero_grad()
+        state = tuple(state0) if with_state else None
+        outputs, (hidden, cell) = lstm.lstm(inputs, *case.rnn.parameters(), state)
+        ((outputs * factors).sum() + hidden.sum() + cell.square().sum()).backward()
+        leaves = [inputs, *case.rnn.parameters(), *(state or ())]
+        return [outputs, hidden, cell, *(leaf.grad.clone() for leaf in leaves)]
+
+    assert same_on_every_instruction_set(everything)
 
 
 def test_lstm_sample_does_not_depend_on_its_place() -> None:

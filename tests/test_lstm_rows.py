@@ -15,6 +15,7 @@ from lstm_cases import (
     few,
     instruction_sets,
     same_bits,
+    same_on_every_instruction_set,
     using,
 )
 from torch import Tensor
@@ -89,6 +90,25 @@ def test_correct_is_decided_in_float32_as_torch_does() -> None:
     expected = (case.targets.abs() < tolerance).sum()
     assert expected == 16
     assert case.rows([64], tolerance=tolerance)[0, -2] == expected
+
+
+@few
+@given(case=cases(), scale=st.sampled_from([1e-3, 1, 1, 20]), data=st.data())
+def test_rows_do_not_depend_on_the_instruction_set(
+    case: Case, scale: float, data: st.DataObject
+) -> None:
+    """Weights of 20 close gates, so that gradients underflow."""
+    for p in case.parameters:
+        p.data.mul_(scale)
+    B = case.inputs.shape[0]
+    cut = data.draw(st.integers(0, B))
+    sizes = [cut, B - cut]
+    assert same_on_every_instruction_set(lambda: [case.rows(sizes), case.totals(sizes)])
+
+
+def test_rows_of_many_items_do_not_depend_on_the_instruction_set() -> None:
+    case = Case(23, sum(SIZES_OF_PIECES), 50, 1, 5)
+    assert same_on_every_instruction_set(lambda: [case.rows(SIZES_OF_PIECES)])
 
 
 SIZES_OF_PIECES = [200, 0, 37, 129, 16, 1, 13]

@@ -422,4 +422,4 @@ def test_on_a_terminal(columns, tmp_path, nursery, in_a_file):
     assert "│ test, best epoch " in end
     assert "│ test, last value again │" in end
     assert end.count("completed: 1,000 epochs") == 1
-    assert end.endswith("results in run")
+    assert end.endswith(f"results in run\nweights {digests.pop()}")

@@ -49,8 +49,10 @@ def as_json(value: Any) -> str:
 
 
 def to_second_format(state: dict[str, Any]) -> None:
-    """As the version wrote it whose only task was the built-in one."""
+    """As the version wrote it whose only task was the built-in one; its data had other bits."""
     state["format"] = 2
+    state["data"] = "0" * 64
+    del state["arithmetic"]["bits"], state["arithmetic"]["sample order"]
     state.pop("optimizer", None)
     del state["totals"]["divisor"]
     state["totals"]["squared_error"] = state["totals"].pop("loss_sum")
@@ -83,6 +85,7 @@ def test_an_older_run_goes_on(train, runs: Path, tmp_path: Path, without) -> Non
     again = train({"train.timeout_s": 60.0})
     assert again.codes == [0], again.stderr
     assert "continues in epoch 3, after step 6" in again.stdout
+    assert "continues with another order: sample order was not set and is " in again.stdout
     assert "set aside" not in again.stdout
     check_same(tmp_path / "run", runs / "complete")
 
@@ -129,7 +132,7 @@ def test_an_older_checkpoint_of_another_run_is_another_run(train, runs, tmp_path
 
 
 def newer_format(state: dict[str, Any]) -> None:
-    state["format"] = 4
+    state["format"] = 5
 
 
 def newer_key(state: dict[str, Any]) -> None:
@@ -143,7 +146,7 @@ def newer_section(state: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (newer_format, "is of format 4, written by a newer version"),
+        (newer_format, "is of format 5, written by a newer version"),
         (newer_key, "has settings of a newer version: data.difference"),
         (newer_section, "has settings of a newer version: schedule"),
     ],
@@ -183,7 +186,7 @@ def test_a_newer_format_may_have_other_files(train, runs, tmp_path: Path, vouche
     started = train()
     if vouched:
         assert started.codes == [2]
-        assert "step-00000006/state.json is of format 4" in started.stderr
+        assert "step-00000006/state.json is of format 5" in started.stderr
         assert content(tmp_path) == before
     else:
         assert started.codes == [0]

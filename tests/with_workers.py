@@ -6,6 +6,7 @@ Each process prints a line when its workers run, and at the end: with a hash of 
 it stopped. Its folder `held` is locked like a run's.
 """
 
+import functools
 import hashlib
 import os
 import random
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.data.steps import Split, deal_out
-from sinlstm_dist.plan import Plan, epoch_order
+from sinlstm_dist.plan import Plan, indices_at
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
@@ -41,7 +42,7 @@ class Augmented(Dataset):
 def open_split(world: World) -> Split:
     split = deal_out(
         Augmented(), Plan(SIZE, 10, 8, world.size, world.rank),
-        order=lambda epoch: epoch_order(seed=1, epoch=epoch, size=SIZE), seed=5,
+        order=functools.partial(indices_at, seed=1, size=SIZE), seed=5,
         num_workers=int(sys.argv[1]),
     )  # fmt: skip
     return replace(split, loader=world.accelerator.prepare(split.loader))

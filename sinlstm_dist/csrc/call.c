@@ -1,5 +1,6 @@
 #include "call.h"
 
+#include "float_mode.h"
 #include "memory.h"
 #include "pool.h"
 
@@ -16,23 +17,6 @@ typedef struct {
     atomic_bool out_of_memory;
 } Work;
 
-/* Round to nearest, and treat subnormal numbers as zeros: gradients vanish over long windows, and
- * some CPUs take a hundred times longer for subnormals. The mode is set here because a result must
- * depend neither on the calling thread's mode (torch.set_flush_denormal) nor on which thread
- * computes an item. */
-#if defined(__x86_64__)
-#define FLOAT_MODE 0x9fc0u
-static unsigned enter_float_mode(void) {
-    const unsigned before = __builtin_ia32_stmxcsr();
-    __builtin_ia32_ldmxcsr(FLOAT_MODE);
-    return before;
-}
-static void leave_float_mode(unsigned before) { __builtin_ia32_ldmxcsr(before); }
-#else
-static unsigned enter_float_mode(void) { return 0; }
-static void leave_float_mode(unsigned before) { (void)before; }
-#endif
-
 static void run_item(void *context, int64_t index) {
     Work *work = context;
     float *scratch = thread_memory(ITEM_MEMORY, work->scratch_bytes);
@@ -40,7 +24,7 @@ static void run_item(void *context, int64_t index) {
         atomic_store(&work->out_of_memory, true);
         return;
     }
-    const unsigned before = enter_float_mode();
+    const FloatMode before = enter_float_mode();
     work->function(work->problem, &work->items[index], scratch);
     leave_float_mode(before);
 }

@@ -2,8 +2,8 @@
  *
  * AVX-512 holds it in one register, AVX2 in two, the plain path in four of the compiler's vectors.
  * The size is 16 everywhere, so blocks, lane order and the tree over lanes are the same everywhere.
- * Every multiply-add is written out (v_fma) and the build forbids contraction, so a source line is
- * the same arithmetic wherever it is inlined.
+ * Every multiply-add is written out (v_fma, which rounds once) and the build forbids contraction,
+ * so a source line is the same arithmetic wherever it is inlined, with any instruction set.
  *
  * Defines: vec, v_load, v_store, v_set1, v_zero, v_add, v_sub, v_mul, v_div, v_fma (a*b + c),
  * v_fnma (c - a*b), v_max and v_min (the second argument where either is NaN), v_abs,
@@ -125,6 +125,14 @@ INLINE vec v_pow2(vec rounded) { return (vec){half_pow2(rounded.a), half_pow2(ro
 typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
 typedef uint32_t u4 __attribute__((vector_size(16)));
+typedef double d2 __attribute__((vector_size(16)));
+typedef int64_t l2 __attribute__((vector_size(16)));
+typedef double d4 __attribute__((vector_size(32)));
+typedef union {
+    d4 all;
+    d2 half[2];
+} doubles;
+#define TO_DOUBLE(x) __builtin_convertvector(x, d4)
 typedef struct {
     f4 a, b, c, d;
 } vec;
@@ -151,7 +159,27 @@ INLINE f4 f4_fma(f4 a, f4 b, f4 c) {
     return (f4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 #else
-INLINE f4 f4_fma(f4 a, f4 b, f4 c) { return a * b + c; }
+/* Rounds once, as the other instruction sets do. The product of two floats is exact in float64. The
+ * sum is rounded to odd: where it is not exact, its last bit becomes 1, on the side of zero. The
+ * second rounding, to float32, then gives what one rounding of the exact value gives.
+ *
+ * Source: Boldo and Melquiond: Emulation of FMA and correctly rounded sums (2008).
+ */
+INLINE d2 d2_add_to_odd(d2 a, d2 b) {
+    const d2 sum = a + b;
+    const d2 other = sum - a;
+    const d2 error = (a - (sum - other)) + (b - other); /* NaN where the sum is not finite */
+    const d2 side = sum * error;
+    const l2 too_far = (l2)(side < 0), too_near = (l2)(side > 0); /* all bits set where true */
+    return (d2)(((l2)sum + too_far) | ((too_far | too_near) & 1));
+}
+INLINE f4 f4_fma(f4 a, f4 b, f4 c) {
+    doubles sum = {TO_DOUBLE(a) * TO_DOUBLE(b)};
+    const doubles addend = {TO_DOUBLE(c)};
+    sum.half[0] = d2_add_to_odd(sum.half[0], addend.half[0]);
+    sum.half[1] = d2_add_to_odd(sum.half[1], addend.half[1]);
+    return __builtin_convertvector(sum.all, f4);
+}
 #endif
 
 typedef f4 reg;

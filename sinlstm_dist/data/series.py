@@ -108,13 +108,15 @@ class Series:
         if part.min() == part.max():
             raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = (float(np.float32(number)) for number in (part.mean(), part.std()))
+            exact = _mean(part)
+            mean, variance = np.float32(exact), _mean((part - exact) ** 2)
+            std = np.float32(math.sqrt(variance))
         if not (math.isfinite(mean) and 0 < std < math.inf):
             raise ConfigError(
                 f"{where} lie between {part.min():g} and {part.max():g}, and float32 cannot hold "
                 "their mean and deviation: give them in another unit"
             )
-        return Scale(mean, std)
+        return Scale(float(mean), float(std))
 
     def train(self, scale: Scale) -> SeriesDataset:
         """The train windows."""
@@ -140,6 +142,14 @@ class Series:
             )
         part = self.values[start : start + self.settings.test_size + 1]
         return SeriesDataset(part, window=1, scale=scale)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean, with the same bits on any CPU: numpy adds in another order on each kind."""
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return math.inf
 
 
 def open_series(settings: Data) -> Series:

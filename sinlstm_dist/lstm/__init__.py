@@ -1,7 +1,8 @@
 """The LSTM recurrence as one differentiable operation: a compiled CPU kernel or torch.nn.LSTM.
 
 `choose` decides which of the two is used. `lstm` is the operation on the compiled kernel.
-`predictor_rows` and `predictor_totals` compute a training or an evaluation step of the predictor.
+`predictor_rows` and `predictor_totals` compute a training or an evaluation step of the predictor;
+reference.py does it in numpy, with the same bits.
 
 A GPU uses nn.LSTM. There is also an experimental Triton kernel for the predictor
 (triton_experimental.py). It has never run on a GPU and is used only for lstm = "fused".

@@ -1,7 +1,8 @@
 """Which implementation computes the recurrence: the only place that decides it.
 
 On a CPU the default is the compiled kernel, where it can be used. On a GPU the default is
-torch.nn.LSTM; the experimental Triton kernel is used only if the user asks for "fused".
+torch.nn.LSTM; the experimental Triton kernel is used only if the user asks for "fused". The
+kernel's arithmetic in numpy is used only if the user asks for "reference".
 
     python -c "from sinlstm_dist.lstm import choose; print(choose(
     'auto', device_type='cpu', input_size=1, hidden_size=5, num_layers=1))"
@@ -21,11 +22,12 @@ class Choice:
     """The implementation that computes the recurrence.
 
     Args:
-        name: "fused" (the compiled kernel, on a GPU the Triton kernel) or "torch" (torch.nn.LSTM).
+        name: "fused" (the compiled kernel, on a GPU the Triton kernel), "reference" (numpy, with
+            the compiled kernel's bits) or "torch" (torch.nn.LSTM).
         reason: why, for people.
     """
 
-    name: Literal["fused", "torch"]
+    name: Literal["fused", "reference", "torch"]
     reason: str
 
 
@@ -35,7 +37,8 @@ def choose(
     """Choose how the recurrence is computed.
 
     Args:
-        lstm: "auto" (the compiled kernel where it can be used, else torch), "fused" or "torch".
+        lstm: "auto" (the compiled kernel where it can be used, else torch), "fused", "reference"
+            or "torch".
         device_type: torch's name of the device type, such as "cpu".
         input_size: D.
         hidden_size: H.
@@ -45,13 +48,16 @@ def choose(
         the choice and its reason.
 
     Raises:
-        ValueError: "fused" is asked for and cannot be used, `lstm` is not one of the three, or
-            the environment asks for an instruction set that this machine does not have.
+        ValueError: "fused" or "reference" is asked for and cannot be used, `lstm` is not one of
+            the four, or the environment asks for an instruction set that this machine does not
+            have.
     """
-    if lstm not in ("auto", "fused", "torch"):
-        raise ValueError(f'lstm={lstm!r} is unknown: use "auto", "fused" or "torch"')
+    if lstm not in ("auto", "fused", "reference", "torch"):
+        raise ValueError(f'lstm={lstm!r} is unknown: use "auto", "fused", "reference" or "torch"')
     if lstm == "torch":
         return Choice("torch", "asked for")
+    if lstm == "reference":
+        return _reference(device_type, num_layers)
     if lstm == "auto" and device_type == "cuda":
         return Choice("torch", "device cuda, where the fused kernel is experimental")
     compiled.check_forced()
@@ -59,10 +65,27 @@ def choose(
     if obstacle and lstm == "fused":
         raise ValueError(_refusal(obstacle))
     if obstacle:
-        return Choice("torch", obstacle)
+        return Choice("torch", obstacle + _exact_bits(device_type, obstacle))
     if device_type == "cuda":
         return Choice("fused", "Triton kernel, experimental: never run on a GPU")
     return Choice("fused", f"compiled kernel, {compiled.label()}")
+
+
+def _reference(device_type: str, num_layers: int) -> Choice:
+    if device_type != "cpu" or num_layers != 1:
+        found = f"device {device_type}" if device_type != "cpu" else f"{num_layers} layers"
+        raise ValueError(
+            f'lstm="reference" cannot be used with {found}: it needs a CPU and one layer. Change '
+            'that or set lstm="auto"'
+        )
+    return Choice("reference", "numpy, slow and exact")
+
+
+def _exact_bits(device_type: str, obstacle: str) -> str:
+    """What else has the kernel's bits, if only the kernel is missing."""
+    if device_type != "cpu" or obstacle != compiled.missing():
+        return ""
+    return '; its bits, the same on any CPU, need it or lstm="reference"'
 
 
 def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: int) -> str:

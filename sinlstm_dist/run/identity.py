@@ -59,7 +59,7 @@ def refuse_other_data(
     Raises:
         ConfigError: what the checkpoint was trained on, and what to do.
     """
-    if state["data"] == fingerprint:
+    if state["data"] in ("", fingerprint):
         return
     task, source = config["task"]["build"], config["data"]["source"]
     if task:

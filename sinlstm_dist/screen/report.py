@@ -143,6 +143,8 @@ class Report:
         if summary.outcome == "completed" and (better := _better(baselines, summary.metrics)):
             self._screen.say(WORSE.format(better))
         self._screen.say(f"results in {folder}")
+        if summary.weights_sha256:
+            self._screen.say(f"weights {summary.weights_sha256}")
 
 
 def _better(baselines: Mapping[str, Totals], metrics: Mapping[str, Any]) -> str:
