@@ -27,7 +27,7 @@ RUNS = {
     "noisy": ["--data.noise 0.1 --train.epochs 40", "--data.noise 0.1"],
     "sunspots": ["--config configs/sunspots.toml"],
 }  # the flags of each start
-COMPARED = {"article": "the article's final program", "early": "the default run, stopped early"}
+COMPARED = {"article": "the article's program", "early": "the default run, stopped early"}
 PALETTE = 128  # colours; a file with all of them is three times as large
 
 

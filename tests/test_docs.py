@@ -221,6 +221,13 @@ def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("flags", ["", f" --config {ROOT / 'configs/smoke.toml'}"])
+def test_readme_has_the_digits_that_a_reader_gets(flags, run_line):
+    weights = run_line(f"python -m sinlstm_dist.train{flags}").splitlines()[-1]
+    assert weights.removeprefix("weights ") in README.read_text()
+
+
 def test_readme_has_the_figures_of_the_performance_page():
     ours, theirs = (
         re.search(r"^\| \| batch 100 .*\n(\|.*\n)+", page.read_text(), flags=re.MULTILINE)[0]

@@ -49,8 +49,8 @@ def loss(output):
 
 
 def test_first_epochs_agree(printed):
-    """The order of the samples is another one in 2; all 60 windows come often in each. From 3 on
-    the first weights are others too: tests/test_train.py compares them with the article's loop.
+    """The order of the samples is another one in 2; all 60 windows come often in each. (3 and 4
+    begin with other weights; tests/test_train.py compares the package with the article's loop.)
     """
     article, accelerate = loss(printed("1_article.py")), loss(printed("2_accelerate.py"))
     assert article == pytest.approx(accelerate, rel=0.03)  # sums of 100 means
