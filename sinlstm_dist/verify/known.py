@@ -68,7 +68,7 @@ def check_record(bench: Bench) -> Finding:
     expected = recorded.digests if recorded else world.on_main(lambda: here.digests)
     differing = _differing(here.digests, expected)
     if recorded and differing:
-        differing = "; ".join([differing, *changes(recorded.arithmetic, here.arithmetic)])
+        differing = "; ".join([differing, *changes(recorded.arithmetic, here.arithmetic).values()])
     than = f"other weights than {f'the record of {recorded.source}' if recorded else 'rank 0'}"
     problems = _unlike(bench, differing, than)
     who = "this process" if bench.is_one else EACH
@@ -174,7 +174,7 @@ def _facts(bench: Bench) -> Record:
     return Record(
         written=record.now(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        arithmetic=arithmetic(bench.world, {}),
+        arithmetic=arithmetic(bench.world, {}, reduction=bench.config.train.reduction),
         configuration=_alone(bench).settings().model_dump(mode="json"),
         digests={},
     )

@@ -57,9 +57,9 @@ class Record(BaseModel):
         if other.device != self.device:
             return f"is of {self.device}, and here is {other.device}"
         if differing := changes(*(_versions(each.arithmetic) for each in (self, other))):
-            return f"is of other versions: {', '.join(differing)}"
-        if differing := changed_keys(self.configuration, other.configuration):
-            return f"is of another configuration: {', '.join(differing)}"
+            return f"is of other versions: {', '.join(differing.values())}"
+        if keys := changed_keys(self.configuration, other.configuration):
+            return f"is of another configuration: {', '.join(keys)}"
         return ""
 
 
