@@ -22,11 +22,12 @@ ROOT = Path(__file__).parents[1]
 RUNS = {
     "article": ["--config configs/article.toml"],
     "default": [""],
+    "early": ["--train.epochs 45"],
     "faster": ["--optim.lr 0.05"],
     "noisy": ["--data.noise 0.1 --train.epochs 40", "--data.noise 0.1"],
     "sunspots": ["--config configs/sunspots.toml"],
 }  # the flags of each start
-COMPARED = {"article": "the article's final program", "default": "the default run"}
+COMPARED = {"article": "the article's program", "early": "the default run, stopped early"}
 PALETTE = 128  # colours; a file with all of them is three times as large
 
 

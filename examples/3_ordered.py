@@ -8,6 +8,7 @@ Each batch of 100 windows is cut into 8 pieces. A process computes the gradients
 gathers those of all pieces, and adds them in an order that is always the same. With --all-reduce
 the pieces are the same, but the backend adds them: the hash depends on the number of processes.
 The loss is now a mean over all windows. One process too needs torchrun, which says where to meet.
+The first weights and the order of the windows are those of 4_package.py, to end with its hash.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
+
+from sinlstm_dist.plan import epoch_order
 
 PIECES = 8  # of each batch, on any number of processes
 
@@ -54,6 +57,16 @@ def digest(model: nn.Module) -> str:
     """Hash the bits of all weights: the first 16 digits of their SHA-256."""
     weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     return hashlib.sha256(weights).hexdigest()[:16]
+
+
+def draw_weights(model: Predictor, seed: int) -> None:
+    """Draw weights in nn.LSTM's range, with integers where torch's bits depend on the CPU."""
+    bound = np.float32(1 / np.sqrt(model.rnn.hidden_size))
+    generator = np.random.PCG64(np.random.SeedSequence([2, seed]))  # 2 stands for weights
+    for p in model.parameters():
+        words = generator.random_raw(p.numel()) >> 40  # 24 bits: exact as float32
+        uniform = words.astype(np.float32) * np.float32(2**-23) - np.float32(1)  # -1 to 1
+        p.data = torch.from_numpy(uniform * bound).view_as(p)
 
 
 def piece_row(model: nn.Module, data: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -96,8 +109,6 @@ def main() -> None:
     arguments = parser.parse_args()
     training_size, test_size, hidden_size, batch_size = 10000, 1000, 5, 100
     add_up = add_by_all_reduce if arguments.all_reduce else add_ordered
-    np.random.seed(0)
-    torch.manual_seed(0)
     torch.set_num_threads(1)  # Threads split sums too, and torchrun sets their number.
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -105,13 +116,15 @@ def main() -> None:
     train_x, train_t = mkDataSet(training_size)
     test_x, test_t = mkDataSet(test_size)
     model = Predictor(1, hidden_size, 1)
+    draw_weights(model, seed=0)
     parameters = list(model.parameters())
     sizes = [parameter.numel() for parameter in parameters]
 
     for epoch in range(1, arguments.epochs + 1):
         running_loss, training_accuracy, test_accuracy = 0.0, 0, 0
-        # A function of the seed 0 and the epoch alone, so all processes have the same order.
-        order = np.random.default_rng([1, 0, epoch - 1]).permutation(training_size)
+        # A function of the seed and the epoch alone, so all processes have the same order. It is
+        # the package's own, because 4_package.py trains in this order too.
+        order = epoch_order(seed=0, epoch=epoch - 1, size=training_size)
         for batch in order.reshape(-1, batch_size):
             rows = torch.zeros(-(-PIECES // world_size), sum(sizes) + 2)
             pieces = np.array_split(batch, PIECES)[rank::world_size]

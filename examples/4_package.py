@@ -5,7 +5,8 @@
 
 What the package adds: a run folder with checkpoints, from which a killed run goes on with the same
 bits; a check that all processes compute the same bits; a compiled LSTM, which is some ten times as
-fast and rounds in another way (leave out model.lstm to use it).
+fast and rounds in another way (leave out model.lstm to use it). The package's own `weights` is the
+hash of the file that it wrote; the last line has the hash of the weights alone, as in 3_ordered.py.
 """
 
 import argparse

@@ -35,9 +35,9 @@ def epoch_order(
 
     Examples:
         >>> epoch_order(seed=0, epoch=0, size=8).tolist()
-        [5, 0, 1, 4, 2, 6, 3, 7]
+        [2, 3, 5, 0, 6, 4, 1, 7]
         >>> epoch_order(seed=0, epoch=1, size=8).tolist()
-        [5, 2, 6, 7, 4, 0, 1, 3]
+        [5, 1, 0, 6, 7, 2, 4, 3]
     """
     return indices_at(np.arange(size), seed=seed, epoch=epoch, size=size, sampling=sampling)
 
@@ -55,7 +55,7 @@ def indices_at(
 
     Examples:
         >>> indices_at(np.array([2, 7]), seed=0, epoch=0, size=8).tolist()
-        [1, 7]
+        [5, 7]
     """
     keys = _keys(seed, epoch)
     if sampling == "replacement":

@@ -3,7 +3,7 @@
 An HTML comment above a `bash` block says how it is tested:
 
     <!-- test: run -->         each line is a training command; the test adds a small size
-    <!-- test: on a run -->    each line works on runs/default, article, noisy, faster
+    <!-- test: on a run -->    each line works on runs/default, early, article, noisy, faster
     <!-- test: session -->     bash runs the block as it stands, after the page's other sessions
     <!-- ci: NAME -->          .ci/run takes the command from here
     <!-- tested in: FILE -->   another test runs it

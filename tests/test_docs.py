@@ -74,7 +74,7 @@ def test_commands_run_as_printed(page, line, run_line, tmp_path):
 @pytest.mark.parametrize(("page", "line"), pages.lines("test: on a run"))
 def test_commands_on_a_run_work_as_printed(page, line, run_line, trained_run, tmp_path):
     (tmp_path / "runs").mkdir()
-    for name in ("default", "article", "noisy", "faster"):
+    for name in ("default", "early", "article", "noisy", "faster"):
         shutil.copytree(trained_run, tmp_path / "runs" / name)
     run_line(line)
 
@@ -219,6 +219,13 @@ def test_links_to_files_lead_somewhere(page):
 
 def test_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("flags", ["", f" --config {ROOT / 'configs/smoke.toml'}"])
+def test_readme_has_the_digits_that_a_reader_gets(flags, run_line):
+    weights = run_line(f"python -m sinlstm_dist.train{flags}").splitlines()[-1]
+    assert weights.removeprefix("weights ") in README.read_text()
 
 
 def test_readme_has_the_figures_of_the_performance_page():

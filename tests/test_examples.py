@@ -49,11 +49,11 @@ def loss(output):
 
 
 def test_first_epochs_agree(printed):
-    """The order of the samples is another one in 1, 2 and 3; all 60 windows come often in each."""
+    """The order of the samples is another one in 2; all 60 windows come often in each. (3 and 4
+    begin with other weights; tests/test_train.py compares the package with the article's loop.)
+    """
     article, accelerate = loss(printed("1_article.py")), loss(printed("2_accelerate.py"))
-    ordered = loss(printed("3_ordered.py"))
     assert article == pytest.approx(accelerate, rel=0.03)  # sums of 100 means
-    assert accelerate / 100 == pytest.approx(ordered, rel=0.03)
 
 
 def test_ordered_gives_the_same_weights_on_as_many_processes_as_pieces(printed):
