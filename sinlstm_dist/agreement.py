@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.arithmetic import BITS, CODE, FIXED, ORDER, UNSET, Arithmetic, changes, differing
+from sinlstm_dist.arithmetic import BITS, CODE, FIXED, ORDER, UNSET, Arithmetic, changes
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import optimizer_tensors, trial_step
@@ -127,7 +127,7 @@ def _clues(difference: Difference, world: World, arithmetic: Arithmetic) -> str:
     here, there = everyones[difference.reference], everyones[difference.ranks[0]]
     clues = [
         f"{key} is {there.get(key, UNSET)} there and {here.get(key, UNSET)} elsewhere"
-        for key in differing(here, there)
+        for key in changes(here, there)
     ]
     return f" ({', '.join(clues)})" if clues else ""
 
@@ -212,16 +212,16 @@ class Agreement:
         Args:
             before: the checkpoint's; empty in one of the oldest versions.
         """
-        now = self.arithmetic
-        keys = differing(before, now)
-        if not keys:
+        found = changes(before, self.arithmetic)
+        if not found:
             return ""
         what, may_differ = "another arithmetic", "the last bits may differ from those"
-        if ORDER in keys:  # of an older version, from which the rest differs too
-            what, may_differ, keys = "another order", "the result may differ from that", [ORDER]
-        elif CODE in keys:
+        if ORDER in found:  # of an older version, from which the rest differs too
+            what, may_differ = "another order", "the result may differ from that"
+            found = {ORDER: found[ORDER]}
+        elif CODE in found:
             what, may_differ = "edited code", "the result may differ from that"
-        listed = ", ".join(changes(before, now, keys))
+        listed = ", ".join(found.values())
         return f"continues with {what}: {listed}; {may_differ} of a run that was never interrupted"
 
     def _rehearse(self) -> dict[str, str]:

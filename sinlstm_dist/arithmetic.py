@@ -1,7 +1,7 @@
 """The things that decide the last bits of a result: device, versions, environment variables."""
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 
 import torch
@@ -43,14 +43,16 @@ def arithmetic(world: World, code: Mapping[str, str], *, reduction: str) -> dict
     }
 
 
-def differing(before: Arithmetic, after: Arithmetic) -> list[str]:
-    """The keys in which two arithmetics differ, if that may change a bit of a result."""
+def changes(before: Arithmetic, after: Arithmetic) -> dict[str, str]:
+    """The differences between two arithmetics that may change a bit of a result.
+
+    Returns:
+        what differs, and how: `torch was 2.12.0 and is 2.13.0`.
+    """
     if before.get(BITS) == after.get(BITS) == FIXED:
-        return []
-    keys = {**before, **after}
-    return [key for key in keys if before.get(key, UNSET) != after.get(key, UNSET)]
-
-
-def changes(before: Arithmetic, after: Arithmetic, keys: Iterable[str]) -> list[str]:
-    """These differences of two arithmetics: `torch was 2.12.0 and is 2.13.0`, one text each."""
-    return [f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}" for key in keys]
+        return {}
+    return {
+        key: f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
+        for key in {**before, **after}
+        if before.get(key, UNSET) != after.get(key, UNSET)
+    }

@@ -68,7 +68,20 @@ COMMANDS = {
     "verify": Syntax(
         "Prove that this set of processes trains correctly",
         {
+            "--processes": {
+                "metavar": "N", "type": int,
+                "help": "how many processes there must be; another number fails the claim World",
+            },
             "--json": {"metavar": "FILE", "type": Path, "help": "write the findings there too"},
+            "--record": {
+                "metavar": "FILE", "type": Path,
+                "help": "if all is well, write digests of the weights that this kind of device "
+                "computes",
+            },
+            "--against": {
+                "metavar": "FILE", "type": Path,
+                "help": "compare with such a record, of last week or of other nodes",
+            },
             "--inject": {
                 "metavar": "FAULT",
                 "help": "break one thing on purpose; an unknown FAULT lists the known ones",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sinlstm_dist import compiled
 from sinlstm_dist.philox import philox
 
 _ORDER = 1  # separates sample orders from other random numbers of the same seed
@@ -34,9 +35,9 @@ def epoch_order(
 
     Examples:
         >>> epoch_order(seed=0, epoch=0, size=8).tolist()
-        [5, 0, 1, 4, 2, 6, 3, 7]
+        [2, 3, 5, 0, 6, 4, 1, 7]
         >>> epoch_order(seed=0, epoch=1, size=8).tolist()
-        [5, 2, 6, 7, 4, 0, 1, 3]
+        [5, 1, 0, 6, 7, 2, 4, 3]
     """
     return indices_at(np.arange(size), seed=seed, epoch=epoch, size=size, sampling=sampling)
 
@@ -54,7 +55,7 @@ def indices_at(
 
     Examples:
         >>> indices_at(np.array([2, 7]), seed=0, epoch=0, size=8).tolist()
-        [1, 7]
+        [5, 7]
     """
     keys = _keys(seed, epoch)
     if sampling == "replacement":
@@ -72,15 +73,39 @@ def _keys(seed: int, epoch: int) -> np.ndarray:
 
 
 def _shuffle(positions: np.ndarray, *, keys: np.ndarray, size: int) -> np.ndarray:
-    """A random bijection of [0, size), at some positions.
+    """A random bijection of [0, size), at some positions; keys are (_ROUNDS,) uint64."""
+    if compiled.missing():
+        return _shuffle_by_numpy(positions, keys=keys, size=size)
+    positions = np.ascontiguousarray(positions, dtype=np.int64)
+    indices = np.empty_like(positions)
+    height, width = _grid(size)
+    compiled.kernel().shuffle(
+        positions=positions.ctypes.data,
+        count=positions.size,
+        keys=keys.ctypes.data,
+        size=size,
+        height=height,
+        width=width,
+        indices=indices.ctypes.data,
+    )
+    return indices
+
+
+def _grid(size: int) -> tuple[int, int]:
+    """Height and width of a nearly square grid of at least `size` cells."""
+    height = math.isqrt(size - 1) + 1
+    return height, -(-size // height)
+
+
+def _shuffle_by_numpy(positions: np.ndarray, *, keys: np.ndarray, size: int) -> np.ndarray:
+    """The definition of `_shuffle`; csrc/shuffle.h computes the same numbers.
 
     A position is a cell in a square grid. Each round shifts every row, or every column, by a random
     number of cells. A cell past the last position moves on until it meets one that is not.
 
     Source: Black and Rogaway: Ciphers with arbitrary finite domains (CT-RSA 2002).
     """
-    height = math.isqrt(size - 1) + 1
-    width = -(-size // height)
+    height, width = _grid(size)
     cells = positions.astype(np.uint64)
     moving = np.ones(len(cells), dtype=bool)
     while moving.any():

@@ -70,5 +70,7 @@ def test_every_compiler_gives_the_same_bits(name, instruction_set, found, kernel
 @instruction_sets
 @pytest.mark.parametrize("name", ALTERED)
 def test_other_arithmetic_gives_other_weights(name, instruction_set, found):
+    """Without AVX2, an x86 processor has no instruction to contract into."""
+    without = (name, instruction_set) == ("contraction", "plain")
     weights = {config: found[name][instruction_set][config] for config in GOLDEN}
-    assert weights != KNOWN, machine()
+    assert (weights == KNOWN) is without, machine()

@@ -1,26 +1,25 @@
 """The sine and its windows: values by the article's formula, noise, memory, and outside users."""
 
 import dataclasses
+import decimal
 import functools
 import itertools
 import math
 import subprocess
 import sys
 import tracemalloc
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from sinlstm_dist.data.noise import gaussian
-from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
+from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset, sine_of_turns
 from sinlstm_dist.data.steps import Split, deal_out
-from sinlstm_dist.philox import philox
 from sinlstm_dist.plan import Plan, epoch_order, in_order, indices_at
 
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
 NOISY = {"size": 64, "window": 7, "noise": 0.02, "seed": 3}
 
 
@@ -48,6 +47,28 @@ def test_far_samples_are_as_exact_as_near_ones():
     dataset = SineDataset(size=200_001, window=2, period=60.0, phase=0.5)
     expected = math.sin(2 * math.pi * (200_000 + 0.5) / 60.0)
     assert dataset[200_000][0][0].item() == pytest.approx(expected, abs=6e-8)
+
+
+def exact_sine(turns: float) -> float:
+    """sin(2 pi turns) by its series with 50 digits."""
+    with decimal.localcontext(prec=50):
+        angle = 2 * PI * (Decimal(turns) - round(turns))
+        term = total = angle
+        for n in range(2, 80, 2):
+            term *= -angle * angle / (n * (n + 1))
+            total += term
+        return float(total) if 2 * turns % 1 else 0.0
+
+
+def test_sine_of_turns_is_within_two_units_in_the_last_place():
+    rng = np.random.default_rng(0)
+    turns = [*rng.uniform(-1, 1, 3000), *rng.uniform(0, 1e6, 1000), *(np.arange(600) / 60)]
+    turns += [sign * 2.0**-n for n in range(1, 60) for sign in (1, -1)]
+    turns += [0.25 - 2.0**-n for n in range(3, 54)] + [0.5 - 2.0**-n for n in range(2, 54)]
+    expected = np.array([exact_sine(float(turn)) for turn in turns])
+    found = sine_of_turns(np.array(turns))
+    assert (np.abs(found - expected) <= 2 * np.spacing(np.abs(expected))).all()
+    assert sine_of_turns(np.array([0.0, 0.25, 0.5, 0.75, 1e15])).tolist() == [0, 1, 0, -1, 0]
 
 
 def test_length_bounds_and_negative_indices():
@@ -80,89 +101,6 @@ def test_writing_to_a_sample_leaves_the_data_set_alone():
         targets.fill_(9)
     assert torch.equal(dataset[2][0], before)
     assert dataset[1][1].item() != 9
-
-
-# The generator of the noise
-
-
-@pytest.mark.parametrize(
-    ("counter", "key", "expected"),
-    [
-        ((0,) * 4, (0,) * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        (
-            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            (0xA4093822, 0x299F31D0),
-            "d16cfe09 94fdcceb 5001e420 24126ea1",
-        ),
-    ],
-)
-def test_philox_against_the_published_vectors(counter, key, expected):
-    """Source: the known-answer tests of Random123, for philox4x32-10."""
-    words = philox(tuple(np.uint64(word) for word in counter), key)
-    assert " ".join(f"{int(word):08x}" for word in words) == expected
-
-
-def test_gaussian_is_box_and_muller_of_the_generators_words():
-    row, seed, stream = 2**33 + 5, 3, 1
-    words = philox(tuple(np.uint64(word) for word in (5, 2, 1, 0)), (seed, stream))
-    first, second, third, fourth = ((int(word) + 0.0) for word in words)
-    expected = [
-        math.sqrt(-2 * math.log((u + 0.5) / 2**32)) * turn(2 * math.pi * v / 2**32)
-        for u, v in ((first, second), (third, fourth))
-        for turn in (math.cos, math.sin)
-    ]
-    numbers = gaussian(key=(seed, stream), rows=np.array(row), columns=8)
-    assert numbers[4:].tolist() == pytest.approx(expected, rel=1e-6)
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.lists(st.integers(0, 2**40), min_size=1, max_size=8),
-    columns=st.integers(1, 13),
-)
-def test_noise_of_a_row_is_the_same_in_any_company(seed, rows, columns):
-    together = gaussian(key=(seed, 0), rows=np.array(rows), columns=columns)
-    assert together.shape == (len(rows), columns)
-    for row, values in zip(rows, together, strict=True):
-        assert np.array_equal(gaussian(key=(seed, 0), rows=np.array(row), columns=columns), values)
-    longer = gaussian(key=(seed, 0), rows=np.array(rows), columns=columns + 5)
-    assert np.array_equal(
-        longer[:, :columns], together
-    )  # a number does not depend on its row's end
-
-
-def test_noise_is_standard_normal():
-    numbers = gaussian(key=(0, 0), rows=np.arange(20_000), columns=50).astype(np.float64)
-    n = numbers.size  # a million; the bounds are five standard errors
-    assert abs(numbers.mean()) < 5 / math.sqrt(n)
-    assert abs(numbers.std() - 1) < 5 / math.sqrt(2 * n)
-    assert abs((numbers**3).mean()) < 5 * math.sqrt(15 / n)
-    assert abs((numbers**4).mean() - 3) < 5 * math.sqrt(96 / n)
-    ordered = np.sort(numbers.ravel())
-    normal = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in ordered[::1000]])
-    distance = np.abs(normal - np.arange(0, n, 1000) / n).max()
-    assert distance < 2.2 / math.sqrt(n)  # Kolmogorov and Smirnov, p < 1e-4
-
-
-def test_noise_is_uncorrelated_between_columns_rows_seeds_and_streams():
-    def draw(seed: int, stream: int) -> np.ndarray:
-        return gaussian(key=(seed, stream), rows=np.arange(4000), columns=10)
-
-    numbers = draw(0, 0)
-    pairs = {
-        "neighbouring columns": (numbers[:, :-1], numbers[:, 1:]),
-        "the two of a pair": (numbers[:, 0:8:2], numbers[:, 1:8:2]),
-        "neighbouring rows": (numbers[:-1], numbers[1:]),
-        "streams": (numbers, draw(0, 1)),
-        "seeds": (numbers, draw(1, 0)),
-        "seed and stream exchanged": (draw(0, 1), draw(1, 0)),
-    }
-    for name, (some, others) in pairs.items():
-        for power in (1, 2):  # squares too: numbers of one radius are uncorrelated, not independent
-            correlation = np.corrcoef(some.ravel() ** power, others.ravel() ** power)[0, 1]
-            assert abs(correlation) < 5 / math.sqrt(some.size), name
 
 
 # Noise in the data set

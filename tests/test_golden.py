@@ -35,8 +35,11 @@ def digest(folder: Path) -> str:
     return weights_digest(load_file(folder / "model.safetensors"))
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("name", GOLDEN)
+# Each alone, and all numbers of processes; test_same_bits.py has other sizes on each of them.
+WORLDS = [*((name, 1) for name in GOLDEN), *zip(GOLDEN, (2, 3, 4, 8, 8), strict=True)]
+
+
+@pytest.mark.parametrize(("name", "processes"), WORLDS)
 def test_any_number_of_processes_reaches_the_digest(name, processes, nursery, tmp_path):
     arguments = flags({**GOLDEN[name].changed, "output.dir": "run"})
     launch = nursery.run(arguments, cwd=tmp_path, processes=processes)

@@ -1,5 +1,6 @@
 """The reference in numpy has the bits of the compiled kernel, for any numbers and in whole runs."""
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -130,6 +131,25 @@ def test_vanishing_gradients_have_the_kernels_bits(instruction_set: str) -> None
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("what", ["packed weights", "sums of items"])
+def test_the_callers_float_mode_changes_no_bit(what: str) -> None:
+    """Weights are subnormal until they are packed; items add up to a subnormal number."""
+    if what == "packed weights":
+        case = problem(45, piece_sizes=[1], W=1, H=1, scales=(1e-38,))
+        case.windows[:] = 1e38
+    else:
+        case = problem(14, piece_sizes=[256], W=1, H=1, scales=(1e-19,))
+    rows = case.by_kernel(lstm.predictor_rows)
+    assert differing(case.by_reference(), rows) == 0
+    assert torch.set_flush_denormal(True)
+    try:
+        assert differing(case.by_kernel(lstm.predictor_rows), rows) == 0
+        assert differing(case.by_reference(), rows) == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.kernel
 def test_no_pieces() -> None:
     case = problem(3, piece_sizes=[])
     assert differing(case.by_reference(), case.by_kernel(lstm.predictor_rows)) == 0
@@ -152,6 +172,7 @@ def test_sums_that_float64_rounds_twice(
 
 
 @pytest.mark.kernel
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="Arm makes them zero: float_mode.h")
 @instruction_sets
 def test_products_that_round_to_the_smallest_normal_number(
     instruction_set: str, monkeypatch: pytest.MonkeyPatch

@@ -1,14 +1,16 @@
 /* The arguments of the module's functions, each in one list X(kind, name). A list yields the struct
  * that holds the arguments, their number, and the names that a call must use, in this order.
  *
- * Python passes each argument by its name: addresses (tensor.data_ptr(), 0 for no tensor), sizes,
- * and strides in elements. Another name, order or number of arguments is a TypeError.
+ * Python passes each argument by its name: addresses (tensor.data_ptr(), 0 for no tensor; those of
+ * int64 arrays are Integers), sizes, and strides in elements. Another name, order or number of
+ * arguments is a TypeError.
  */
 #ifndef SINLSTM_ARGUMENTS_H
 #define SINLSTM_ARGUMENTS_H
 
 #include <Python.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 /* Parts that several lists share. */
 #define STRIDED_TENSOR(X, name)    \
@@ -74,13 +76,33 @@
 
 #define TAPE_ARGUMENTS(X) SHAPE(X)
 
+#define NOISE_ARGUMENTS(X) \
+    X(Address, values)     \
+    X(Integers, rows)      \
+    X(Size, num_rows)      \
+    X(Size, columns)       \
+    X(Size, seed)          \
+    X(Size, stream)        \
+    X(Real, deviation)
+
+#define SHUFFLE_ARGUMENTS(X)           \
+    X(Integers, positions)             \
+    X(Size, count)                     \
+    X(Integers, keys) /* 16 of them */ \
+    X(Size, size)                      \
+    X(Size, height)                    \
+    X(Size, width)                     \
+    X(Integers, indices)
+
 /* The kinds of arguments. A value of another type sets an exception. */
 typedef float *Address;
+typedef int64_t *Integers;
 typedef Py_ssize_t Size;
 typedef double Real;
 typedef PyObject *Object;
 
 static Address read_Address(PyObject *value) { return PyLong_AsVoidPtr(value); }
+static Integers read_Integers(PyObject *value) { return PyLong_AsVoidPtr(value); }
 static Size read_Size(PyObject *value) { return PyLong_AsSsize_t(value); }
 static Real read_Real(PyObject *value) { return PyFloat_AsDouble(value); }
 static Object read_Object(PyObject *value) { return value; }

@@ -110,6 +110,10 @@ static void add_results(float *out, const Item *items, int64_t num_items, size_t
 
 /* ---------------------------------------------------------------- operations */
 
+/* Packing weights and adding results are in the float mode too, not only the items. These functions
+ * are not inlined, so that no operation moves out of the mode. */
+#define IN_MODE __attribute__((noinline))
+
 static void cut_pieces(const Pieces *pieces, const CallMemory *memory, size_t result_floats) {
     Item *item = memory->items;
     int64_t first = 0;
@@ -124,7 +128,7 @@ static void cut_pieces(const Pieces *pieces, const CallMemory *memory, size_t re
     }
 }
 
-bool run_predictor(const Kernel *kernel, Problem *p, const Pieces *pieces) {
+IN_MODE static bool predictor(const Kernel *kernel, Problem *p, const Pieces *pieces) {
     const size_t gradient = p->with_gradient ? lstm_floats(p->D, p->H) + p->H + 1 : 0;
     const size_t result_floats = gradient + NUM_TOTALS;
     const CallMemory memory = call_memory(p, pieces->num_items, result_floats);
@@ -142,7 +146,7 @@ bool run_predictor(const Kernel *kernel, Problem *p, const Pieces *pieces) {
     return true;
 }
 
-bool run_lstm_forward(const Kernel *kernel, Problem *p) {
+IN_MODE static bool lstm_forward(const Kernel *kernel, Problem *p) {
     const int64_t num_items = items_in(p->num_samples);
     const CallMemory memory = call_memory(p, num_items, 0);
     if (!memory.packed) return false;
@@ -152,7 +156,7 @@ bool run_lstm_forward(const Kernel *kernel, Problem *p) {
     return run_items(kernel, kernel->lstm_forward, p, memory.items, num_items);
 }
 
-bool run_lstm_backward(const Kernel *kernel, Problem *p, float *gradient) {
+IN_MODE static bool lstm_backward(const Kernel *kernel, Problem *p, float *gradient) {
     const int64_t num_items = items_in(p->num_samples);
     const size_t result_floats = lstm_floats(p->D, p->H);
     const CallMemory memory = call_memory(p, num_items, result_floats);
@@ -161,4 +165,25 @@ bool run_lstm_backward(const Kernel *kernel, Problem *p, float *gradient) {
     if (!run_items(kernel, kernel->lstm_backward, p, memory.items, num_items)) return false;
     add_results(gradient, memory.items, num_items, result_floats);
     return true;
+}
+
+bool run_predictor(const Kernel *kernel, Problem *p, const Pieces *pieces) {
+    const FloatMode before = enter_float_mode();
+    const bool enough_memory = predictor(kernel, p, pieces);
+    leave_float_mode(before);
+    return enough_memory;
+}
+
+bool run_lstm_forward(const Kernel *kernel, Problem *p) {
+    const FloatMode before = enter_float_mode();
+    const bool enough_memory = lstm_forward(kernel, p);
+    leave_float_mode(before);
+    return enough_memory;
+}
+
+bool run_lstm_backward(const Kernel *kernel, Problem *p, float *gradient) {
+    const FloatMode before = enter_float_mode();
+    const bool enough_memory = lstm_backward(kernel, p, gradient);
+    leave_float_mode(before);
+    return enough_memory;
 }

@@ -1,7 +1,9 @@
 /* How an item computes its blocks, for each of the three operations; and the instruction set's
- * Kernel, whose names isa_*.c define. */
+ * Kernel, whose names isa_*.c define, with noise and shuffle. */
 #include "backward.h"
 #include "forward.h"
+#include "noise.h"
+#include "shuffle.h"
 
 /* Idle lanes are dropped here, whatever they hold: their inputs are zeros, but an infinite weight
  * times zero is NaN. */
@@ -135,4 +137,5 @@ static void lstm_backward(const Problem *p, const Item *item, float *memory) {
     write_lstm_gradient(item->result, sums_at(scratch.item_sums, D, H), D, H);
 }
 
-const Kernel ISA_KERNEL = {ISA_NAME, scratch_floats, predictor_item, lstm_forward, lstm_backward};
+const Kernel ISA_KERNEL = {ISA_NAME,      scratch_floats, predictor_item, lstm_forward,
+                           lstm_backward, add_noise,      shuffle};

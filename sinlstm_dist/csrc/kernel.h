@@ -61,11 +61,33 @@ typedef struct {
 
 typedef void (*ItemFunction)(const Problem *, const Item *, float *scratch);
 
+/* Gaussian noise for the rows of a contiguous array; see data/noise.py. */
+typedef struct {
+    float *values; /* (num_rows, columns) */
+    const int64_t *rows;
+    int64_t num_rows, columns;
+    uint32_t key[2];
+    float deviation;
+} Noise;
+
+/* A random bijection of [0, size), at some positions; see plan.py. */
+#define NUM_SHUFFLE_KEYS 16
+typedef struct {
+    const int64_t *positions;
+    int64_t count;
+    uint64_t size;
+    uint32_t height, width; /* of the grid, height * width >= size */
+    uint32_t keys[NUM_SHUFFLE_KEYS];
+    int64_t *indices;
+} Shuffle;
+
 /* One instruction set's functions. */
 typedef struct {
     const char *name;
     size_t (*scratch_floats)(const Problem *);
     ItemFunction predictor, lstm_forward, lstm_backward;
+    void (*add_noise)(const Noise *);
+    void (*shuffle)(const Shuffle *);
 } Kernel;
 
 extern const Kernel kernel_plain;

@@ -56,6 +56,8 @@ DEFINE_ARGUMENTS(PredictorArguments, PREDICTOR_ARGUMENTS)
 DEFINE_ARGUMENTS(ForwardArguments, FORWARD_ARGUMENTS)
 DEFINE_ARGUMENTS(BackwardArguments, BACKWARD_ARGUMENTS)
 DEFINE_ARGUMENTS(TapeArguments, TAPE_ARGUMENTS)
+DEFINE_ARGUMENTS(NoiseArguments, NOISE_ARGUMENTS)
+DEFINE_ARGUMENTS(ShuffleArguments, SHUFFLE_ARGUMENTS)
 
 /* Sets ValueError if the kernel cannot compute these sizes. Checked before they become ints. */
 static bool shape_is_possible(Size window, Size input_size, Size hidden_size) {
@@ -216,11 +218,48 @@ static PyObject *tape_size(PyObject *Py_UNUSED(self), PyObject *const *values,
     return PyLong_FromSize_t(tape_floats(a.window, a.input_size, a.hidden_size));
 }
 
-static PyObject *num_workers(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused)) {
-    return PyLong_FromLong(pool_num_workers());
+/* ---------------------------------------------------------------- random numbers */
+
+static PyObject *add_noise(PyObject *Py_UNUSED(self), PyObject *const *values,
+                           Py_ssize_t num_positional, PyObject *names) {
+    NoiseArguments a;
+    if (!read_NoiseArguments(&a, (Arguments){values, num_positional, names})) return NULL;
+    const Noise noise = {.values = a.values,
+                         .rows = a.rows,
+                         .num_rows = a.num_rows,
+                         .columns = a.columns,
+                         .key = {(uint32_t)a.seed, (uint32_t)a.stream},
+                         .deviation = (float)a.deviation};
+    const Kernel *kernel = chosen;
+    Py_BEGIN_ALLOW_THREADS
+    kernel->add_noise(&noise);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *shuffle(PyObject *Py_UNUSED(self), PyObject *const *values,
+                         Py_ssize_t num_positional, PyObject *names) {
+    ShuffleArguments a;
+    if (!read_ShuffleArguments(&a, (Arguments){values, num_positional, names})) return NULL;
+    Shuffle order = {.positions = a.positions,
+                     .count = a.count,
+                     .size = (uint64_t)a.size,
+                     .height = (uint32_t)a.height,
+                     .width = (uint32_t)a.width,
+                     .indices = a.indices};
+    for (int i = 0; i < NUM_SHUFFLE_KEYS; i++) order.keys[i] = (uint32_t)a.keys[i];
+    const Kernel *kernel = chosen;
+    Py_BEGIN_ALLOW_THREADS
+    kernel->shuffle(&order);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 /* ---------------------------------------------------------------- the module */
+
+static PyObject *num_workers(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused)) {
+    return PyLong_FromLong(pool_num_workers());
+}
 
 #define NAMED_ARGUMENTS(function)                                          \
     (PyCFunction)(void (*)(void))(function), METH_FASTCALL | METH_KEYWORDS
@@ -230,6 +269,8 @@ static PyMethodDef methods[] = {
     {"lstm_forward", NAMED_ARGUMENTS(lstm_forward), NULL},
     {"lstm_backward", NAMED_ARGUMENTS(lstm_backward), NULL},
     {"tape_size", NAMED_ARGUMENTS(tape_size), NULL},
+    {"add_noise", NAMED_ARGUMENTS(add_noise), NULL},
+    {"shuffle", NAMED_ARGUMENTS(shuffle), NULL},
     {"num_workers", num_workers, METH_NOARGS, NULL},
     {"instruction_sets", instruction_sets, METH_NOARGS, NULL},
     {"instruction_set", instruction_set, METH_NOARGS, NULL},

@@ -58,16 +58,16 @@ def predictor_rows(
     sizes = np.array(piece_sizes, np.int64)
     num_blocks = -(-sizes // BLOCK_SAMPLES)
     samples, is_used = _lanes(sizes, num_blocks * BLOCK_SAMPLES)
-    _, weight_hh, _, _, head_weight, head_bias = [_rounded(p) for p in parameters]
+    *recurrence, head_weight, head_bias = [_rounded(p) for p in parameters]
     x = _rounded(windows[samples].transpose(1, 2, 0))  # (W, D, L)
-    h, tape = _forward(_packed(*parameters[:4]), x)
+    h, tape = _forward(_packed(*recurrence), x)
     error = _add(
         _weighted(head_weight, h, first=head_bias), -_rounded(targets[samples].T)
     )  # (1, L)
     sums = [_mul(error, error), np.abs(error) < _rounded(np.float32(tolerance))]
     if with_gradient:
         slope = _add(error, error)
-        gradient = _backward(tape, weight_hh, dh=_mul(slope, head_weight.T))
+        gradient = _backward(tape, recurrence[1], dh=_mul(slope, head_weight.T))
         sums = [*gradient, _mul(slope, h), slope, *sums]
     blocks = np.where(is_used, np.concatenate(sums), 0.0)  # (columns, L)
     blocks = blocks.reshape(len(blocks), sum(num_blocks), BLOCK_SAMPLES)
@@ -87,8 +87,8 @@ def _lanes(sizes: ndarray, num_lanes: ndarray) -> tuple[ndarray, ndarray]:
 def _packed(weight_ih: ndarray, weight_hh: ndarray, bias_ih: ndarray, bias_hh: ndarray) -> ndarray:
     """Bias and weights, scaled so that gates are exponents of 2: (4H, 1 + D + H)"""
     scale = np.array([-_LOG2_E, -_LOG2_E, 2 * _LOG2_E, -_LOG2_E])  # gates i, f, g, o
-    weights = np.column_stack([bias_ih.astype(np.float64) + bias_hh, weight_ih, weight_hh])
-    return _rounded((np.repeat(scale, len(weights) // 4)[:, None] * weights).astype(np.float32))
+    weights = np.column_stack([bias_ih + bias_hh, weight_ih, weight_hh])
+    return _rounded(np.repeat(scale, len(weights) // 4)[:, None] * weights)
 
 
 def _forward(packed: ndarray, x: ndarray) -> tuple[ndarray, list[tuple[ndarray, ...]]]:
@@ -137,15 +137,14 @@ def _backward(
 
 def _piece_sum(blocks: ndarray) -> ndarray:
     """(columns, blocks, 16) to (columns,): items of 8 blocks; in each the blocks, then a tree."""
-    total = np.zeros(len(blocks), np.float32)
+    total = np.zeros(len(blocks))
     for first in range(0, blocks.shape[1], ITEM_BLOCKS):
         lanes = np.zeros((len(blocks), BLOCK_SAMPLES))
         for block in range(first, min(first + ITEM_BLOCKS, blocks.shape[1])):
             lanes = _add(lanes, blocks[:, block])
         while lanes.shape[1] > 1:
             lanes = _add(*np.split(lanes, 2, axis=1))
-        item = lanes[:, 0].astype(np.float32)
-        total = total + item if first else item
+        total = _add(total, lanes[:, 0]) if first else lanes[:, 0]
     return total
 
 

@@ -128,10 +128,14 @@ def num_threads() -> int:
     told = value(THREADS).partition(",")[0]  # may be a list, one entry per nesting level
     if told:
         return _number(THREADS, told, least=1, most=MOST_THREADS)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores // _read(LOCAL_SIZE_VARIABLES, least=1, default=1))
+    return max(1, num_cores() // _read(LOCAL_SIZE_VARIABLES, least=1, default=1))
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_launch() -> Launch:

@@ -2,8 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,19 +17,17 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 
 
-@dataclass(frozen=True)
-class Alone:
-    """The `Peers` of a process that computes alone inside a larger world."""
+class Alone(World):
+    """A world of this process only, inside a larger one: nothing in it is a collective."""
 
-    device: torch.device
+    def __init__(self, world: World) -> None:
+        vars(self).update(vars(world))  # the same device and the same Accelerate
+        self.size, self.rank, self.is_main = 1, 0, True
+        self.hosts = [world.hosts[world.rank]]
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """See Peers."""
-        return rows
-
-    def exchange(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
-        """See Peers."""
-        return rows[:, 0]
+    def sum(self, values: Tensor) -> Tensor:
+        """See World."""
+        return values
 
 
 class WholeLoader:
@@ -56,12 +53,11 @@ class JobAlone:
     """
 
     def __init__(self, job: Job, config: Config, world: World) -> None:
-        self._world = world
-        self._peers = Alone(device=world.device)
+        self._world = Alone(world)
         self.model, optimizer = copy.deepcopy((job.task.model, job.task.optimizer))
         self.rows = job.rows.of(self.model)
         self.train, self.test = self._whole(job.train), self._whole(job.test)
-        self.gradient = OrderedGradient(self.rows, plan=self.train.plan, peers=self._peers)
+        self.gradient = OrderedGradient(self.rows, plan=self.train.plan, peers=self._world)
         task = dataclasses.replace(job.task, model=self.model, optimizer=optimizer)
         self.update = new_update(task, self.rows, config, self.train.plan)
 
@@ -83,7 +79,7 @@ class JobAlone:
 
     def count_test(self) -> Totals:
         """The totals of the test samples."""
-        return totals_over(self.rows, self.test, peers=self._peers)
+        return totals_over(self.rows, self.test, peers=self._world)
 
     def _whole(self, split: Split) -> Split:
         plan = dataclasses.replace(split.plan, world_size=1, rank=0)

@@ -17,6 +17,7 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.folder import RunFolder
 from sinlstm_dist.task import Task
+from sinlstm_dist.verify.record import Record
 
 Adapt = Callable[[Task], Task]
 
@@ -106,12 +107,37 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the user asks for, besides a configuration and a fault.
+
+    Args:
+        processes: how many there must be; None if any number will do.
+        record: the file to write digests to, or None.
+        against: the file with digests to compare with, or None.
+    """
+
+    processes: int | None = None
+    record: Path | None = None
+    against: Path | None = None
+
+
+@dataclass(frozen=True)
 class Bench:
-    """What a check works with: the processes, the parts under test, the user's configuration."""
+    """What a check works with.
+
+    Args:
+        world: the processes.
+        parts: under test.
+        config: the user's configuration.
+        asked: what else the user asks for.
+        recorded: what `asked.against` holds.
+    """
 
     world: World
     parts: Parts
     config: Config = dataclasses.field(default_factory=Config)
+    asked: Asked = Asked()
+    recorded: Record | None = None
 
     def settings(self, changed: Mapping[str, object] = {}) -> Config:
         """The configuration to verify, with other values of some keys."""
@@ -121,6 +147,11 @@ class Bench:
     def is_own(self) -> bool:
         """Whether the task is the user's own."""
         return bool(self.config.task.build)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one process, which has nothing to compare itself with."""
+        return self.world.size == 1
 
     @property
     def built_in(self) -> "Bench":
@@ -163,9 +194,12 @@ class Finding:
             processes have is shown with their names.
         figures: rows of measurements by name.
         look_at: where to look, if the claim's own advice does not fit; "" for no advice.
+        applies: whether there is something to check with these processes; if not, `measured` says
+            why, and the claim is skipped without harm.
     """
 
     measured: str
     problems: Sequence[str] = ()
     figures: Sequence[Mapping[str, float]] = ()
     look_at: str | None = None
+    applies: bool = True

@@ -25,8 +25,8 @@ LAST_BIT = 1 + 2**-23  # a factor that changes the last bit of a float32
 
 
 def is_last(world: World) -> bool:
-    """Whether this is the last process, on which most faults strike."""
-    return world.rank == world.size - 1
+    """Whether this is the last process, on which most faults strike, also when it is alone."""
+    return bool(world.accelerator.is_last_process)
 
 
 class StruckGradient:

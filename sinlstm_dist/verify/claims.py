@@ -1,10 +1,11 @@
 """The claims about processes that train correctly, in the order in which they are checked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sinlstm_dist.verify.bench import Bench, Finding
+from sinlstm_dist.verify.bench import Asked, Bench, Finding
 from sinlstm_dist.verify.collectives import check_collectives
+from sinlstm_dist.verify.known import check_golden, check_record
 from sinlstm_dist.verify.running import check_checkpoint, check_learning
 from sinlstm_dist.verify.samples import check_data
 from sinlstm_dist.verify.speed import check_speed
@@ -62,6 +63,10 @@ CLAIMS = (
         "failing memory",
     ),
     Claim(
+        "Golden", check_golden, needs=("World", "Collectives", ARITHMETIC, GRADIENTS),
+        look_at="the compiler of the kernel; the CPU; an edited package",
+    ),
+    Claim(
         "Learning", check_learning, needs=(ARITHMETIC, GRADIENTS),
         look_at="model.py and optim.py; the versions of torch and numpy",
     ),
@@ -70,3 +75,15 @@ CLAIMS = (
         look_at="what else runs on that node; its threads, its clock rate, its temperature",
     ),
 )  # fmt: skip
+RECORD = Claim(
+    "Record", check_record,
+    look_at="that node's GPU or CPU and its memory; its driver and libraries",
+)  # fmt: skip
+
+
+def claims(asked: Asked) -> Sequence[Claim]:
+    """Those to check. Processes are recorded only if the others hold, however fast they are."""
+    if asked.record:
+        needs = [claim.name for claim in CLAIMS if claim.check is not check_speed]
+        return *CLAIMS, replace(RECORD, needs=needs)
+    return (*CLAIMS, RECORD) if asked.against else CLAIMS

@@ -11,8 +11,10 @@ from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.screen.console import report_lost_output, show_error, show_table, show_text
 from sinlstm_dist.verify import faults
+from sinlstm_dist.verify.bench import Asked
 from sinlstm_dist.verify.collectives import as_text
 from sinlstm_dist.verify.verification import BadArguments, Verdict, Verification
+from sinlstm_dist.words import counted
 
 SHOWN = 5  # problems per claim; the JSON file has all
 COLOURS = {"PASS": "green", "FAIL": "bold red", "SKIP": "dim"}
@@ -22,9 +24,11 @@ COLOURS = {"PASS": "green", "FAIL": "bold red", "SKIP": "dim"}
 def main(options: Namespace) -> int:
     """Prove that this set of processes trains correctly."""
     fault = faults.find(options.inject) if options.inject else None
-    if options.json:
-        _check_writable(options.json)
-    verification = Verification(fault, options.config)
+    asked = _asked(options)
+    for flag, path in (("--json", options.json), ("--record", asked.record)):
+        if path:
+            _check_writable(flag, path)
+    verification = Verification(fault, options.config, asked)
     is_teller = is_speaker()
     with StopRequest() as request:  # a launcher's signal must not prevent the table
         try:
@@ -62,6 +66,8 @@ def _show(verification: Verification, path: Path | None) -> bool:
 def _print(verification: Verification) -> None:
     """Print the tables and the conclusion."""
     verdicts = verification.verdicts
+    if verification.note:
+        show_text(f"{verification.note}\n\n")
     figures = [as_text(row) for verdict in verdicts for row in verdict.figures]
     if figures:
         show_table(figures, numbers=figures[0])
@@ -71,7 +77,11 @@ def _print(verification: Verification) -> None:
     failed = [verdict.claim for verdict in verdicts if verdict.result == "FAIL"]
     what = f"{', '.join(failed)} failed" if failed else "it was stopped"
     if verification.passed:
-        show_text(f"\nverified in {seconds:.0f} s: these processes train correctly\n")
+        is_one = verification.world_size == 1
+        who = "this process trains" if is_one else "these processes train"
+        num_skipped = sum(verdict.result == "SKIP" for verdict in verdicts)
+        skipped = f"; {counted(num_skipped, 'claim')} skipped" if num_skipped else ""
+        show_text(f"\nverified in {seconds:.0f} s: {who} correctly{skipped}\n")
     else:
         show_text(f"\nNOT verified, in {seconds:.0f} s: {what}\n")
 
@@ -86,14 +96,21 @@ def _row(verdict: Verdict) -> dict[str, str]:
     return {"claim": name, "": verdict.result, "measured": "\n".join(lines)}
 
 
-def _check_writable(path: Path) -> None:
-    """Raise ConfigError if `path` cannot be written.
+def _asked(options: Namespace) -> Asked:
+    """What the user asks for. Raises ConfigError for a number of processes that cannot be."""
+    if options.processes is not None and options.processes < 1:
+        raise ConfigError(f"--processes {options.processes}: must be a number from 1 on")
+    return Asked(options.processes, options.record, options.against)
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    """Raise ConfigError if `path`, the value of a flag, cannot be written.
 
     Another process may be the one that writes it, so nothing is changed.
     """
     if not path.parent.is_dir():
-        raise ConfigError(f"--json {path}: there is no folder {path.parent}")
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
     if path.is_dir():
-        raise ConfigError(f"--json {path} is a folder: name a file")
+        raise ConfigError(f"{flag} {path} is a folder: name a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--json {path} cannot be written: permission denied")
+        raise ConfigError(f"{flag} {path} cannot be written: permission denied")

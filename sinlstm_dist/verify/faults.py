@@ -153,10 +153,14 @@ def _use_other_code(job: Job, config: Config, world: World) -> Job:
     if not is_last(world):
         return job
     if config.task.build:
-        job.rows.__class__ = RoundedRows
-    else:
-        model: Any = job.task.model
-        model.fused, model.rnn.__class__, job.rows.__class__ = False, OtherLstm, OtherRows
+        return _round_otherwise(job, config, world)
+    model: Any = job.task.model
+    model.fused, model.rnn.__class__, job.rows.__class__ = False, OtherLstm, OtherRows
+    return job
+
+
+def _round_otherwise(job: Job, config: Config, world: World) -> Job:
+    job.rows.__class__ = RoundedRows
     return job
 
 
@@ -214,6 +218,10 @@ FAULTS = {
     "stale-checkpoint": Fault(
         "a run resumes with the weights of an older checkpoint", "Checkpoint",
         Parts(run_folder=StaleFolder),
+    ),
+    "other-rounding": Fault(
+        "all processes round gradients otherwise, as another compiler may let them", "Golden",
+        _rebuilt(_round_otherwise),
     ),
     "slow-learning": Fault(
         f"all processes have a learning rate of {SLOWED:g} times what was meant", "Learning",

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from sinlstm_dist.config import Config
 from sinlstm_dist.gallery import Pictures
+from sinlstm_dist.job import Job
 from sinlstm_dist.logbook import Logbook
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
@@ -45,7 +47,7 @@ def check_checkpoint(bench: Bench) -> Finding:
     """Every process reads what one writes, and a resumed run equals an unbroken one."""
     num_epochs = max(3, LEAST_STEPS // bench.build().train.plan.num_steps)
     changed = {"train.epochs": num_epochs, "checkpoint.every_steps": 2}
-    with _folder(bench.world) as folder:
+    with runs_folder(bench.world) as folder:
         straight = _run(bench, folder / "straight", changed)
         stopped = _run(bench, folder / "resumed", changed, stop_after=STOP_AFTER)
         problems = _unreadable(bench, folder / "resumed", step=stopped.step)
@@ -60,9 +62,10 @@ def check_checkpoint(bench: Bench) -> Finding:
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
     if not _same_figures(straight.figures, resumed.figures, rounding=rounding):
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
+    how = f"on request of rank {bench.world.size - 1}, read by every process"
     measured = (
-        f"stopped after step {stopped.step} on request of rank {bench.world.size - 1}, read by "
-        "every process, resumed: the weights and metrics of the unbroken run"
+        f"stopped after step {stopped.step} {'on request, read' if bench.is_one else how}, "
+        "resumed: the weights and metrics of the unbroken run"
     )
     return Finding(measured if is_exact else f"{measured} within {ROUNDING:.0e}", problems)
 
@@ -87,7 +90,7 @@ def check_learning(bench: Bench) -> Finding:
     """The small built-in model reaches its known accuracy."""
     is_own, bench = bench.is_own, bench.built_in
     config, initial = bench.settings(LEARNING), bench.build(LEARNING)
-    with _folder(bench.world) as folder:
+    with runs_folder(bench.world) as folder:
         run = _run(bench, folder / "run", LEARNING)
     last = run.figures[-1] if run.figures else {"test_accuracy": 0.0, "test_loss": float("nan")}
     reached = last["test_accuracy"]
@@ -99,7 +102,8 @@ def check_learning(bench: Bench) -> Finding:
         *_, alone = JobAlone(initial, config, bench.world).steps(run.step)
         if not torch.equal(run.weights, alone):
             problems.append("the run ends with other weights than one process alone computes")
-        measured += "; the weights of one process alone"
+        where = "a run without a data loader" if bench.is_one else "one process alone"
+        measured += f"; the weights of {where}"
     return Finding(measured, problems)
 
 
@@ -143,15 +147,22 @@ class AskOnce(StopRequest):
 def _run(
     bench: Bench, folder: Path, changed: Mapping[str, object], *, stop_after: int | None = None
 ) -> EndedRun:
+    """Run a training of the configuration to verify; see `run_job`. Collective: yes."""
+    changed = {"output.dir": str(folder), **changed}
+    job = bench.build(changed)
+    return run_job(bench, bench.settings(changed), job, stop_after=stop_after)
+
+
+def run_job(bench: Bench, config: Config, job: Job, *, stop_after: int | None = None) -> EndedRun:
     """Run a training, or the rest of it, as `train` does, but in this world and without output.
 
     Args:
+        config: of the job, with its `output.dir`.
         stop_after: number of steps after which the last process is asked to stop.
 
     Collective: yes.
     """
-    config = bench.settings({"output.dir": str(folder), **changed})
-    job, world = bench.build({"output.dir": str(folder), **changed}), bench.world
+    world, folder = bench.world, Path(config.output.dir)
     is_asked = world.rank == world.size - 1
     request = AskOnce(stop_after if is_asked else None)
     silent = Report(enabled=False, epochs=config.train.epochs)
@@ -165,7 +176,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _folder(world: World) -> Iterator[Path]:
+def runs_folder(world: World) -> Iterator[Path]:
     """A new folder for runs, removed at the end. Collective: yes."""
     folder = Path(world.on_main(_make_folder))
     try:

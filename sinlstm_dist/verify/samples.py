@@ -63,8 +63,8 @@ def check_data(bench: Bench) -> Finding:
     measured = (
         f"each of {counted(plan.size, 'train sample')} drawn once in each of {EPOCHS} epochs, "
         f"{plan.num_samples(plan.num_steps - 1)} in the last batch of {plan.global_batch_size}; "
-        f"each of {counted(len(job.test.data), 'test sample')} once; the same values for each "
-        "process"
+        f"each of {counted(len(job.test.data), 'test sample')} once; the same values "
+        + ("when fetched again" if bench.is_one else "for each process")
     )
     return Finding(measured, problems, look_at=OWN_LOOK_AT if bench.is_own else None)
 

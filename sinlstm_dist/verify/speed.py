@@ -42,12 +42,13 @@ def check_speed(bench: Bench) -> Finding:
         for rank, speed in enumerate(best)
         if speed * LAGS < max(best)
     ]
+    if bench.is_one:
+        return Finding(f"one process: {usual[0]:,.0f} samples/s, nothing to compare", applies=False)
     slowest = min(range(len(usual)), key=lambda rank: usual[rank])
-    measured = f"{sum(usual) / len(usual):,.0f} samples/s per process"
-    if len(usual) > 1:
-        measured += f", the slowest {usual[slowest]:,.0f} ({bench.name(slowest)})"
-    measured += (
-        f"; together {job.train.plan.num_samples(0) / median(whole_s):,.0f}, waiting included"
+    measured = (
+        f"{sum(usual) / len(usual):,.0f} samples/s per process, "
+        f"the slowest {usual[slowest]:,.0f} ({bench.name(slowest)}); "
+        f"together {job.train.plan.num_samples(0) / median(whole_s):,.0f}, waiting included"
     )
     return Finding(measured, problems)
 

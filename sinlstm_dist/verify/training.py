@@ -38,7 +38,7 @@ def check_weights(bench: Bench) -> Finding:
     if bench.is_own:
         return _check_own_weights(bench)
     world, config, job = bench.world, bench.settings(), bench.build()
-    num_steps = FEW_STEPS if is_large(config) else STEPS
+    num_steps = most_steps(bench)
     is_exact = config.train.reduction == "ordered"
     alone = torch.stack(list(JobAlone(job, config, world).steps(num_steps)))
     in_float64 = plain.steps(job, config, num_steps=num_steps)
@@ -51,7 +51,9 @@ def check_weights(bench: Bench) -> Finding:
         *_, last = _steps(bench.build({"train.reduction": "ddp"}), num_steps)
         wrapped = last[None]
     apart = {
-        "data-parallel wrapper": distance(wrapped[-1], alone[-1]),
+        "ddp reduction" if bench.is_one else "data-parallel wrapper": distance(
+            wrapped[-1], alone[-1]
+        ),
         "plain torch in float64": distance(in_float64[-1], alone[-1]),
     }
     problems += [
@@ -60,8 +62,22 @@ def check_weights(bench: Bench) -> Finding:
         if not far <= plain.ROUNDING  # also nan
     ]
     within = ", ".join(f"{what} within {far:.0e}" for what, far in apart.items())
-    alike = f"the same bits on all processes{' and on one alone' * is_exact}"
-    return Finding(f"{counted(num_steps, 'step')}: {alike}; {within}", problems)
+    alike = _alike(bench, is_exact=is_exact)
+    return Finding("; ".join([f"{counted(num_steps, 'step')}{alike}", within]), problems)
+
+
+def most_steps(bench: Bench) -> int:
+    """How many steps a check takes with this configuration."""
+    if bench.is_own:
+        return OWN_STEPS
+    return FEW_STEPS if is_large(bench.settings()) else STEPS
+
+
+def _alike(bench: Bench, *, is_exact: bool) -> str:
+    """What had the same bits as the steps; "" if nothing had."""
+    if bench.is_one:
+        return ": the same bits as without a data loader" * is_exact
+    return f": the same bits on all processes{' and on one alone' * is_exact}"
 
 
 def _check_own_weights(bench: Bench) -> Finding:
@@ -72,9 +88,9 @@ def _check_own_weights(bench: Bench) -> Finding:
     """
     config, job = bench.settings(), bench.build()
     alone = JobAlone(job, config, bench.world)
-    measured = f"{counted(OWN_STEPS, 'step')}: the same bits on all processes"
-    if config.train.reduction == "ordered":
-        measured += " and on one alone"
+    is_exact = config.train.reduction == "ordered"
+    measured = f"{counted(OWN_STEPS, 'step')}{_alike(bench, is_exact=is_exact)}"
+    if is_exact:
         pairs = list(_digested(zip(_steps(job, OWN_STEPS), alone.steps(OWN_STEPS), strict=True)))
         problems = _apart(bench, [mine for mine, _ in pairs])
         if differing := [step for step, (mine, other) in enumerate(pairs) if mine != other]:
@@ -194,7 +210,8 @@ def _check_own_metrics(bench: Bench) -> Finding:
         *_miscount(test, recounted_test, "test", is_exact=is_exact),
     ]
     how = "the same bits" if is_exact else f"within {plain.ROUNDING:.0e}"
-    measured = f"{_measured(train, test)}: as one process alone counts, {how}"
+    who = "counted without a data loader" if bench.is_one else "one process alone counts"
+    measured = f"{_measured(train, test)}: as {who}, {how}"
     return Finding(measured, problems, look_at=OWN_LOOK_AT)
 
 

@@ -24,9 +24,12 @@ from sinlstm_dist.job import build
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.stop import StopRequest
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.verify.bench import Bench, Finding, Parts, is_large
-from sinlstm_dist.verify.claims import CLAIMS, Claim
+from sinlstm_dist.verify.bench import Asked, Bench, Finding, Parts, is_large
+from sinlstm_dist.verify.claims import Claim, claims
 from sinlstm_dist.verify.faults import Fault
+from sinlstm_dist.verify.known import read_record
+from sinlstm_dist.verify.record import Record
+from sinlstm_dist.verify.world import note_on_one
 
 WAIT_S = 30.0  # for which a process waits for the others
 CLAIM_S = 120.0  # for the check of a claim, on a machine that is busy with other things too
@@ -54,6 +57,7 @@ class Verdict:
         look_at: where to look; "" for no advice.
         seconds: the duration of the check.
         figures: rows of measurements by name.
+        applies: whether there was something to check; if not, it is skipped without harm.
     """
 
     claim: str
@@ -63,6 +67,12 @@ class Verdict:
     look_at: str = ""
     seconds: float = 0.0
     figures: Sequence[Mapping[str, float]] = ()
+    applies: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing speaks against the claim."""
+        return self.result == "PASS" or not self.applies
 
 
 class Verification:
@@ -71,18 +81,26 @@ class Verification:
     Args:
         fault: to inject, or None.
         config: what the user will train with.
+        asked: what else the user asks for.
     """
 
-    def __init__(self, fault: Fault | None, config: Config) -> None:
-        self._fault, self._config = fault, config
+    def __init__(self, fault: Fault | None, config: Config, asked: Asked) -> None:
+        self._fault, self._config, self._asked = fault, config, asked
+        self._claims = claims(asked)
+        self.note = ""  # to the user of a single process, which may be a mistake
         self.verdicts: list[Verdict] = []
         self._facts: dict[str, Any] = {}
         self._started = self._claim_started = time.perf_counter()
 
     @property
     def passed(self) -> bool:
-        """Whether every claim holds."""
-        return all(verdict.result == "PASS" for verdict in self.verdicts)
+        """Whether every claim holds that these processes can show."""
+        return all(verdict.holds for verdict in self.verdicts)
+
+    @property
+    def world_size(self) -> int:
+        """How many processes have joined; 0 if they have not."""
+        return int(self._facts.get("world_size", 0))
 
     @property
     def seconds(self) -> float:
@@ -138,10 +156,15 @@ class Verification:
             )
         _check_configuration(self._config, world)
         parts = self._fault.parts if self._fault else Parts()
-        bench = Bench(parts.world(world), parts, self._config)
-        for claim in CLAIMS:
+        bench = Bench(parts.world(world), parts, self._config, self._asked)
+        bench = dataclasses.replace(bench, recorded=_recorded(bench))
+        if world.size == 1 and self._asked.processes is None:
+            self.note = note_on_one(world)
+        for claim in self._claims:
             self._claim_started = time.perf_counter()
-            status.say(f"checking {claim.name} ({len(self.verdicts) + 1} of {len(CLAIMS)}) ...")
+            status.say(
+                f"checking {claim.name} ({len(self.verdicts) + 1} of {len(self._claims)}) ..."
+            )
             self.verdicts.append(self._verdict(claim, bench, world))
             reasons = [reason for reason in world.gather_json(request.reason) if reason]
             if reasons:
@@ -155,28 +178,30 @@ class Verification:
 
         Collective: yes.
         """
-        broken = [v.claim for v in self.verdicts if v.claim in claim.needs and v.result != "PASS"]
+        broken = [v.claim for v in self.verdicts if v.claim in claim.needs and not v.holds]
         if broken:
             return Verdict(claim.name, "SKIP", f"depends on {broken[0]}")
         with _time_limit(claim.name, _advice(self._config)):
             finding = _finding(claim, bench)
             problems = _agreed(world.gather_json(list(finding.problems)), bench)
         look_at = claim.look_at if finding.look_at is None else finding.look_at
+        result = "PASS" if finding.applies else "SKIP"
         return Verdict(
             claim.name,
-            "FAIL" if problems else "PASS",
+            "FAIL" if problems else result,
             finding.measured,
             problems,
             look_at if problems else "",
             time.perf_counter() - self._claim_started,
             finding.figures,
+            finding.applies or bool(problems),
         )
 
     def _end_with(self, error: Exception) -> None:
         """Let the claim that was being checked fail with `error`, and skip the rest."""
-        if len(self.verdicts) == len(CLAIMS):
+        if len(self.verdicts) == len(self._claims):
             return  # the error came while leaving the world
-        claim = CLAIMS[len(self.verdicts)]
+        claim = self._claims[len(self.verdicts)]
         problem = str(error) if isinstance(error, CommandError) else repr(error)
         look_at = "" if isinstance(error, LostProcess) else claim.look_at
         seconds = time.perf_counter() - self._claim_started
@@ -184,7 +209,7 @@ class Verification:
         self._skip_rest(f"{claim.name} did not end")
 
     def _skip_rest(self, why: str) -> None:
-        for claim in CLAIMS[len(self.verdicts) :]:
+        for claim in self._claims[len(self.verdicts) :]:
             self.verdicts.append(Verdict(claim.name, "SKIP", f"not reached: {why}"))
 
 
@@ -197,6 +222,14 @@ def _check_configuration(config: Config, world: World) -> None:
         build(config, world)
     except Disagreement:
         pass  # a claim will say where
+    except ConfigError as error:
+        raise BadArguments(str(error)) from error
+
+
+def _recorded(bench: Bench) -> Record | None:
+    """What to compare with. Raises BadArguments if it cannot be used. Collective: yes."""
+    try:
+        return read_record(bench)
     except ConfigError as error:
         raise BadArguments(str(error)) from error
 

@@ -12,8 +12,12 @@ import torch
 import sinlstm_dist
 from sinlstm_dist.arithmetic import versions
 from sinlstm_dist.config import flat
+from sinlstm_dist.errors import Disagreement
+from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify.bench import Bench, Finding
+from sinlstm_dist.verify.known import unlike_known
+from sinlstm_dist.words import counted
 
 CLOCK_LIMIT_S = 1.0
 PROBE_BYTES = 4 << 20  # much more than other traffic in the meantime
@@ -24,14 +28,18 @@ def check_world(bench: Bench) -> Finding:
     """Each process is there once, has a device of its own, and is like the others."""
     world = bench.world
     everyone = world.gather_json(_facts(bench))
-    problems = [*_counted_twice(bench, everyone), *_differing(bench, everyone)]
+    problems = [
+        *_other_number(bench), *_counted_twice(bench, everyone), *_differing(bench, everyone)
+    ]  # fmt: skip
+    if bench.is_one:
+        return _of_one(bench, problems)
     spread_s = _clock_spread_s(world)
     if spread_s > CLOCK_LIMIT_S:
         problems.append(f"clocks differ by {spread_s:.1f} s")
     hosts = {host: world.hosts.count(host) for host in world.hosts}
     where = ", ".join(f"{count} on {host}" for host, count in hosts.items())
     measured = (
-        f"{world.size} process{'es' * (world.size > 1)} ({where}), {world.device.type}; same "
+        f"{world.size} processes ({where}), {world.device.type}; same "
         f"versions, configuration and source; clocks within {max(spread_s, 0.001):.3f} s; "
         f"traffic on {_interfaces(world)}"
     )
@@ -43,18 +51,62 @@ def check_arithmetic(bench: Bench) -> Finding:
 
     `train` checks it before its first step too.
     """
-    job = bench.build_whole()  # raises if the initial weights differ
-    job.agreement.check_start()
+    try:
+        job = bench.build_whole()  # raises if the initial weights differ
+        job.agreement.check_start()
+    except Disagreement as error:
+        return Finding("", [str(error), *unlike_known(bench)])
     reduction = bench.config.train.reduction
     recurrence = job.agreement.arithmetic.get("recurrence", "")
     what = bench.config.task.build or f"recurrence: {recurrence}"
     path = f"{what}, {reduction} reduction"
-    if bench.world.size == 1:
-        return Finding(f"one process: nothing to compare; {path}")
+    if bench.is_one:
+        return Finding(f"one process: nothing to compare; {path}", applies=False)
     exact = ", gradients, optimizer steps and test results"
     if reduction == "ddp":
         exact = " and optimizer steps"
     return Finding(f"weights{exact} have the same bits on all processes; {path}")
+
+
+def note_on_one(world: World) -> str:
+    """What to say to the user of one process on a machine that has room for more; or ""."""
+    if world.device.type == "cuda":
+        room = counted(torch.cuda.device_count(), "GPU")
+    else:
+        room = counted(launcher.num_cores(), "core")
+    if room.startswith("1 "):
+        return ""
+    return (
+        f"one process was started, on a machine with {room}: if more were meant, start them with "
+        f"{_start('N')}; if not, say --processes 1"
+    )
+
+
+def _start(number: object) -> str:
+    """The command that starts this many processes on one machine."""
+    return launcher.RUN.replace(launcher.COMMAND, "sinlstm_dist.verify").replace(
+        " N ", f" {number} "
+    )
+
+
+def _other_number(bench: Bench) -> list[str]:
+    size, meant = bench.world.size, bench.asked.processes
+    if meant in (None, size):
+        return []
+    there = f"there {'is' if size == 1 else 'are'} {counted(size, 'process')}"
+    return [
+        f"{there}, and --processes {meant} asks for another number: start them with "
+        f"{_start(meant)} on one machine, with your cluster's launcher on several"
+    ]
+
+
+def _of_one(bench: Bench, problems: Sequence[str]) -> Finding:
+    """The finding on a single process, which has no others to be like."""
+    measured = f"1 process ({bench.world.hosts[0]}), {bench.world.device.type}"
+    if bench.asked.processes:
+        return Finding(f"{measured}, as --processes says", problems)
+    why = "nothing to compare; --processes N says how many are meant"
+    return Finding(f"{measured}: {why}", problems, applies=False)
 
 
 def _facts(bench: Bench) -> dict[str, Any]:
@@ -129,8 +181,6 @@ def _interfaces(world: World) -> str:
 
     Collective: yes.
     """
-    if world.size == 1:
-        return "none: one process"
     world.accelerator.wait_for_everyone()
     before = _sent_bytes()
     world.sum(torch.zeros(PROBE_BYTES // 4, device=world.device))
