@@ -311,6 +311,23 @@ def test_what_is_known_to_differ_is_said_at_a_checkpoint_too(world, monkeypatch)
         )
 
 
+def test_a_rank_without_the_kernel_is_told_to_get_it(world, monkeypatch) -> None:
+    built = build(world)
+    monkeypatch.setattr(world, "size", 2)
+    monkeypatch.setattr(world, "hosts", ["h0", "h1"])
+    where = SimpleNamespace(fact="recurrence", ranks=[1], reference=0)
+    monkeypatch.setattr(world, "difference", lambda facts: where)
+    lacks = {"recurrence": "nn.LSTM", "bits": "those of what follows"}
+    monkeypatch.setattr(world, "gather_json", lambda own: [own, {**own, **lacks}])
+    model, kind = built.task.model, {**built.agreement.arithmetic, "recurrence": "this package's"}
+    with pytest.raises(agreement.Disagreement) as raised:
+        agreement.check_same_model(world, kind, model, code={"recurrence": "this package's"})
+    assert str(raised.value) == (
+        "rank 1 on h1 has other recurrence than rank 0 on h0 (recurrence is nn.LSTM there and this "
+        "package's elsewhere): " + agreement.NO_KERNEL
+    )
+
+
 def test_a_digest_is_of_every_bit_name_and_shape() -> None:
     ones = torch.ones(2, 3)
     tensors = [
