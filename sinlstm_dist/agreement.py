@@ -22,7 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sinlstm_dist.arithmetic import BITS, CODE, FIXED, ORDER, UNSET, Arithmetic, changes
+from sinlstm_dist.arithmetic import (
+    BITS,
+    CODE,
+    FIXED,
+    ORDER,
+    RECURRENCE,
+    UNSET,
+    Arithmetic,
+    changes,
+    unlike,
+)
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import optimizer_tensors, trial_step
@@ -41,6 +51,10 @@ SAME = (
 FAULTY = (
     "these bits are the same on any CPU, so memory or a processor fails, or the compiled kernel or "
     "the source differs there"
+)
+NO_KERNEL = (
+    "install the package where there is a C compiler, on all nodes, or set "
+    'model.lstm="torch" (or "reference", which is slow)'
 )
 OWN = (
     ": the data sets or the model keep a state or a generator of their own, which the command "
@@ -90,7 +104,10 @@ def check_same_model(
     """
     if world.size > 1:
         weights = "initial weights"
-        advice = {CODE: "copy the same files to all nodes"}
+        advice = {
+            CODE: "copy the same files to all nodes",
+            RECURRENCE: NO_KERNEL,
+        }
         if CODE in code:
             advice[weights] = (
                 f"let it draw them from torch's generators, which train.seed has seeded, and {SAME}"
@@ -114,7 +131,7 @@ def _check_same_bits(
     difference = world.difference(facts)
     if difference:
         who, clues = _who(difference, world), _clues(difference, world, arithmetic)
-        usual = FAULTY if arithmetic.get(BITS) == FIXED and not clues else SAME
+        usual = FAULTY if arithmetic.get(BITS) == FIXED else SAME
         raise Disagreement(f"{who}{clues}: {advice.get(difference.fact, usual)}")
 
 
@@ -127,7 +144,8 @@ def _clues(difference: Difference, world: World, arithmetic: Arithmetic) -> str:
     here, there = everyones[difference.reference], everyones[difference.ranks[0]]
     clues = [
         f"{key} is {there.get(key, UNSET)} there and {here.get(key, UNSET)} elsewhere"
-        for key in changes(here, there)
+        for key in unlike(here, there)
+        if key != BITS
     ]
     return f" ({', '.join(clues)})" if clues else ""
 
@@ -200,7 +218,10 @@ class Agreement:
             facts["gradients"] = digest(self._gradients(self._rows, NUM_SAMPLES_NOW, step=step))
         if difference := self._world.difference(facts):
             clues = _clues(difference, self._world, self.arithmetic)
-            why = f": {SAME}" if clues else ", as with failing memory or a faulty processor"
+            is_fixed = self.arithmetic.get(BITS) == FIXED
+            why = ", as with failing memory or a faulty processor"
+            if clues and not is_fixed:
+                why = f": {SAME}"
             if CODE in self.arithmetic and not clues:
                 why = OWN
             what = f"{_who(difference, self._world)}{clues} after step {step}{why}"
@@ -217,7 +238,7 @@ class Agreement:
             return ""
         what, may_differ = "another arithmetic", "the last bits may differ from those"
         if ORDER in found:  # of an older version, from which the rest differs too
-            what, may_differ = "another order", "the result may differ from that"
+            what, may_differ = "another sample order", "the result may differ from that"
             found = {ORDER: found[ORDER]}
         elif CODE in found:
             what, may_differ = "edited code", "the result may differ from that"

@@ -13,7 +13,9 @@ Arithmetic = Mapping[str, str]
 
 UNSET = "not set"
 CODE = "code of task.build"  # its digest
-BITS, FIXED = "bits", "the same on any CPU"
+BITS = "bits"
+FIXED = "the same on any CPU"  # another text if golden.py gets other digests
+RECURRENCE = "recurrence"
 OWN = "this package's"  # a recurrence whose every operation this package fixes
 ORDER = "sample order"
 
@@ -31,7 +33,7 @@ def arithmetic(world: World, code: Mapping[str, str], *, reduction: str) -> dict
         code: that computes the task.
         reduction: "ordered", or "ddp", which leaves sums to libraries.
     """
-    is_fixed = code.get("recurrence") == OWN and reduction == "ordered"
+    is_fixed = code.get(RECURRENCE) == OWN and reduction == "ordered"
     return {
         BITS: FIXED if is_fixed else "those of what follows",
         ORDER: "keyed shuffle",  # before it there was numpy's permutation
@@ -43,16 +45,20 @@ def arithmetic(world: World, code: Mapping[str, str], *, reduction: str) -> dict
     }
 
 
+def unlike(one: Arithmetic, other: Arithmetic) -> list[str]:
+    """The keys in which two arithmetics differ."""
+    return [key for key in {**one, **other} if one.get(key, UNSET) != other.get(key, UNSET)]
+
+
 def changes(before: Arithmetic, after: Arithmetic) -> dict[str, str]:
     """The differences between two arithmetics that may change a bit of a result.
 
     Returns:
         what differs, and how: `torch was 2.12.0 and is 2.13.0`.
     """
+    keys = unlike(before, after)
     if before.get(BITS) == after.get(BITS) == FIXED:
-        return {}
+        keys = [key for key in keys if key == ORDER]
     return {
-        key: f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}"
-        for key in {**before, **after}
-        if before.get(key, UNSET) != after.get(key, UNSET)
+        key: f"{key} was {before.get(key, UNSET)} and is {after.get(key, UNSET)}" for key in keys
     }

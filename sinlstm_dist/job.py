@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 
 from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model
-from sinlstm_dist.arithmetic import CODE, OWN, arithmetic, versions
+from sinlstm_dist.arithmetic import CODE, OWN, RECURRENCE, arithmetic, versions
 from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
@@ -135,8 +135,10 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
         )
     except ValueError as error:
         raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
+    if recurrence.name == "reference" and config.train.reduction == "ddp":
+        recurrence = lstm.Choice("torch", "the reference is for ordered reduction")
     code = {
-        "recurrence": _recurrence(recurrence, world),
+        RECURRENCE: _recurrence(recurrence, world),
         "optimizer": "SGD that rounds each operation",  # before it there was torch's
     }
     return sine.build(config, recurrence), code

@@ -1,6 +1,6 @@
 """Random numbers that are pure functions of a counter and a key, the same on any CPU.
 
->>> words = philox((np.arange(3), 0, 0, 0), key=(0, 0))
+>>> words = philox(np.arange(3), 0, key=(0, 0))
 >>> [len(word) for word in words]
 [3, 3, 3, 3]
 """
@@ -12,11 +12,12 @@ import numpy as np
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Philox4x32-10: four random 32-bit words for each counter of four such words.
+def philox(low: Any, high: Any, *, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Philox4x32-10: four random 32-bit words for each counter of 128 bits.
 
     Args:
-        counter: arrays or numbers of any shapes that broadcast, 0 to 2**32 - 1.
+        low: the lower 64 bits of the counters: an array or a number, of which int64 is enough.
+        high: the upper 64 bits; both broadcast.
         key: two numbers, 0 to 2**32 - 1.
 
     Returns:
@@ -24,8 +25,8 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[np
 
     Source: Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC11).
     """
-    words = (np.asarray(word).astype(np.uint64) for word in counter)
-    c0, c1, c2, c3 = np.broadcast_arrays(*words)
+    low, high = np.broadcast_arrays(*(np.asarray(half).astype(np.uint64) for half in (low, high)))
+    c0, c1, c2, c3 = low & _LOW, low >> _SHIFT, high & _LOW, high >> _SHIFT
     k0, k1 = key
     for _ in range(10):
         product0, product1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2

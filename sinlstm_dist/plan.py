@@ -16,7 +16,8 @@ from sinlstm_dist import compiled
 from sinlstm_dist.philox import philox
 
 _ORDER = 1  # separates sample orders from other random numbers of the same seed
-_ROUNDS = 16  # of the shuffle: with 12, some orders of 6 samples were more frequent than others
+_NUM_KEYS = 16  # of a shuffle, as NUM_SHUFFLE_KEYS in csrc/kernel.h; with 12, some orders of 6
+# samples were more frequent than others
 
 
 def epoch_order(
@@ -57,9 +58,11 @@ def indices_at(
         >>> indices_at(np.array([2, 7]), seed=0, epoch=0, size=8).tolist()
         [5, 7]
     """
+    if sampling not in ("permutation", "replacement"):
+        raise ValueError(f'sampling={sampling!r} is unknown: use "permutation" or "replacement"')
     keys = _keys(seed, epoch)
     if sampling == "replacement":
-        words = philox((positions & 0xFFFFFFFF, positions >> 32, 0, 0), (keys[0], keys[1]))
+        words = philox(positions, 0, key=(keys[0], keys[1]))
         numbers = (words[0] << np.uint64(21)) + (words[1] >> np.uint64(11))  # of 53 bits
         return (numbers * 2.0**-53 * size).astype(np.int64)
     return _shuffle(positions, keys=keys, size=size)
@@ -67,13 +70,13 @@ def indices_at(
 
 @functools.lru_cache(maxsize=4)  # a few steps of an epoch are fetched at a time
 def _keys(seed: int, epoch: int) -> np.ndarray:
-    """(_ROUNDS,) uint64, of 32 random bits each."""
+    """(_NUM_KEYS,) uint64, of 32 random bits each."""
     generator = np.random.PCG64(np.random.SeedSequence([_ORDER, seed, epoch]))
-    return generator.random_raw(_ROUNDS) >> 32
+    return generator.random_raw(_NUM_KEYS) >> 32
 
 
 def _shuffle(positions: np.ndarray, *, keys: np.ndarray, size: int) -> np.ndarray:
-    """A random bijection of [0, size), at some positions; keys are (_ROUNDS,) uint64."""
+    """A random bijection of [0, size), at some positions; keys are (_NUM_KEYS,) uint64."""
     if compiled.missing():
         return _shuffle_by_numpy(positions, keys=keys, size=size)
     positions = np.ascontiguousarray(positions, dtype=np.int64)
@@ -93,7 +96,7 @@ def _shuffle(positions: np.ndarray, *, keys: np.ndarray, size: int) -> np.ndarra
 
 def _grid(size: int) -> tuple[int, int]:
     """Height and width of a nearly square grid of at least `size` cells."""
-    height = math.isqrt(size - 1) + 1
+    height = math.isqrt(max(size - 1, 0)) + 1
     return height, -(-size // height)
 
 
@@ -216,12 +219,12 @@ class Plan:
         owned = self.owned(self.rank)
         return self.all_sizes(step)[owned.start : owned.stop]
 
-    def share(self, step: int, rank: int) -> tuple[int, int]:
+    def span(self, step: int, rank: int) -> tuple[int, int]:
         """The start and the end, in an epoch's order, of the share of process `rank` in `step`.
 
         Examples:
             >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3)
-            >>> plan.share(step=1, rank=0)
+            >>> plan.span(step=1, rank=0)
             (100, 139)
         """
         edges = bounds(self.num_samples(step), self.num_pieces)

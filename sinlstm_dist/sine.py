@@ -34,8 +34,6 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
     Raises:
         ConfigError: the series cannot be used.
     """
-    if recurrence.name == "reference" and config.train.reduction == "ddp":
-        recurrence = lstm.Choice("torch", "the reference is for ordered reduction")
     train, test = datasets(config.data)
     model = Predictor(
         hidden_size=config.model.hidden_size,

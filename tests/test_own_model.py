@@ -105,7 +105,7 @@ def test_the_same_bits_when_torchrun_starts_it(root, alone):
 
 def batches(data: Any, *, seed: int, epoch: int) -> Iterator[Any]:
     """Whole batches as torch's own loader would make them, in the order of a run's epoch."""
-    order = epoch_order(seed=seed, epoch=epoch, size=len(data), sampling="shuffle")
+    order = epoch_order(seed=seed, epoch=epoch, size=len(data), sampling="permutation")
     for start in range(0, len(data), BATCH):
         samples = [data[int(index)] for index in order[start : start + BATCH]]
         yield torch.utils.data.default_collate(samples)

@@ -85,7 +85,7 @@ class StepSampler(BatchSampler):
         epoch = self._epoch
         for steps in self.fetches():
             for plan in self._plans:
-                spans = [plan.share(step, plan.rank) for step in steps]
+                spans = [plan.span(step, plan.rank) for step in steps]
                 sizes = () if self._by_array else tuple(plan.piece_sizes(steps[0]))
                 yield [Share(epoch, spans, sizes)]
 

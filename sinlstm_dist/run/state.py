@@ -2,14 +2,14 @@
 
 A file without a format number has format 1; it lacks the fields that have defaults below.
 Formats 1 and 2 are of the built-in task only, and call the sum of its loss `squared_error`. Up to
-format 3 the sine and its noise had other last bits, so `data` is not compared with today's.
+format 3 the built-in task's data had other last bits, so `data` is not compared with today's.
 """
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from sinlstm_dist.config import SINE, Config, unknown_keys
+from sinlstm_dist.config import Config, unknown_keys
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.problems import first_problem
 from sinlstm_dist.run import files
@@ -112,8 +112,7 @@ def parse(content: bytes) -> dict[str, Any]:
         state = _State.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
         raise ValueError(first_problem(error)) from error
-    config = state["config"]
-    if number < 4 and not config["task"]["build"] and config["data"]["source"] == SINE:
+    if number < 4 and not state["config"]["task"]["build"]:
         state["data"] = ""
     return state
 
