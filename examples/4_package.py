@@ -42,7 +42,7 @@ def main() -> None:
     )
     train(config)
     if launch.rank == 0:
-        print(f"weights {digest(Predictor.from_pretrained(config.output.dir))}")
+        print(f"hash of 3_ordered.py: {digest(Predictor.from_pretrained(config.output.dir))}")
 
 
 if __name__ == "__main__":

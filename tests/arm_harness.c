@@ -1,6 +1,7 @@
 /* Prints what the kernel computes for problems of its own making, without Python: the bits of a
- * row of gradients and totals, one line per problem. Its argument is the instruction set.
- * test_arm.py compares the lines of an Arm processor with those of this machine. */
+ * row of gradients and totals, of noise, or of shuffled positions, one line per problem. Its
+ * argument is the instruction set. test_arm.py compares the lines of an Arm processor with those of
+ * this machine. */
 #include "call.h"
 #include "memory.h"
 
@@ -12,6 +13,7 @@
 #define SAMPLES 17 /* a whole block, and one with idle lanes */
 #define MAX_WINDOW 300
 #define MAX_UNITS 17
+#define MAX_POSITIONS 40
 #define MAX_ROW (4 * MAX_UNITS * (MAX_UNITS + 3) + MAX_UNITS + 1 + NUM_TOTALS)
 
 /* SplitMix64 (Steele, Lea and Flood, 2014), and from it floats in [-1, 1), exactly. */
@@ -73,6 +75,38 @@ static void print_row(const Kernel *kernel, Kind kind, int W, int H) {
     printf("\n");
 }
 
+/* Values as small as the noise: where the deviation is tiny, their sums are subnormal. */
+static void print_noise(const Kernel *kernel, float deviation, int columns) {
+    static const int64_t rows[] = {0, 1, 1000, (INT64_C(1) << 33) + 5, INT64_MAX};
+    const int num_rows = sizeof rows / sizeof *rows;
+    static float values[sizeof rows / sizeof *rows * MAX_WINDOW];
+    state = columns;
+    random_floats(values, num_rows * columns, deviation);
+    const Noise noise = {values, rows, num_rows, columns, {0xffffffffu, 7}, deviation};
+    kernel->add_noise(&noise);
+    printf("noise of %a, window %d:", (double)deviation, columns);
+    for (int i = 0; i < num_rows * columns; i++) printf(" %08" PRIx32, bits_of(values[i]));
+    printf("\n");
+}
+
+static void print_shuffle(const Kernel *kernel, uint64_t size, uint32_t height) {
+    int64_t positions[MAX_POSITIONS], indices[MAX_POSITIONS];
+    const int count = size < MAX_POSITIONS ? (int)size : MAX_POSITIONS;
+    for (int i = 0; i < count; i++) positions[i] = i * (int64_t)(size / count);
+    Shuffle order = {.positions = positions,
+                     .count = count,
+                     .size = size,
+                     .height = height,
+                     .width = (uint32_t)((size + height - 1) / height),
+                     .indices = indices};
+    state = size;
+    for (int i = 0; i < NUM_SHUFFLE_KEYS; i++) order.keys[i] = (uint32_t)random_word();
+    kernel->shuffle(&order);
+    printf("shuffle of %" PRIu64 ":", size);
+    for (int i = 0; i < count; i++) printf(" %016" PRIx64, (uint64_t)indices[i]);
+    printf("\n");
+}
+
 static const Kernel *find_kernel(const char *name) {
 #if defined(__x86_64__)
     if (!strcmp(name, "avx512")) return &kernel_avx512;
@@ -87,6 +121,16 @@ int main(int argc, char **argv) {
     static const Kind kinds[] = {{"small weights", 0.5f, 0.5f, 0.0f},
                                  {"large weights", 20.0f, 20.0f, 0.0f},
                                  {"vanishing gradients", 0.5f, 0x1p-115f, -3.0f}};
+    static const float deviations[] = {1.0f, 0.02f, 0x1p-130f};
+    static const struct {
+        uint64_t size;
+        uint32_t height; /* of the grid: the square root, rounded up */
+    } orders[] = {{1, 1},
+                  {17, 5},
+                  {1000, 32},
+                  {10007, 101},
+                  {UINT64_C(1) << 33, 92682},
+                  {UINT64_C(1) << 61, 1518500250}};
     const Kernel *kernel = argc == 2 ? find_kernel(argv[1]) : NULL;
     if (!kernel || !thread_memory_init()) return 2;
     for (int k = 0; k < 3; k++)
@@ -94,5 +138,10 @@ int main(int argc, char **argv) {
             print_row(kernel, kinds[k], 50, H);
             print_row(kernel, kinds[k], MAX_WINDOW, H);
         }
+    for (int d = 0; d < 3; d++) {
+        print_noise(kernel, deviations[d], 50);
+        print_noise(kernel, deviations[d], MAX_WINDOW);
+    }
+    for (int n = 0; n < 6; n++) print_shuffle(kernel, orders[n].size, orders[n].height);
     return 0;
 }

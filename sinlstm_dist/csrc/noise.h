@@ -2,8 +2,11 @@
  * coefficients come from.
  *
  * Loops over lanes that the compiler turns into vectors. A lane is one block of the generator: four
- * words, and four numbers of a row. No multiply-add here: each operation rounds once, in the
- * caller's float mode.
+ * words, and four numbers of a row. No multiply-add here: each operation rounds once.
+ *
+ * The float mode is the caller's, unlike that of the kernel's other results (float_mode.h), because
+ * the definition in numpy computes in that mode too. It matters only for a tiny deviation: no other
+ * number here is ever subnormal.
  */
 #ifndef SINLSTM_NOISE_H
 #define SINLSTM_NOISE_H

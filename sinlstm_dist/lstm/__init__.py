@@ -1,6 +1,6 @@
-"""The LSTM recurrence as one differentiable operation: a compiled CPU kernel or torch.nn.LSTM.
+"""The LSTM recurrence: a compiled CPU kernel, torch.nn.LSTM, or the kernel's arithmetic in numpy.
 
-`choose` decides which of the two is used. `lstm` is the operation on the compiled kernel.
+`choose` decides which of the three is used. `lstm` is the operation on the compiled kernel.
 `predictor_rows` and `predictor_totals` compute a training or an evaluation step of the predictor;
 reference.py does it in numpy, with the same bits.
 
