@@ -50,6 +50,13 @@ class Syntax:
     keys: Sequence[str] = ()
 
 
+def _file(name: str) -> Path:
+    """The path of a file that a flag names."""
+    if not name:
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return Path(name)
+
+
 _DATA_KEYS = [key for key in KEYS if key.startswith("data.")]
 _CONFIG = {"metavar": "FILE", "dest": "config_file", "help": "TOML file with any of the keys"}
 _TRAINED = {"metavar": "RUN_DIR", "help": "a finished run's folder, or a checkpoint's"}
@@ -72,14 +79,14 @@ COMMANDS = {
                 "metavar": "N", "type": int,
                 "help": "how many processes there must be; another number fails the claim World",
             },
-            "--json": {"metavar": "FILE", "type": Path, "help": "write the findings there too"},
+            "--json": {"metavar": "FILE", "type": _file, "help": "write the findings there too"},
             "--record": {
-                "metavar": "FILE", "type": Path,
+                "metavar": "FILE", "type": _file,
                 "help": "if all is well, write digests of the weights that this kind of device "
                 "computes",
             },
             "--against": {
-                "metavar": "FILE", "type": Path,
+                "metavar": "FILE", "type": _file,
                 "help": "compare with such a record, of last week or of other nodes",
             },
             "--inject": {

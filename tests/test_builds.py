@@ -7,11 +7,10 @@ import pytest
 from builds import ROOT, Edit, build, copy_package, digests, machine
 from lstm_cases import instruction_sets
 
-from sinlstm_dist.golden import GOLDEN
+from sinlstm_dist.golden import GOLDEN, KNOWN
 
 pytestmark = pytest.mark.kernel
 
-KNOWN = {name: golden.digest for name, golden in GOLDEN.items()}
 Digests = dict[str, dict[str, str]]  # by instruction set and name, see digests.py
 
 SOUND = ("gcc -O2", "gcc -O3", "clang -O2", "clang -O3")

@@ -317,6 +317,13 @@ def test_verify_takes_it(nursery: Nursery, tmp_path: Path) -> None:
     arguments = ["--model.lstm", "reference", "--data.window", "2"]
     ended = nursery.run(arguments, cwd=tmp_path, processes=2, module="verify")
     assert ended.codes == [0, 0], ended.stdout
+    table = " ".join(ended.stdout.split())
+    assert "recurrence: reference (numpy, slow and exact), ordered reduction" in table
+    golden = GOLDEN["noisy"].digest[:8]
+    assert (
+        "Golden PASS 1 configuration on all processes together, 1 on each process alone: the known "
+        f"weights, SHA-256 noisy {golden}"
+    ) in table
 
 
 def test_what_it_cannot_compute_is_refused() -> None:

@@ -1,6 +1,7 @@
 """verify compares weights with known ones (Golden), and with those of a record (Record)."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -15,13 +16,14 @@ from test_verify import ONE, red, results, run
 
 from sinlstm_dist import compiled, verify
 from sinlstm_dist.arithmetic import versions
-from sinlstm_dist.golden import GOLDEN
+from sinlstm_dist.golden import GOLDEN, KNOWN
+from sinlstm_dist.run import files
 from sinlstm_dist.verify import claims, known
 from sinlstm_dist.verify.bench import Asked, Bench, Parts
 
 HOST = socket.gethostname()
 LAST = f"rank 1 on {HOST}"
-OTHER = {**known.KNOWN, "noisy": "0" * 64}
+OTHER = {**KNOWN, "noisy": "0" * 64}
 
 
 def claim(path: Path, name: str) -> dict[str, Any]:
@@ -77,29 +79,32 @@ def test_known_weights_do_not_apply_without_a_kernel_or_on_a_gpu(monkeypatch):
     )
     assert reason("cpu") == ("" if not compiled.missing() else reason("cpu"))
     monkeypatch.setattr(compiled, "missing", lambda: "no compiler")
-    assert reason("cpu").startswith("the known weights are those of the compiled kernel, not")
+    assert reason("cpu") == (
+        "the known weights are those of the compiled kernel, not of nn.LSTM (no compiler): "
+        "--model.lstm reference has them too, slowly"
+    )
 
 
 def golden(monkeypatch, *, together: dict[str, str], alone: list[dict[str, str]]) -> Any:
     """The finding of rank 0 on processes that compute these digests."""
-    texts = [known._differing(digests, known.KNOWN) for digests in alone]
+    texts = [known._differing(digests, KNOWN) for digests in alone]
     world = SimpleNamespace(size=2, hosts=["a", "b"], gather_json=lambda mine: texts)
     monkeypatch.setattr(known, "_no_known_weights", lambda bench: "")
     monkeypatch.setattr(known, "_digests_together", lambda bench: together)
-    monkeypatch.setattr(known, "_digests_alone", lambda bench: alone[0])
+    monkeypatch.setattr(known, "_digests_alone", lambda bench, names: alone[0])
     return known.check_golden(Bench(world, Parts()))
 
 
 def test_a_process_that_computes_wrongly_is_named(monkeypatch):
     """Together all have its error, and alone it is the only one."""
-    finding = golden(monkeypatch, together=OTHER, alone=[known.KNOWN, OTHER])
-    what = f"other weights than the known ones (noisy 00000000 for {known.KNOWN['noisy'][:8]})"
+    finding = golden(monkeypatch, together=OTHER, alone=[KNOWN, OTHER])
+    what = f"other weights than the known ones (noisy 00000000 for {KNOWN['noisy'][:8]})"
     assert finding.problems == [f"all processes together: {what}", f"rank 1 on b alone: {what}"]
     assert finding.look_at == known.ONE_NODE
     finding = golden(monkeypatch, together=OTHER, alone=[OTHER, OTHER])
     assert finding.problems == [f"all processes together: {what}", f"each process alone: {what}"]
     assert finding.look_at is None  # the claim's own: the compiler, the CPU, an edited package
-    assert golden(monkeypatch, together=known.KNOWN, alone=[known.KNOWN] * 2).problems == []
+    assert golden(monkeypatch, together=KNOWN, alone=[KNOWN] * 2).problems == []
 
 
 def test_more_processes_than_pieces_train_the_rest_alone(monkeypatch):
@@ -207,6 +212,14 @@ def test_with_ddp_the_own_configuration_is_left_out(monkeypatch, tmp_path):
             {"arithmetic": {**versions(), "torch": "2.0"}},
             " is of other versions: torch was 2.0 and",
         ),
+        (
+            {"digests": {**KNOWN, "noisy": "0" * 63 + "G"}},
+            " is not a file that verify --record has written: digests.noisy: must be 64 hexa",
+        ),
+        (
+            {"digests": {name: KNOWN[name] for name in KNOWN if name != "momentum"}},
+            " is not a file that verify --record has written: digests: there is no momentum",
+        ),
         ({"digests": 3}, " is not a file that verify --record has written: digests: "),
         ({"more": 3}, " is not a file that verify --record has written: more: "),
     ],
@@ -256,6 +269,33 @@ def test_a_record_that_cannot_be_written_is_refused_first(tmp_path, capsys):
     assert "--record" in capsys.readouterr().err
     assert verify.main(["--record", str(tmp_path)]) == 2
     assert capsys.readouterr() == ("", f"error: --record {tmp_path} is a folder: name a file\n")
+    assert verify.main(["--record", "/dev/null"]) == 2
+    assert capsys.readouterr().err.endswith("/dev/null is no regular file: name another\n")
+    assert verify.main(["--record", "/proc/x.json"]) == 2  # where root has permission to write
+    printed, errors = capsys.readouterr()
+    assert printed == ""
+    assert errors.startswith("error: --record /proc/x.json cannot be written: ")
+
+
+@pytest.mark.parametrize("flag", ["--record", "--against", "--json"])
+def test_an_empty_name_is_an_error(capsys, flag):
+    assert verify.main([flag, ""]) == 2
+    assert capsys.readouterr() == (
+        "", f"error: argument {flag}: the name of the file is empty\n"
+    )  # fmt: skip
+
+
+def test_a_record_that_a_full_disk_loses_blames_no_device(monkeypatch, tmp_path, capsys):
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), ".unfinished-r.json")
+
+    monkeypatch.setattr(claims, "CLAIMS", ())
+    monkeypatch.setattr(files, "replace_synced", full)
+    path, found = tmp_path / "r.json", tmp_path / "v.json"
+    assert verify.main(["--record", str(path), "--json", str(found)]) == 1
+    recorded = claim(found, "Record")
+    assert recorded["problems"] == [f"--record {path} cannot be written: No space left on device"]
+    assert recorded["look_at"] == ""
 
 
 def test_processes_that_differ_are_not_recorded(monkeypatch, tmp_path):
@@ -266,7 +306,7 @@ def test_processes_that_differ_are_not_recorded(monkeypatch, tmp_path):
     world = SimpleNamespace(
         size=2,
         hosts=["a", "b"],
-        on_main=lambda get: known.KNOWN,
+        on_main=lambda get: KNOWN,
         gather_json=lambda mine: ["", mine],
     )
     monkeypatch.setattr(known, "_new_record", lambda bench: here)

@@ -178,12 +178,12 @@ def check_world(accelerator: Accelerator, *, meant: int) -> None:
     if accelerator.distributed_type not in known:
         raise ConfigError(
             f"{accelerator.distributed_type.value} is not supported: use MULTI_GPU or MULTI_CPU in "
-            f"accelerate's configuration, or {launcher.RUN}"
+            f"accelerate's configuration, or {launcher.torchrun()}"
         )
     if accelerator.num_processes != meant:
         raise ConfigError(
             f"the launcher meant {counted(meant, 'process')}, but {accelerator.num_processes} "
-            f"joined; start it as: {launcher.RUN.replace('N', str(meant), 1)}"
+            f"joined; start it as: {launcher.torchrun(meant)}"
         )
 
 

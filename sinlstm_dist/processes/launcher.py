@@ -47,10 +47,6 @@ ARITHMETIC_VARIABLES = (
 )  # fmt: skip
 INTERFACE = "GLOO_SOCKET_IFNAME"
 COMMAND = "sinlstm_dist.train"  # in advice on how to start it
-# Without --local-addr, torchrun's processes meet at this machine's name. Where that name does not
-# resolve, they wait for minutes.
-RUN = f"torchrun --nproc-per-node N --local-addr 127.0.0.1 -m {COMMAND}"
-
 
 _have_met = False
 
@@ -165,7 +161,7 @@ def check_launch() -> Launch:
 
 def _check_joined(launch: Launch) -> None:
     """Refuse processes that were started together, but would each train alone."""
-    advice = f"start it as: {RUN}"
+    advice = f"start it as: {torchrun()}"
     has_size = any(map(value, SIZE_VARIABLES))
     if value("ACCELERATE_USE_CPU") and value("MASTER_ADDR") and not has_size:
         # For num_processes > 1, accelerate's simple launcher sets the address, but still starts one
@@ -226,6 +222,13 @@ def meeting() -> Meeting:
         # survives a restart, to separate old keys from new.
         (value("TORCHELASTIC_RESTART_COUNT") or "0") if has_agent else "0",
     )
+
+
+def torchrun(number: object = "N", module: str = COMMAND) -> str:
+    """The command that starts this many processes on one machine, for advice."""
+    # Without --local-addr, torchrun's processes meet at this machine's name. Where that name does
+    # not resolve, they wait for minutes.
+    return f"torchrun --nproc-per-node {number} --local-addr 127.0.0.1 -m {module}"
 
 
 def arithmetic_variables() -> dict[str, str]:

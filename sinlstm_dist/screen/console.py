@@ -104,6 +104,11 @@ def show_text(text: str) -> None:
     output.write(Screen(output).sayable(text))
 
 
+def show_sentence(text: str) -> None:
+    """Print `text` and a line end: wrapped between words on a terminal, not in a file."""
+    Screen(Stream("stdout")).say(text)
+
+
 def show_toml(text: str) -> None:
     """Print TOML for a program: always UTF-8, with escapes for characters that do not print."""
     output = Stream("stdout")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,7 +10,13 @@ from sinlstm_dist.command import command, let_another_speak, speaks
 from sinlstm_dist.errors import CommandError, ConfigError, ExitCode
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.processes.stop import StopRequest
-from sinlstm_dist.screen.console import report_lost_output, show_error, show_table, show_text
+from sinlstm_dist.screen.console import (
+    report_lost_output,
+    show_error,
+    show_sentence,
+    show_table,
+    show_text,
+)
 from sinlstm_dist.verify import faults
 from sinlstm_dist.verify.bench import Asked
 from sinlstm_dist.verify.collectives import as_text
@@ -28,6 +35,8 @@ def main(options: Namespace) -> int:
     for flag, path in (("--json", options.json), ("--record", asked.record)):
         if path:
             _check_writable(flag, path)
+    if asked.record:
+        _check_replaceable(asked.record)
     verification = Verification(fault, options.config, asked)
     is_teller = is_speaker()
     with StopRequest() as request:  # a launcher's signal must not prevent the table
@@ -67,7 +76,7 @@ def _print(verification: Verification) -> None:
     """Print the tables and the conclusion."""
     verdicts = verification.verdicts
     if verification.note:
-        show_text(f"{verification.note}\n\n")
+        show_sentence(f"{verification.note}\n")
     figures = [as_text(row) for verdict in verdicts for row in verdict.figures]
     if figures:
         show_table(figures, numbers=figures[0])
@@ -114,3 +123,14 @@ def _check_writable(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} {path} is a folder: name a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"{flag} {path} cannot be written: permission denied")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise ConfigError if the record cannot be written as a new file in place of `path`."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"--record {path} is no regular file: name another")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()  # leaves nothing
+    except OSError as error:
+        why = error.strerror
+        raise ConfigError(f"--record {path} cannot be written: {why}") from error

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from sinlstm_dist import lstm
-from sinlstm_dist.agreement import digest
+from sinlstm_dist import compiled, lstm
 from sinlstm_dist.arithmetic import arithmetic, changes
 from sinlstm_dist.config import Config, load_config
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.golden import GOLDEN, weights_digest
+from sinlstm_dist.golden import GOLDEN, KNOWN, weights_digest
 from sinlstm_dist.job import Job
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify import record
@@ -24,9 +23,8 @@ from sinlstm_dist.words import counted, first_of
 
 Digests = Mapping[str, str]  # of weights, by configuration
 
-KNOWN = {name: golden.digest for name, golden in GOLDEN.items()}
 STEPS = 10  # of each configuration in a record
-BRIEF = "noisy"  # the one that tells processes apart which compute differently, slowly perhaps
+BRIEF = "noisy"  # tells processes apart that compute differently, also where computing is slow
 YOURS, EACH = "this configuration", "each process alone"
 THAN = "other weights than the known ones"
 ONE_NODE = "that node's CPU and memory; its compiled kernel; an edited package"
@@ -41,12 +39,14 @@ def check_golden(bench: Bench) -> Finding:
     if differing := _differing(together, KNOWN):
         who = "this process" if bench.is_one else "all processes together"
         problems.append(f"{who}: {THAN} ({differing})")
-    measured = f"the known weights, SHA-256: {counted(len(together), 'configuration')}"
+    names = _names(bench)
+    listed = first_of([f"{name} {KNOWN[name][:8]}" for name in names])
+    ends, what = f": the known weights, SHA-256 {listed}", counted(len(together), "configuration")
     if bench.is_one:
-        return Finding(measured, problems)
-    alone = _unlike(bench, _differing(_digests_alone(bench), KNOWN), THAN)
+        return Finding(f"{what}{ends}", problems)
+    alone = _unlike(bench, _differing(_digests_alone(bench, names), KNOWN), THAN)
     problems += alone
-    measured = f"{measured} on all processes together, {len(KNOWN)} on each process alone"
+    measured = f"{what} on all processes together, {len(names)} on each process alone{ends}"
     is_of_some = bool(alone) and not alone[0].startswith(EACH)
     return Finding(measured, problems, look_at=ONE_NODE if is_of_some else None)
 
@@ -76,7 +76,10 @@ def check_record(bench: Bench) -> Finding:
     if recorded:
         measured += f": the weights of the record of {recorded.source}"
     if path and not problems:
-        world.on_main(lambda: here.write(path))
+        try:
+            world.on_main(here.write, path)
+        except ConfigError as error:  # such as a full disk: no device is to blame
+            return Finding("", [f"--record {error}"], look_at="")
         measured += f"; written to {path}"
     return Finding(measured, problems)
 
@@ -115,17 +118,31 @@ def _no_known_weights_here(bench: Bench) -> str:
             f"the known weights are those of CPUs, and here is {device}: see --record and --against"
         )
     choice = lstm.choose(asked, device_type=device, input_size=1, hidden_size=1, num_layers=1)
-    if choice.name == "fused":
+    if choice.name != "torch":
         return ""
-    return f"the known weights are those of the compiled kernel, not of nn.LSTM ({choice.reason})"
+    why = "the known weights are those of the compiled kernel, not of nn.LSTM"
+    if asked == "torch":
+        return f"{why} (asked for)"
+    return f"{why} ({compiled.missing()}): --model.lstm reference has them too, slowly"
+
+
+def _names(bench: Bench) -> list[str]:
+    """The configurations to train: the reference is so slow that one must do."""
+    return [BRIEF] if bench.config.model.lstm == "reference" else list(GOLDEN)
+
+
+def _golden_config(bench: Bench, name: str, changed: Mapping[str, object] = {}) -> Config:
+    """A configuration whose weights are known, on the code that the user asks for."""
+    asked = {"model.lstm": bench.config.model.lstm}
+    return load_config(overrides={**GOLDEN[name].changed, **asked, **changed})
 
 
 def _digests_together(bench: Bench) -> dict[str, str]:
     """Of runs on all processes, where there are pieces for all of them. Collective: yes."""
     digests = {}
     with runs_folder(bench.world) as folder:
-        for name, golden in GOLDEN.items():
-            config = load_config(overrides={**golden.changed, "output.dir": str(folder / name)})
+        for name in _names(bench):
+            config = _golden_config(bench, name, {"output.dir": str(folder / name)})
             if bench.world.size <= config.train.virtual_shards:
                 job = bench.parts.build(config, bench.world, lambda task: task)
                 run_job(bench, config, job)
@@ -134,22 +151,17 @@ def _digests_together(bench: Bench) -> dict[str, str]:
 
 
 def _digests_alone(
-    bench: Bench,
-    names: Iterable[str] = GOLDEN,
-    changed: Mapping[str, object] = {},
-    *,
-    num_steps: int | None = None,
+    bench: Bench, names: Iterable[str], *, num_steps: int | None = None
 ) -> dict[str, str]:
     """Of steps that this process takes alone.
 
     Args:
         names: of configurations.
-        changed: other values of some keys.
         num_steps: at most; None for all of a run.
     """
     alone, digests = _alone(bench), {}
     for name in names:
-        config = load_config(overrides={**GOLDEN[name].changed, **changed})
+        config = _golden_config(bench, name)
         job = bench.parts.build(config, alone.world, lambda task: task)
         digests[name] = weights_digest(_trained(job, config, alone.world, num_steps).state_dict())
     return digests
@@ -182,16 +194,16 @@ def _facts(bench: Bench) -> Record:
 
 def _new_record(bench: Bench) -> Record:
     """The record of this process."""
-    asked = {"model.lstm": bench.config.model.lstm}
-    digests = _digests_alone(bench, changed=asked, num_steps=STEPS)
-    here = _facts(bench).model_copy(update={"digests": digests})
+    facts = _facts(bench)
+    digests = _digests_alone(bench, GOLDEN, num_steps=STEPS)
+    decides = facts.arithmetic
     if bench.config.train.reduction == "ordered":  # the bits of "ddp" depend on the processes
         alone = _alone(bench)
         job, config = alone.build(), alone.settings()
         model = _trained(job, config, alone.world, most_steps(bench))
-        here.digests[YOURS] = digest(model.state_dict())
-        here.arithmetic.update(job.agreement.arithmetic)
-    return here
+        digests |= {YOURS: weights_digest(model.state_dict())}
+        decides = {**decides, **job.agreement.arithmetic}
+    return facts.model_copy(update={"digests": digests, "arithmetic": decides})
 
 
 def _unlike(bench: Bench, differing: str, than: str) -> list[str]:

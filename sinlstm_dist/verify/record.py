@@ -5,6 +5,8 @@ torchrun --nproc-per-node 8 -m sinlstm_dist.verify --against fleet.json
 """
 
 import json
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sinlstm_dist.arithmetic import UNSET, Arithmetic, changes, versions
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.golden import GOLDEN
 from sinlstm_dist.problems import first_problem
 from sinlstm_dist.run import files
 from sinlstm_dist.run.identity import changed_keys
@@ -48,9 +51,16 @@ class Record(BaseModel):
         return f"{self.written} on {self.device}"
 
     def write(self, path: Path) -> None:
-        """Replace the file at `path` by this record."""
+        """Replace the file at `path` by this record.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         content = json.dumps(self.model_dump(), indent=1) + "\n"
-        files.replace_synced(path, content.encode())
+        try:
+            files.replace_synced(path, content.encode())
+        except OSError as error:  # which names the unfinished file
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
     def refuse(self, other: "Record") -> str:
         """Why this record does not tell what the weights of `other` must be; "" if it does."""
@@ -74,13 +84,24 @@ def read(path: Path) -> Record:
         number = content.get("format") if isinstance(content, dict) else None
         if isinstance(number, int) and number != FORMAT:
             raise ConfigError(f"{path} has format {number}, and this version reads {FORMAT}")
-        return Record.model_validate(content)
+        recorded = Record.model_validate(content)
+        _check_digests(recorded.digests)
+        return recorded
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise ConfigError(f"{path} {NO_RECORD}: {first_problem(error)}") from error
     except ValueError as error:
         raise ConfigError(f"{path} {NO_RECORD}: {error}") from error
+
+
+def _check_digests(digests: Mapping[str, str]) -> None:
+    """Raise ValueError if one is missing or is no SHA-256."""
+    if missing := GOLDEN.keys() - digests.keys():
+        raise ValueError(f"digests: there is no {min(missing)}")
+    for name, digest in digests.items():
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"digests.{name}: must be 64 hexadecimal digits")
 
 
 def _versions(arithmetic: Arithmetic) -> dict[str, str]:

@@ -62,10 +62,12 @@ def check_checkpoint(bench: Bench) -> Finding:
         problems.append(f"weights of the resumed run differ from the unbroken one's by {apart:.1e}")
     if not _same_figures(straight.figures, resumed.figures, rounding=rounding):
         problems.append("metrics.jsonl of the resumed run differs from the unbroken one's")
-    how = f"on request of rank {bench.world.size - 1}, read by every process"
+    by, read = f" of rank {bench.world.size - 1}", ", read by every process"
+    if bench.is_one:
+        by = read = ""
     measured = (
-        f"stopped after step {stopped.step} {'on request, read' if bench.is_one else how}, "
-        "resumed: the weights and metrics of the unbroken run"
+        f"stopped on request{by} after step {stopped.step}{read}, resumed: the weights and "
+        "metrics of the unbroken run"
     )
     return Finding(measured if is_exact else f"{measured} within {ROUNDING:.0e}", problems)
 

@@ -178,9 +178,11 @@ class Verification:
 
         Collective: yes.
         """
-        broken = [v.claim for v in self.verdicts if v.claim in claim.needs and not v.holds]
+        broken = [v for v in self.verdicts if v.claim in claim.needs and not v.holds]
         if broken:
-            return Verdict(claim.name, "SKIP", f"depends on {broken[0]}")
+            first = broken[0]  # if it was skipped too, it says on which claim it depends
+            why = first.measured if first.result == "SKIP" else f"depends on {first.claim}"
+            return Verdict(claim.name, "SKIP", why)
         with _time_limit(claim.name, _advice(self._config)):
             finding = _finding(claim, bench)
             problems = _agreed(world.gather_json(list(finding.problems)), bench)

@@ -22,6 +22,7 @@ from sinlstm_dist.words import counted
 CLOCK_LIMIT_S = 1.0
 PROBE_BYTES = 4 << 20  # much more than other traffic in the meantime
 COUNTERS = Path("/proc/net/dev")
+COMMAND = "sinlstm_dist.verify"  # in advice on how to start it
 
 
 def check_world(bench: Bench) -> Finding:
@@ -57,9 +58,7 @@ def check_arithmetic(bench: Bench) -> Finding:
     except Disagreement as error:
         return Finding("", [str(error), *unlike_known(bench)])
     reduction = bench.config.train.reduction
-    recurrence = job.agreement.arithmetic.get("recurrence", "")
-    what = bench.config.task.build or f"recurrence: {recurrence}"
-    path = f"{what}, {reduction} reduction"
+    path = f"{bench.config.task.build or job.task.facts['model']}, {reduction} reduction"
     if bench.is_one:
         return Finding(f"one process: nothing to compare; {path}", applies=False)
     exact = ", gradients, optimizer steps and test results"
@@ -71,21 +70,14 @@ def check_arithmetic(bench: Bench) -> Finding:
 def note_on_one(world: World) -> str:
     """What to say to the user of one process on a machine that has room for more; or ""."""
     if world.device.type == "cuda":
-        room = counted(torch.cuda.device_count(), "GPU")
+        room, of = torch.cuda.device_count(), "GPU"
     else:
-        room = counted(launcher.num_cores(), "core")
-    if room.startswith("1 "):
+        room, of = launcher.num_cores(), "core"
+    if room == 1:
         return ""
     return (
-        f"one process was started, on a machine with {room}: if more were meant, start them with "
-        f"{_start('N')}; if not, say --processes 1"
-    )
-
-
-def _start(number: object) -> str:
-    """The command that starts this many processes on one machine."""
-    return launcher.RUN.replace(launcher.COMMAND, "sinlstm_dist.verify").replace(
-        " N ", f" {number} "
+        f"one process was started, on a machine with {counted(room, of)}: if more were meant, "
+        f"start them with {launcher.torchrun(module=COMMAND)}; if not, say --processes 1"
     )
 
 
@@ -96,7 +88,8 @@ def _other_number(bench: Bench) -> list[str]:
     there = f"there {'is' if size == 1 else 'are'} {counted(size, 'process')}"
     return [
         f"{there}, and --processes {meant} asks for another number: start them with "
-        f"{_start(meant)} on one machine, with your cluster's launcher on several"
+        f"{launcher.torchrun(meant, COMMAND)} on one machine, with your cluster's launcher on "
+        "several"
     ]
 
 
@@ -105,8 +98,7 @@ def _of_one(bench: Bench, problems: Sequence[str]) -> Finding:
     measured = f"1 process ({bench.world.hosts[0]}), {bench.world.device.type}"
     if bench.asked.processes:
         return Finding(f"{measured}, as --processes says", problems)
-    why = "nothing to compare; --processes N says how many are meant"
-    return Finding(f"{measured}: {why}", problems, applies=False)
+    return Finding(f"{measured}: nothing to compare", problems, applies=False)
 
 
 def _facts(bench: Bench) -> dict[str, Any]:
