@@ -16,8 +16,9 @@ from sinlstm_dist import compiled
 from sinlstm_dist.philox import philox
 
 _ORDER = 1  # separates sample orders from other random numbers of the same seed
-_NUM_KEYS = 16  # of a shuffle, as NUM_SHUFFLE_KEYS in csrc/kernel.h; with 12, some orders of 6
-# samples were more frequent than others
+# Of a shuffle, as NUM_SHUFFLE_KEYS in csrc/kernel.h. With 12, some orders of 6 samples were more
+# frequent than others.
+_NUM_KEYS = 16
 
 
 def epoch_order(
