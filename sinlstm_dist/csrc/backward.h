@@ -10,10 +10,10 @@
  * step, from the gradients of the state after it. */
 INLINE void backward_unit(const float *act, const float *c_before, const float *dh, float *dc,
                           float *dgates, int H) {
-    const UnitGradient gradient = unit_gradient(
-        v_load(act), v_load(act + H * LANES), v_load(act + 2 * H * LANES),
-        v_load(act + 3 * H * LANES), v_load(act + 4 * H * LANES), v_load(c_before), v_load(dh),
-        v_load(dc));
+    const UnitGradient gradient =
+        unit_gradient(v_load(act), v_load(act + H * LANES), v_load(act + 2 * H * LANES),
+                      v_load(act + 3 * H * LANES), v_load(act + 4 * H * LANES), v_load(c_before),
+                      v_load(dh), v_load(dc));
     v_store(dgates, gradient.i);
     v_store(dgates + H * LANES, gradient.f);
     v_store(dgates + 2 * H * LANES, gradient.g);

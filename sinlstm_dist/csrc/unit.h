@@ -4,9 +4,7 @@
 
 #include "simd.h"
 
-INLINE vec next_cell(vec i, vec f, vec g, vec c_before) {
-    return v_fma(f, c_before, v_mul(i, g));
-}
+INLINE vec next_cell(vec i, vec f, vec g, vec c_before) { return v_fma(f, c_before, v_mul(i, g)); }
 
 /* Of the four gates before their nonlinearity, and of the cell before the step. */
 typedef struct {
