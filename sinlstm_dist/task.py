@@ -178,4 +178,6 @@ def row_of(sums: Sums, num_samples: int) -> Tensor:
     """The totals of one piece as numbers, not differentiable: (3,) or (4,)"""
     loss, correct, *divisor = sums
     numbers = (loss, 0.0 if correct is None else correct, float(num_samples), *divisor)
-    return torch.stack([torch.as_tensor(n, device=loss.device).detach().float() for n in numbers])
+    return torch.stack(
+        [n.detach().to(loss) if isinstance(n, Tensor) else loss.new_full((), n) for n in numbers]
+    )  # new_full fills it on the device: new_tensor would copy, and wait for a GPU
