@@ -42,7 +42,7 @@ def join_world(
             world = World(accelerator, hosts=roll_call.hosts)
             try:
                 yield world
-                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
+                world.wait_for_everyone()  # leaving a group that others use aborts them
             except Exception as error:
                 roll_call.report(error)
                 # The traceback's variables keep the group's connections open after it is left, so
