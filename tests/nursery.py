@@ -36,6 +36,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import late_ends
 from launching import HANGS_S, environment, free_port
 
 CLOSED_PIPE = "a pipe whose reader has left"
@@ -126,6 +127,7 @@ class Nursery:
         stdout: str = "",
         is_whole: bool = False,
         terminal: str = "",
+        ends_late: bool = False,
     ) -> Launch:
         """Start a world of processes.
 
@@ -143,6 +145,7 @@ class Nursery:
             is_whole: run and end each process as `python -m` does, which is most of its cost, and
                 where threads that are left abort it; without, it is gone when its work is done.
             terminal: its path; each process's session and streams are its.
+            ends_late: whether collectives return before they have ended, as NCCL's do.
         """
         self._count += 1
         launch = Launch(self._folder / f"launch-{self._count}", free_port())
@@ -165,6 +168,7 @@ class Nursery:
                 "stdout": stdout,
                 "is_whole": is_whole,
                 "terminal": terminal,
+                "ends_late": ends_late,
             }
             if processes > 1:
                 order["environment"] = {
@@ -271,6 +275,8 @@ def _be_child(order: dict[str, Any]) -> None:
         runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
     code = 70
     try:
+        if order["ends_late"]:
+            late_ends.install()
         _install(order["faults"], folder / f"events-{rank}")
         code = import_module(order["module"]).main(order["arguments"])
     except Exception:

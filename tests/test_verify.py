@@ -514,14 +514,14 @@ def test_collectives_name_what_is_not_exact(monkeypatch, broken):
 
 def test_speed_measures_the_wait_for_the_end_of_a_collective(monkeypatch):
     """NCCL's collectives return at once. What the GPU still computes before them is no wait."""
-    now, begun = [0.0], []
+    now, owed = [0.0], [100.0]  # seconds: the clock, and what the GPU has still to do
 
     def wait_for_device() -> None:
-        now[0] += 1.0 if begun else 100.0
+        now[0] += owed.pop() if owed else 0.0
 
     accelerator = SimpleNamespace(
         num_processes=2, process_index=0, is_main_process=True, device=torch.device("cpu"),
-        gather=lambda rows: begun.append("gather") or rows,
+        gather=lambda rows: owed.append(sum(owed) + 1.0) or rows,
     )  # fmt: skip
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     watch = speed.Stopwatch(World(accelerator, hosts=["h", "h"], wait_for_device=wait_for_device))
