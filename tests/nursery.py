@@ -13,8 +13,9 @@ A child can carry a fault, counted from its start:
 too) or what `_count_calls` knows; the fault strikes before the one with number `at`. `do` is
 "kill", "tear" (kill, with half of what was not synced yet on disk), "error NAME" (the operation
 fails so once), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang", "raise",
-"refuse" (a ConfigError), "stop_file", "count" (nothing), or, of "step", "flip" (a bit of the
-model's weights) or "spoil" (all gradients of pieces that are computed from then on).
+"refuse" (a ConfigError), "stop_file", "count" (nothing), "block" (in C, see `late_ends`), or, of
+"step", "flip" (a bit of the model's weights) or "spoil" (all gradients of pieces that are computed
+from then on).
 """
 
 import contextlib
@@ -337,6 +338,8 @@ def _act(
             os.kill(os.getpid(), int(number))
     if do == "hang":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if do == "block":
+        late_ends.stream.block()
     if do == "raise":
         raise ValueError(fault.get("text", "a fault of the test"))
     if do == "refuse":

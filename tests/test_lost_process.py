@@ -147,6 +147,17 @@ def test_lost_where_collectives_end_late(
     check_resumes(nursery, tmp_path)
 
 
+def test_lost_while_the_others_wait_in_calls_of_torch(nursery: Nursery, tmp_path: Path) -> None:
+    """NCCL is aborted from another thread, which lets these calls return."""
+    faults = [{"rank": 1, "of": "step", "at": 5, "do": "kill"}]
+    faults += [{"rank": rank, "of": "step", "at": 5, "do": "block"} for rank in (0, 2)]
+    settings = flags({**SETTINGS, "train.timeout_s": NEVER_S})
+    launch = nursery.run(settings, cwd=tmp_path, faults=faults, processes=3, ends_late=True)
+    assert launch.codes == [1, -signal.SIGKILL, 1]
+    assert launch.stderr == f"error: rank 1 on {HOST} died, hangs or cannot be reached\n"
+    assert summary(tmp_path / "run")["outcome"] == "failed"
+
+
 def test_one_fails_where_collectives_end_late(nursery: Nursery, tmp_path: Path) -> None:
     fault = {"rank": 2, "of": "step", "at": 5, "do": "raise", "text": "it broke"}
     settings = flags({**SETTINGS, "train.timeout_s": NEVER_S})

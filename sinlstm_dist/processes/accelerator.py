@@ -39,7 +39,7 @@ EXACT_CUBLAS = (":4096:8", ":16:8", ":4096:2")
 # Otherwise a thread of torch's ends this process when NCCL fails, before `waiting` can say who is
 # lost. https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
 NCCL_ERRORS, NOT_HANDLED = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"
-NCCL_LATER_S = 60.0  # torch notes NCCL's timeout so much later than `waiting` raises
+NCCL_LATER_S = 15.0  # torch's own timeout comes so much later than that of `waiting`
 LEAVE_S = 10.0  # for which leaving NCCL may take after a failure
 DEVICE, DEVICES = "ACCELERATE_TORCH_DEVICE", ("cpu", "cuda", "mps")
 
@@ -85,7 +85,10 @@ def gpu_of(launch: Launch) -> str:
     if _is_on_cpu():
         return ""
     # As Accelerate's PartialState.set_device chooses it
-    told = torch.device(launcher.value(DEVICE) or f"cuda:{launch.local_rank % _num_gpus()}")
+    try:
+        told = torch.device(launcher.value(DEVICE) or f"cuda:{launch.local_rank % _num_gpus()}")
+    except RuntimeError:  # Accelerate will refuse it
+        return ""
     number = told.index or 0
     if told.type != "cuda" or number >= _num_gpus():
         return ""
@@ -253,7 +256,8 @@ def check_world(accelerator: Accelerator, *, meant: int) -> None:
 
 def _make_cuda_deterministic() -> None:
     """Make CUDA compute the same bits each time: no TF32, no atomic sums, no autotuning."""
-    os.environ.setdefault(CUBLAS, EXACT_CUBLAS[0])  # read when CUDA starts
+    if not launcher.value(CUBLAS):
+        os.environ[CUBLAS] = EXACT_CUBLAS[0]  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

@@ -16,6 +16,10 @@ class Decision(BaseModel, extra="forbid", strict=True):
     missing: list[int] = []  # ranks that did not come in time
     stop: str = ""  # why all stop before they begin, if one was asked to
 
+    def sizes(self) -> set[int]:
+        """For how many processes this is; one number if it is sound."""
+        return {len(self.hosts), len(self.processes), len(self.gpus)}
+
     def shared_gpu(self) -> str:
         """Say which processes were given the same GPU, and what to do; "" if none were."""
         first: dict[str, int] = {}
@@ -23,10 +27,10 @@ class Decision(BaseModel, extra="forbid", strict=True):
             if first.setdefault(gpu, rank) == rank or not gpu:
                 continue
             return (
-                f"rank {first[gpu]} and rank {rank} on {self.hosts[rank]} have the same GPU "
-                f"({gpu}), and NCCL needs one for each process: start no more processes per "
-                "machine than it has GPUs, and let ACCELERATE_TORCH_DEVICE unset, or set "
-                "CUDA_VISIBLE_DEVICES to another GPU for each"
+                f"rank {first[gpu]} and rank {rank} on {self.hosts[rank]} have the same GPU, "
+                f"{gpu}, and NCCL needs one per process: start at most as many processes per "
+                "machine as it has GPUs, and check CUDA_VISIBLE_DEVICES and "
+                "ACCELERATE_TORCH_DEVICE"
             )
         return ""
 

@@ -179,10 +179,10 @@ class RollCall:
             else:
                 time.sleep(board.poll_s)
         decision = board.read("decision", Decision)
-        have_come = {len(decision.hosts), len(decision.processes), len(decision.gpus)}
-        if have_come == {self._size} and not decision.shared_gpu():
+        all_have_come = decision.sizes() == {self._size}
+        if all_have_come and not decision.shared_gpu():
             return decision, False
-        if have_come != {self._size} and not decision.stop and not decision.missing:
+        if not (all_have_come or decision.stop or decision.missing):
             raise Foreign("a decision for another number of processes")
         is_first = self._is_first()
         self._leave_together(board.count("present"))
