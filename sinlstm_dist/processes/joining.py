@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from sinlstm_dist.processes import launcher
-from sinlstm_dist.processes.accelerator import check_variables, joined_accelerator
+from sinlstm_dist.processes.accelerator import check_variables, gpu_of, joined_accelerator
 from sinlstm_dist.processes.roll_call import RollCall
+from sinlstm_dist.processes.waiting import Waiting
 from sinlstm_dist.processes.world import World
 
 
@@ -36,13 +37,15 @@ def join_world(
         with join(store=None) as accelerator:
             yield World(accelerator, hosts=[socket.gethostname()])
         return
-    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
+    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason, gpu=gpu_of(launch))
     try:
         with join(store=roll_call.new_store()) as accelerator:
-            world = World(accelerator, hosts=roll_call.hosts)
+            waiting = Waiting(accelerator.device, timeout_s=timeout_s, has_lost=roll_call.has_lost)
+            world = World(accelerator, hosts=roll_call.hosts, wait_for_device=waiting)
             try:
-                yield world
-                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
+                with waiting.watched():
+                    yield world
+                    world.wait_for_everyone()  # leaving a group that others use aborts them
             except Exception as error:
                 roll_call.report(error)
                 # The traceback's variables keep the group's connections open after it is left, so
