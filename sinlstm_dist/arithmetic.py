@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import torch
 
+import sinlstm_dist
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.world import World
 
@@ -22,8 +23,11 @@ ORDER = "sample order"
 
 def versions() -> dict[str, str]:
     """Versions of what decides the bits of a result."""
-    packages = ("sinlstm-dist", "torch", "numpy", "accelerate")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {
+        "python": platform.python_version(),
+        "sinlstm-dist": sinlstm_dist.__version__,  # a checkout has no metadata
+        **{name: version(name) for name in ("torch", "numpy", "accelerate")},
+    }
 
 
 def arithmetic(world: World, code: Mapping[str, str], *, reduction: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from sinlstm_dist.piece_rows import PieceRows, Place
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import Peers, light, new_reduction, some_pieces
+from sinlstm_dist.tree import Rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class OrderedGradient:
         self._parts = [part.view_as(parameter) for part, parameter in parts]
         self._mean = light(gradient)
         self._set_grads([True] * len(sizes))
-        self._flags = slice(self._width, self._width + rows.num_flags)
+        self._num_flags = rows.num_flags
         self._reduction = new_reduction(plan, peers, width=rows.width + 1, at_once=rows.at_once)
         own = self._reduction.rows
         self._numbers, self._stops = own[:, :-1], light(own)[:, -1]
@@ -107,13 +108,13 @@ class OrderedGradient:
             )  # fmt: skip
             self._stops[:] = stop
         total = self._reduction.total()  # the step's collectives
-        *numbers, stops = total[self._flags.stop :].tolist()  # waits for a GPU
+        known = total[self._width :].tolist()  # waits for a GPU, once a step
+        flags, (*numbers, stops) = known[: self._num_flags], known[self._num_flags :]
         totals = self._rows.counts.to_totals(numbers)
         # These are the parameters' .grad, as the constructor has laid them out.
-        divide: Any = np.divide if isinstance(total, np.ndarray) else torch.divide
-        divide(total[: self._width], totals.divided_by or math.nan, out=self._mean)
-        if self._rows.num_flags:
-            self._set_grads((total[self._flags] > 0).tolist())
+        _divide(total[: self._width], totals.divided_by or math.nan, out=self._mean)
+        if flags:
+            self._set_grads([number > 0 for number in flags])
         return StepResult(totals, stops > 0)
 
     def _set_grads(self, used: list[bool]) -> None:
@@ -136,6 +137,16 @@ class OrderedGradient:
     def _versions(self) -> dict[str, tuple[int, int]]:
         """What tells that a buffer was replaced or written to."""
         return {name: (id(b), b._version) for name, b in self._rows.model.named_buffers()}
+
+
+def _divide(total: Rows, number: float, *, out: Rows) -> None:
+    """Divide with the same bits on any device."""
+    if isinstance(total, np.ndarray):
+        np.divide(total, number, out=out)
+    else:
+        # By a number on the CPU, a GPU would multiply with its inverse instead:
+        # https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cuda/BinaryDivTrueKernel.cu#L36
+        torch.divide(total, total.new_full((), number), out=out)
 
 
 class DdpGradient:
@@ -176,7 +187,7 @@ class DdpGradient:
         num_samples = self._plan.num_samples(step)
         self._wrapped.zero_grad()
         self._world.accelerator.backward(loss * (self._world.size / num_samples))  # collective
-        sums = torch.cat((totals, totals.new_tensor([stop]))).double()
+        sums = torch.cat((totals, totals.new_full((1,), stop))).double()
         *summed, stops = self._world.sum(sums).tolist()  # collective
         result = self._rows.counts.to_totals(summed)
         if result.divided_by != num_samples:

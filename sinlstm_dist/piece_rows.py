@@ -127,7 +127,8 @@ class PieceRows:
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(self.parameters, gradients, strict=True)
             ]
-            used = loss.new_tensor([g is not None for g in gradients])
+            flags = torch.tensor([g is not None for g in gradients], dtype=loss.dtype)
+            used = flags.to(loss.device, non_blocking=True)  # or the processor waits for a GPU
             torch.cat([*(part.flatten() for part in parts), used, totals], out=out[number])
 
         self._each(compute, len(batch), place)

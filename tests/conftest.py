@@ -18,6 +18,8 @@ from sinlstm_dist import compiled
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World
 
+collect_ignore = ["gpu"]  # collected only where it is named: python -m pytest tests/gpu
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

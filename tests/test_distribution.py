@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,12 +10,13 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import builds
 import pytest
 import tomli
 import yaml
-from launching import environment
+from launching import SMALL, environment, flags, run
 
-from sinlstm_dist import __version__
+from sinlstm_dist import __version__, compiled
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -108,6 +110,36 @@ def test_the_wheel_trains_away_from_the_checkout(wheel, tmp_path):
     assert Path(imported.stdout).is_relative_to(packages)
 
 
+EVERY_COMMAND = """
+from sinlstm_dist.__main__ import main
+
+for line in open("commands"):
+    print(line, flush=True)
+    assert main(line.split()) == 0, line
+"""
+
+
+@pytest.mark.kernel
+def test_every_command_works_from_a_checkout_that_is_not_installed(tmp_path):
+    """As after `python setup.py build_ext --inplace` on a machine with torch and without us."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        if "sinlstm_dist" not in installed.name:
+            (packages / installed.name).symlink_to(installed)
+    checkout = builds.copy_package(tmp_path / "checkout")
+    shutil.copy(compiled.kernel().__file__, checkout / "sinlstm_dist")
+    small = " ".join(flags({**SMALL, "train.epochs": 1, "output.dir": "run"}))
+    commands = [
+        f"train {small}", "evaluate run", "forecast run --steps 3", "plot run --output curves.png",
+        "export run --output run.onnx", "compare run run", "verify --processes 1",
+    ]  # fmt: skip
+    (checkout / "commands").write_text("\n".join(commands))
+    ended = run([sys.executable, "-S", "-c", EVERY_COMMAND], cwd=checkout, PYTHONPATH=str(packages))
+    assert ended.code == 0, ended.stdout + ended.stderr
+    assert "verified in" in ended.stdout
+
+
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__
@@ -183,7 +215,7 @@ def test_ci_leaves_the_checkout_as_it_is(tmp_path):
     ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     printed = [line for line in ended.stdout.splitlines() if not line.startswith("==")]
-    formatted = "--dry-run --Werror sinlstm_dist/csrc/*.[ch]"
+    formatted = "--dry-run --Werror sinlstm_dist/csrc/*"
     assert printed == ["tests", "check .", "format --check .", "", formatted]
     assert sorted(toy.rglob("*")) == before
     assert sorted(tmp_path.iterdir()) == [programs, toy]  # the clone is gone

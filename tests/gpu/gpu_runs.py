@@ -1,0 +1,71 @@
+"""What the tests on a GPU train, and how they start it."""
+
+from pathlib import Path
+
+import launching
+from launching import flags
+
+ROOT = Path(__file__).parents[2]
+OVER_GLOO = ROOT / "tests/gpu/over_gloo.py"
+DEVICE = "cuda"
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+SETTINGS = {
+    "data.train_size": 1000,
+    "data.test_size": 300,
+    "data.noise": 0.02,
+    "optim.momentum": 0.9,
+    "optim.lr": 0.1,
+    "train.epochs": 2,
+    "train.timeout_s": 60,
+    "output.dir": "run",
+}
+OWN_MODEL = {
+    "task.build": f"{ROOT}/examples/own_model.py:build",
+    "train.epochs": 2,
+    "train.timeout_s": 60,
+    "output.dir": "run",
+}
+# "shared out": its gradients are too large to be gathered
+TRAINED = {
+    "torch": {**SETTINGS, "model.lstm": "torch"},
+    "fused": {**SETTINGS, "model.lstm": "fused"},
+    "shared out": {**SETTINGS, "model.hidden_size": 192},
+    "two layers": {**SETTINGS, "model.hidden_size": 512, "model.num_layers": 2},
+    "own model": OWN_MODEL,
+}
+
+
+def over_gloo(module: str, *arguments: str, processes: int = 2) -> list[str]:
+    """The command line that starts `module` on processes that share one GPU."""
+    return [*launching.torchrun(processes), str(OVER_GLOO), f"sinlstm_dist.{module}", *arguments]
+
+
+def start(folder: Path, settings: dict[str, object], **variables: str):
+    """Start one training process in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    return launching.start(flags(settings), cwd=folder, **variables)
+
+
+def train(folder: Path, settings: dict[str, object], **variables: str) -> launching.Ended:
+    """Train on one process to the end."""
+    ended = launching.finish(start(folder, settings, **variables))
+    assert ended.code == 0, ended.stdout + ended.stderr
+    return ended
+
+
+def train_both(
+    folder: Path, settings: dict[str, object], *others: dict[str, str]
+) -> tuple[Path, Path]:
+    """Train the same twice at the same time; returns the two run folders.
+
+    Args:
+        others: variables of the second start.
+    """
+    one, other = folder / "one", folder / "other"
+    (variables,) = others or ({},)
+    for process in (start(one, settings), start(other, settings, **variables)):
+        ended = launching.finish(process)
+        assert ended.code == 0, ended.stdout + ended.stderr
+    assert launching.summary(one / "run")["device"] == DEVICE
+    return one / "run", other / "run"

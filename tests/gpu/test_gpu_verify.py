@@ -1,0 +1,63 @@
+"""verify on a GPU: it passes on one process and on two, warns of nothing, and finds each fault."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from gpu_runs import OWN_MODEL, over_gloo
+from launching import Ended, run
+
+from sinlstm_dist.verify.faults import FAULTS
+
+OWN = ["--task.build", str(OWN_MODEL["task.build"])]
+TASKS = pytest.mark.parametrize("task", [[], OWN], ids=["sine", "own model"])
+NOT_APPLICABLE = ("Golden",)  # unless the recurrence has known weights here
+
+
+def results(cwd: Path) -> dict[str, str]:
+    """The verdicts by claim."""
+    return {c["claim"]: c["result"] for c in json.loads((cwd / "v.json").read_text())["claims"]}
+
+
+def said(ended: Ended) -> str:
+    return ended.stdout + ended.stderr
+
+
+@TASKS
+def test_one_process_passes(task, tmp_path):
+    """Copies of a model keep its weights as cuDNN wants them: torch would warn."""
+    words = ["-W", "error::UserWarning", "-m", "sinlstm_dist.verify", "--json", "v.json"]
+    ended = run([sys.executable, *words, "--processes", "1", *task], cwd=tmp_path)
+    found = results(tmp_path)
+    assert "FAIL" not in found.values(), said(ended)
+    for claim in ("World", "Data", "Gradients and weights", "Metrics", "Checkpoint", "Learning"):
+        assert found[claim] == "PASS", said(ended)
+    assert ended.code == 0
+    assert "Warning" not in ended.stderr
+
+
+@TASKS
+def test_two_processes_pass(task, tmp_path):
+    """Speed is not looked at: other tests run at the same time."""
+    ended = run(over_gloo("verify", "--json", "v.json", *task), cwd=tmp_path)
+    found = results(tmp_path)
+    del found["Speed"]
+    assert all(found[claim] == "PASS" for claim in found if claim not in NOT_APPLICABLE), said(
+        ended
+    )
+    assert "FAIL" not in found.values(), said(ended)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_found(name, tmp_path):
+    """Rounding otherwise shows where weights are known."""
+    recurrence = ["--model.lstm", "fused"] if FAULTS[name].claim == "Golden" else []
+    words = over_gloo("verify", "--json", "v.json", "--inject", name, *recurrence)
+    ended = run(words, cwd=tmp_path)
+    found = results(tmp_path)
+    claim = FAULTS[name].claim
+    if claim != "Speed":
+        del found["Speed"]  # other tests run at the same time
+    assert [each for each in found if found[each] == "FAIL"] == [claim], said(ended)
+    assert ended.code != 0
