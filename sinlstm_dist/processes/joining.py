@@ -42,21 +42,27 @@ def join_world(
         with join(store=roll_call.new_store()) as accelerator:
             waiting = Waiting(accelerator.device, timeout_s=timeout_s, has_lost=roll_call.has_lost)
             world = World(accelerator, hosts=roll_call.hosts, wait_for_device=waiting)
-            try:
-                with waiting.watched():
-                    yield world
-                    world.wait_for_everyone()  # leaving a group that others use aborts them
-            except Exception as error:
-                roll_call.report(error)
-                # The traceback's variables keep the group's connections open after it is left, so
-                # peers that wait for this process would never notice.
-                # Test: test_all_learn_of_it_at_once[ordered]
-                traceback.clear_frames(error.__traceback__)
-                raise
-            finally:
-                world.release_wrappers()
+            with _reporting(world, roll_call), waiting.watched():
+                yield world
+                world.wait_for_everyone()  # leaving a group that others use aborts them
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:
             raise
         raise verdict from error
+
+
+@contextlib.contextmanager
+def _reporting(world: World, roll_call: RollCall) -> Iterator[None]:
+    """Tell the others of an error, and let go of what keeps connections to them open."""
+    try:
+        yield
+    except Exception as error:
+        roll_call.report(error)
+        # The traceback's variables keep the group's connections open after it is left, so peers
+        # that wait for this process would never notice.
+        # Test: test_all_learn_of_it_at_once[ordered]
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        world.release_wrappers()

@@ -23,7 +23,8 @@ class Waiting:
 
     Args:
         device: this process's.
-        timeout_s: seconds that a process waits for the others.
+        timeout_s: seconds that a process waits for the others, and for what its GPU has to do
+            before.
         has_lost: whether another process is lost; asked during long waits, by two threads.
     """
 
