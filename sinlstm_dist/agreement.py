@@ -36,7 +36,8 @@ from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
 from sinlstm_dist.optimizers import copied, optimizer_tensors, trial_step
 from sinlstm_dist.piece_rows import REHEARSAL, TESTING, PieceRows, Place
-from sinlstm_dist.processes.world import Difference, World
+from sinlstm_dist.processes.difference import Difference
+from sinlstm_dist.processes.world import World
 
 # Samples computed in pieces of each size, in the rehearsal and at a checkpoint. Other code changes
 # few results: about 4 of 100 gradients of one sample, most gradients of 13 (2026-11-25, nn.LSTM of
@@ -48,7 +49,7 @@ SAME = (
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
 )
 FAULTY = (
-    "these bits are the same on any CPU, so memory or a processor fails, or the compiled kernel or "
+    "these bits are the same on any device, so memory or a processor fails, or the kernel or "
     "the source differs there"
 )
 NO_KERNEL = (

@@ -138,17 +138,10 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
     if recurrence.name == "reference" and config.train.reduction == "ddp":
         recurrence = lstm.Choice("torch", "the reference is for ordered reduction")
     code = {
-        RECURRENCE: _recurrence(recurrence, world),
+        RECURRENCE: "nn.LSTM" if recurrence.name == "torch" else OWN,
         "optimizer": "SGD that rounds each operation",  # before it there was torch's
     }
     return sine.build(config, recurrence), code
-
-
-def _recurrence(recurrence: lstm.Choice, world: World) -> str:
-    """What computes the recurrence, as far as its bits differ."""
-    if recurrence.name == "torch":
-        return "nn.LSTM"
-    return OWN if world.device.type == "cpu" else recurrence.reason
 
 
 def trained_task(config: Config, weights: Tensors, world: World) -> Task:

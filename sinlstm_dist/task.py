@@ -178,6 +178,8 @@ def row_of(sums: Sums, num_samples: int) -> Tensor:
     """The totals of one piece as numbers, not differentiable: (3,) or (4,)"""
     loss, correct, *divisor = sums
     numbers = (loss, 0.0 if correct is None else correct, float(num_samples), *divisor)
-    return torch.stack(
-        [n.detach().to(loss) if isinstance(n, Tensor) else loss.new_full((), n) for n in numbers]
-    )  # new_full fills it on the device: new_tensor would copy, and wait for a GPU
+    # torch.full fills it on the device: torch.tensor would copy, and wait for a GPU
+    tensors = (
+        n if isinstance(n, Tensor) else torch.full((), n, device=loss.device) for n in numbers
+    )
+    return torch.stack([n.detach().to(loss.device, torch.float32) for n in tensors])

@@ -13,8 +13,9 @@ A child can carry a fault, counted from its start:
 too) or what `_count_calls` knows; the fault strikes before the one with number `at`. `do` is
 "kill", "tear" (kill, with half of what was not synced yet on disk), "error NAME" (the operation
 fails so once), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang", "raise",
-"refuse" (a ConfigError), "stop_file", "count" (nothing), or, of "step", "flip" (a bit of the
-model's weights) or "spoil" (all gradients of pieces that are computed from then on).
+"refuse" (a ConfigError), "stop_file", "count" (nothing), "block" (in C, see `late_ends`), or, of
+"step", "flip" (a bit of the model's weights) or "spoil" (all gradients of pieces that are computed
+from then on).
 """
 
 import contextlib
@@ -36,6 +37,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import late_ends
 from launching import HANGS_S, environment, free_port
 
 CLOSED_PIPE = "a pipe whose reader has left"
@@ -126,6 +128,7 @@ class Nursery:
         stdout: str = "",
         is_whole: bool = False,
         terminal: str = "",
+        ends_late: bool = False,
     ) -> Launch:
         """Start a world of processes.
 
@@ -143,6 +146,7 @@ class Nursery:
             is_whole: run and end each process as `python -m` does, which is most of its cost, and
                 where threads that are left abort it; without, it is gone when its work is done.
             terminal: its path; each process's session and streams are its.
+            ends_late: whether collectives return before they have ended, as NCCL's do.
         """
         self._count += 1
         launch = Launch(self._folder / f"launch-{self._count}", free_port())
@@ -165,6 +169,7 @@ class Nursery:
                 "stdout": stdout,
                 "is_whole": is_whole,
                 "terminal": terminal,
+                "ends_late": ends_late,
             }
             if processes > 1:
                 order["environment"] = {
@@ -271,6 +276,8 @@ def _be_child(order: dict[str, Any]) -> None:
         runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
     code = 70
     try:
+        if order["ends_late"]:
+            late_ends.install()
         _install(order["faults"], folder / f"events-{rank}")
         code = import_module(order["module"]).main(order["arguments"])
     except Exception:
@@ -331,6 +338,8 @@ def _act(
             os.kill(os.getpid(), int(number))
     if do == "hang":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if do == "block":
+        late_ends.stream.block()
     if do == "raise":
         raise ValueError(fault.get("text", "a fault of the test"))
     if do == "refuse":

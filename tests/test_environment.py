@@ -1,10 +1,13 @@
 """The environment is a user's input: what cannot be right is one line that names the variable."""
 
+import contextlib
 import os
+from types import SimpleNamespace
 from unittest import mock
 
 import launching
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -163,3 +166,52 @@ def test_a_users_accelerate_configuration_is_named_once(tmp_path):
     assert "FSDP" in error
     assert "accelerate config" in error
     assert "sinlstm_dist/" not in ended.stderr  # no traceback of ours
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "variables", "gpu"),
+    [
+        (1, {}, "GPU-1"),
+        (3, {}, "GPU-1"),  # Accelerate begins again at the first one
+        (1, {accelerator.DEVICE: "cuda:0"}, "GPU-0"),
+        (1, {accelerator.DEVICE: "cuda"}, "GPU-0"),
+        (1, {accelerator.DEVICE: " "}, "GPU-1"),
+        (1, {accelerator.DEVICE: "cuda:2"}, ""),  # there is none, as Accelerate will say
+        (1, {accelerator.DEVICE: "cpu"}, ""),
+        (1, {"ACCELERATE_USE_CPU": "true"}, ""),
+    ],
+)
+def test_the_gpu_is_the_one_that_accelerate_gives(monkeypatch, local_rank, variables, gpu):
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"GPU-{number}")
+    )
+    launch = launcher.Launch(rank=5, size=8, local_rank=local_rank, local_size=4)
+    with mock.patch.dict(os.environ, variables, clear=True):
+        assert accelerator.gpu_of(launch) == gpu
+
+
+def test_without_a_gpu_there_is_none():
+    if not torch.cuda.is_available():
+        assert accelerator.gpu_of(launcher.Launch(0, 2, 0, 2)) == ""
+
+
+@pytest.mark.parametrize("told", [":16", ":0:0", ":4096:4", "4096:8"])
+def test_settings_of_cublas_that_are_not_deterministic_are_refused(told):
+    with pytest.raises(ConfigError, match=f"CUBLAS_WORKSPACE_CONFIG={told} .*:4096:8"):
+        accelerator.check_cublas(told)
+
+
+@pytest.mark.parametrize("told", ["", *accelerator.EXACT_CUBLAS])
+def test_deterministic_settings_of_cublas_are_kept(told):
+    accelerator.check_cublas(told)
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_cublas_matters_where_there_is_a_gpu(monkeypatch, has_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setenv(accelerator.CUBLAS, ":16")
+    with pytest.raises(ConfigError) if has_gpu else contextlib.nullcontext():
+        accelerator.check_variables()

@@ -225,8 +225,7 @@ def test_the_environment_is_read_in_few_places(path):
 @pytest.mark.parametrize("path", SOURCES)
 def test_files_and_functions_stay_small(path):
     assert len(SOURCES[path].splitlines()) <= 300
-    if "triton" not in path:
-        assert long_functions(SOURCES[path]) == []
+    assert long_functions(SOURCES[path]) == []
 
 
 def test_the_rules_find_what_they_forbid():

@@ -118,6 +118,64 @@ def test_two_of_five(nursery: Nursery, tmp_path: Path) -> None:
         assert f"rank {rank} on" not in launch.stderr
 
 
+NEVER_S = 600
+
+
+@pytest.mark.parametrize(
+    ("lost", "do", "timeout_s"),
+    [(0, "kill", NEVER_S), (1, "kill", NEVER_S), (1, "hang", TIMEOUT_S)],
+)
+def test_lost_where_collectives_end_late(
+    nursery: Nursery, tmp_path: Path, lost: int, do: str, timeout_s: int
+) -> None:
+    """As on a GPU: nothing raises, and the wait for the end never ends."""
+    faults = [{"rank": lost, "of": "step", "at": 5, "do": do}]
+    settings = flags({**SETTINGS, "train.timeout_s": timeout_s})
+    launch = nursery.start(settings, cwd=tmp_path, faults=faults, processes=3, ends_late=True)
+    wait_for(lambda: len(nursery.running(launch)) == (do == "hang"))
+    codes, stderr = list(launch.codes), launch.stderr
+    nursery.kill(launch)
+    assert codes[:lost] + codes[lost + 1 :] == [1, 1]
+    expected = f"rank {lost} on {HOST} died, hangs or cannot be reached"
+    kept_the_store = f"the connection to rank 0 on {HOST} was lost"
+    [error] = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert expected in error or (lost == 0 and kept_the_store in error)
+    assert "Traceback" not in stderr
+    if lost != 0:
+        assert summary(tmp_path / "run")["outcome"] == "failed"
+        assert expected in summary(tmp_path / "run")["reason"]
+    check_resumes(nursery, tmp_path)
+
+
+def test_lost_while_the_others_wait_in_calls_of_torch(nursery: Nursery, tmp_path: Path) -> None:
+    """NCCL is aborted from another thread, which lets these calls return."""
+    faults = [{"rank": 1, "of": "step", "at": 5, "do": "kill"}]
+    faults += [{"rank": rank, "of": "step", "at": 5, "do": "block"} for rank in (0, 2)]
+    settings = flags({**SETTINGS, "train.timeout_s": NEVER_S})
+    launch = nursery.run(settings, cwd=tmp_path, faults=faults, processes=3, ends_late=True)
+    assert launch.codes == [1, -signal.SIGKILL, 1]
+    assert launch.stderr == f"error: rank 1 on {HOST} died, hangs or cannot be reached\n"
+    assert summary(tmp_path / "run")["outcome"] == "failed"
+
+
+def test_one_fails_where_collectives_end_late(nursery: Nursery, tmp_path: Path) -> None:
+    fault = {"rank": 2, "of": "step", "at": 5, "do": "raise", "text": "it broke"}
+    settings = flags({**SETTINGS, "train.timeout_s": NEVER_S})
+    launch = nursery.run(settings, cwd=tmp_path, faults=[fault], processes=3, ends_late=True)
+    assert launch.codes == [1, 1, 1]
+    assert launch.stderr.count("\nValueError: it broke") == 1
+    assert launch.stderr.count("error:") == 1
+    assert f"error: rank 2 on {HOST} failed: ValueError: it broke" in launch.stderr
+
+
+def test_the_result_where_collectives_end_late(nursery: Nursery, tmp_path: Path) -> None:
+    for name, ends_late in (("late", True), ("usual", False)):
+        settings = flags({**SETTINGS, "output.dir": name})
+        launch = nursery.run(settings, cwd=tmp_path, processes=2, ends_late=ends_late)
+        assert launch.codes == [0, 0], launch.stderr
+    check_same(tmp_path / "late", tmp_path / "usual")
+
+
 @pytest.mark.parametrize("failing", [0, 2])
 def test_raises(nursery: Nursery, tmp_path: Path, failing: int) -> None:
     """Its own traceback once, and one line from the others that names it."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launching import flags
 from lstm_cases import ROOT, SIZES, run_python, using
 from safetensors.torch import load_file
@@ -30,20 +31,13 @@ def test_choice_says_why_not(change: dict[str, object], reason: str) -> None:
         lstm.choose("fused", **arguments)
 
 
-@pytest.mark.parametrize(
-    ("change", "obstacle"), [({"num_layers": 2}, "2 layers"), ({"hidden_size": 512}, "512 > 64")]
-)
-def test_a_gpu_uses_the_experimental_kernel_only_if_asked(
-    change: dict[str, object], obstacle: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has these where there is a GPU")
+def test_a_gpu_without_the_kernel_uses_torch() -> None:
     arguments = {**SIZES, "device_type": "cuda"}
-    reason = "device cuda, where the fused kernel is experimental"
-    assert lstm.choose("auto", **arguments) == lstm.Choice("torch", reason)
-    with pytest.raises(ValueError, match=obstacle):
-        lstm.choose("fused", **{**arguments, **change})
-    monkeypatch.setattr(sys, "path", [])  # no module is found that has not been imported
-    monkeypatch.delitem(sys.modules, "triton", raising=False)
-    with pytest.raises(ValueError, match=r"no Triton: .*pip install 'sinlstm-dist\[triton\]'"):
+    auto = lstm.choose("auto", **arguments)
+    assert auto.name == "torch"
+    assert auto.reason.startswith("no GPU kernel: ")
+    with pytest.raises(ValueError, match=r"cannot be used with no GPU kernel: .* cuda-bindings"):
         lstm.choose("fused", **arguments)
 
 

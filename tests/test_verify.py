@@ -23,12 +23,14 @@ from nursery import Launch, Nursery
 from sinlstm_dist import __main__, compiled, verify
 from sinlstm_dist.config import flat, load_config
 from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.world import World
 from sinlstm_dist.verify import (
     bench,
     claims,
     collectives,
     command,
     running,
+    speed,
     verification,
     world,
 )
@@ -466,7 +468,9 @@ class TwoInOne:
     def __init__(self, broken: str) -> None:
         self.size, self.rank, self.device = 2, 0, torch.device("cpu")
         self.hosts, self._broken = ["h", "h"], broken
-        self.accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+
+    def wait_for_everyone(self) -> None:
+        pass
 
     def _both(self, values: torch.Tensor) -> torch.Tensor:
         other = collectives._pattern(1, values.dtype)
@@ -506,6 +510,23 @@ def test_collectives_name_what_is_not_exact(monkeypatch, broken):
     types = sum(len(o.dtypes) for o in collectives.OPERATIONS if o.name == broken)
     assert len(problems) == 2 * types
     assert all(problem.startswith(f"{broken} of ") for problem in problems)
+
+
+def test_speed_measures_the_wait_for_the_end_of_a_collective(monkeypatch):
+    """NCCL's collectives return at once. What the GPU still computes before them is no wait."""
+    now, owed = [0.0], [100.0]  # seconds: the clock, and what the GPU has still to do
+
+    def wait_for_device() -> None:
+        now[0] += owed.pop() if owed else 0.0
+
+    accelerator = SimpleNamespace(
+        num_processes=2, process_index=0, is_main_process=True, device=torch.device("cpu"),
+        gather=lambda rows: owed.append(sum(owed) + 1.0) or rows,
+    )  # fmt: skip
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    watch = speed.Stopwatch(World(accelerator, hosts=["h", "h"], wait_for_device=wait_for_device))
+    watch.gather(torch.zeros(1))
+    assert watch.waited_s == 1.0
 
 
 def test_a_run_folder_that_is_not_shared_is_named_as_such(tmp_path):

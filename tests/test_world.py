@@ -1,5 +1,6 @@
 """A world of processes: what they hand to each other, and what they leave."""
 
+import socket
 from pathlib import Path
 
 import launching
@@ -69,6 +70,14 @@ for _ in range(2):
     with join_world(timeout_s=10, one_thread=True) as world:
         assert world.sum(torch.ones(1)).item() == world.size
 """
+SHARED_GPU = """
+import sys
+from sinlstm_dist import train
+from sinlstm_dist.processes import joining
+
+joining.gpu_of = lambda launch: ["GPU-a", "GPU-b", "GPU-a", ""][launch.rank]
+sys.exit(train.as_program(train.main))
+"""
 ITS_OWN = """
 from accelerate import Accelerator
 from sinlstm_dist.processes.joining import join_world
@@ -87,6 +96,16 @@ def test_the_main_process_hands_out_tensors_and_errors(tmp_path: Path, processes
         refused, failed = ended.stdout.splitlines()
         assert refused == "not this one"
         assert failed.startswith("/nowhere: No such file")
+
+
+def test_two_processes_with_one_gpu_are_refused_once(tmp_path: Path) -> None:
+    (tmp_path / "shared_gpu.py").write_text(SHARED_GPU)
+    arguments = ["--output.dir", "run"]
+    all_ended = launching.each(arguments, cwd=tmp_path, variables=[{}] * 4, module="shared_gpu")
+    assert [ended.code for ended in all_ended] == [2, 2, 2, 2]
+    [error] = [ended.stderr for ended in all_ended if ended.stderr]
+    assert error.startswith(f"error: rank 0 and rank 2 on {socket.gethostname()} have the same GPU")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_program_can_make_an_accelerator_of_its_own_afterwards(tmp_path: Path) -> None:

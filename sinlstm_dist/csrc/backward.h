@@ -4,25 +4,21 @@
 #define SINLSTM_BACKWARD_H
 
 #include "layout.h"
+#include "unit.h"
 
 /* Computes the gradients of the four gates before their nonlinearity, and of the cell before the
- * step, from the gradients of the state after it. Uses w - (w t) t for w (1 - t^2): as exact. */
+ * step, from the gradients of the state after it. */
 INLINE void backward_unit(const float *act, const float *c_before, const float *dh, float *dc,
                           float *dgates, int H) {
-    const vec i = v_load(act), f = v_load(act + H * LANES), g = v_load(act + 2 * H * LANES);
-    const vec o = v_load(act + 3 * H * LANES), tanh_c = v_load(act + 4 * H * LANES);
-    const vec one = v_set1(1.0f);
-    const vec dh_o = v_mul(v_load(dh), o);
-    const vec dh_o_t = v_mul(dh_o, tanh_c);
-    const vec dc_now = v_fnma(dh_o_t, tanh_c, v_add(v_load(dc), dh_o));
-    const vec dc_i = v_mul(dc_now, i);
-    const vec dc_i_g = v_mul(dc_i, g);
-    const vec dc_f = v_mul(dc_now, f);
-    v_store(dgates, v_mul(dc_i_g, v_sub(one, i)));
-    v_store(dgates + H * LANES, v_mul(v_mul(dc_f, v_load(c_before)), v_sub(one, f)));
-    v_store(dgates + 2 * H * LANES, v_fnma(dc_i_g, g, dc_i));
-    v_store(dgates + 3 * H * LANES, v_mul(dh_o_t, v_sub(one, o)));
-    v_store(dc, dc_f);
+    const UnitGradient gradient =
+        unit_gradient(v_load(act), v_load(act + H * LANES), v_load(act + 2 * H * LANES),
+                      v_load(act + 3 * H * LANES), v_load(act + 4 * H * LANES), v_load(c_before),
+                      v_load(dh), v_load(dc));
+    v_store(dgates, gradient.i);
+    v_store(dgates + H * LANES, gradient.f);
+    v_store(dgates + 2 * H * LANES, gradient.g);
+    v_store(dgates + 3 * H * LANES, gradient.o);
+    v_store(dc, gradient.c_before);
 }
 
 /* out[n] = sum over the 4H gates of weight[gate][n] * dgates[gate], for `count` (a constant)

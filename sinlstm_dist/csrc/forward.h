@@ -4,6 +4,7 @@
 
 #include "activations.h"
 #include "layout.h"
+#include "unit.h"
 
 #ifndef TOGETHER
 #define TOGETHER 2 /* vectors whose activations are computed side by side */
@@ -55,8 +56,8 @@ INLINE void forward_units(float *act, const float *c_before, float *c_after, flo
                           int count) {
     vec y[MAX_UNROLLED];
     FOR_UNROLLED(n, count) {
-        const vec i_g = v_mul(v_load(act + n * LANES), v_load(act + (2 * H + n) * LANES));
-        const vec c = v_fma(v_load(act + (H + n) * LANES), v_load(c_before + n * LANES), i_g);
+        const vec c = next_cell(v_load(act + n * LANES), v_load(act + (H + n) * LANES),
+                                v_load(act + (2 * H + n) * LANES), v_load(c_before + n * LANES));
         v_store(c_after + n * LANES, c);
         y[n] = v_mul(c, v_set1((float)(2 * LOG2E)));
     }

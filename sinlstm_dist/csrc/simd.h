@@ -14,23 +14,56 @@
 #ifndef SINLSTM_SIMD_H
 #define SINLSTM_SIMD_H
 
+#define LANES 16
+
+/* FOR_UNROLLED is a loop over a constant count of at most MAX_UNROLLED that becomes straight code,
+ * so that arrays of vectors live in registers. */
+#define MAX_UNROLLED 5
+
+#if defined(ISA_CUDA)
+#define INLINE __device__ __forceinline__
+#define FOR_UNROLLED(n, count) _Pragma("unroll") for (int n = 0; n < (count); n++)
+#else
 #include <stdint.h>
 #include <string.h>
-
-#define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
-
-/* A loop over a constant count of at most MAX_UNROLLED that becomes straight code, so that arrays
- * of vectors live in registers. */
-#define MAX_UNROLLED 5
 #define FOR_UNROLLED(n, count) _Pragma("GCC unroll 5") for (int n = 0; n < (count); n++)
+#endif
 
 /* x + 1.5 * 2^23 rounds x to the nearest integer and leaves that integer in the low bits. */
 #define ROUND_MAGIC 12582912.0f
 #define FLOAT_ONE_BITS 0x3f800000
 
-#if defined(ISA_AVX512)
+#if defined(ISA_CUDA) /* a lane is a thread; the build sets subnormal numbers to zero */
+
+typedef float vec;
+
+INLINE vec v_load(const float *p) { return p[threadIdx.x]; }
+INLINE void v_store(float *p, vec a) { p[threadIdx.x] = a; }
+INLINE vec v_set1(float x) { return x; }
+INLINE vec v_zero(void) { return 0.0f; }
+INLINE vec v_add(vec a, vec b) { return __fadd_rn(a, b); }
+INLINE vec v_sub(vec a, vec b) { return __fsub_rn(a, b); }
+INLINE vec v_mul(vec a, vec b) { return __fmul_rn(a, b); }
+INLINE vec v_div(vec a, vec b) { return __fdiv_rn(a, b); }
+INLINE vec v_fma(vec a, vec b, vec c) { return __fmaf_rn(a, b, c); }
+INLINE vec v_fnma(vec a, vec b, vec c) { return __fmaf_rn(-a, b, c); }
+INLINE vec v_max(vec a, vec b) { return a > b ? a : b; }
+INLINE vec v_min(vec a, vec b) { return a < b ? a : b; }
+INLINE vec v_abs(vec a) { return fabsf(a); }
+INLINE vec v_one_if_less(vec a, vec b) { return a < b ? 1.0f : 0.0f; }
+INLINE vec v_pow2(vec rounded) {
+    return __uint_as_float((__float_as_uint(rounded) << 23) + FLOAT_ONE_BITS);
+}
+/* Lane 0 has the sum. Every thread of a warp takes part. */
+INLINE float v_sum(vec x) {
+    for (int width = LANES / 2; width > 0; width /= 2)
+        x = v_add(x, __shfl_down_sync(0xffffffffu, x, width, LANES));
+    return x;
+}
+
+#elif defined(ISA_AVX512)
 
 #include <immintrin.h>
 typedef __m512 vec;
@@ -221,6 +254,7 @@ INLINE vec v_pow2(vec x) { return (vec){f4_pow2(x.a), f4_pow2(x.b), f4_pow2(x.c)
 
 #endif
 
+#if !defined(ISA_CUDA)
 /* The tree over lanes: i with i+8, then i+4, then i+2, then i+1. It works on memory, so it is the
  * same on every instruction set; it runs only a few hundred times per item. */
 INLINE float v_sum(vec x) {
@@ -230,6 +264,7 @@ INLINE float v_sum(vec x) {
         for (int i = 0; i < width; i++) lane[i] += lane[i + width];
     return lane[0];
 }
+#endif
 
 /* NaN arguments stay NaN: the constant comes first. */
 INLINE vec v_clamp(vec x, float low, float high) {

@@ -1,11 +1,8 @@
-"""The LSTM recurrence: a compiled CPU kernel, torch.nn.LSTM, or the kernel's arithmetic in numpy.
+"""The recurrence: this package's kernel, torch.nn.LSTM, or the kernel's arithmetic in numpy.
 
-`choose` decides which of the three is used. `lstm` is the operation on the compiled kernel.
-`predictor_rows` and `predictor_totals` compute a training or an evaluation step of the predictor;
-reference.py does it in numpy, with the same bits.
-
-A GPU uses nn.LSTM. There is also an experimental Triton kernel for the predictor
-(triton_experimental.py). It has never run on a GPU and is used only for lstm = "fused".
+`choose` decides which of the three is used. `lstm` is the operation on the compiled CPU kernel.
+`predictor_rows` and `predictor_totals` compute a training or an evaluation step of the predictor,
+on a CPU or a GPU (cuda.py); reference.py does it in numpy. All three have the same bits.
 
     python -c "from sinlstm_dist import lstm; print(lstm.instruction_sets())"
 """

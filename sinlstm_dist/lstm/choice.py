@@ -1,14 +1,13 @@
 """Which implementation computes the recurrence: the only place that decides it.
 
-On a CPU the default is the compiled kernel, where it can be used. On a GPU the default is
-torch.nn.LSTM; the experimental Triton kernel is used only if the user asks for "fused". The
-kernel's arithmetic in numpy is used only if the user asks for "reference".
+The default is the kernel of this package, where it can be used: the compiled one on a CPU, and one
+with the same bits on a CUDA GPU. Else it is torch.nn.LSTM. The kernel's arithmetic in numpy is used
+only if the user asks for "reference".
 
     python -c "from sinlstm_dist.lstm import choose; print(choose(
     'auto', device_type='cpu', input_size=1, hidden_size=5, num_layers=1))"
 """
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +21,8 @@ class Choice:
     """The implementation that computes the recurrence.
 
     Args:
-        name: "fused" (the compiled kernel, on a GPU the Triton kernel), "reference" (numpy, with
-            the compiled kernel's bits) or "torch" (torch.nn.LSTM).
+        name: "fused" (this package's kernel), "reference" (numpy, with the kernel's bits) or
+            "torch" (torch.nn.LSTM).
         reason: why, for people.
     """
 
@@ -37,9 +36,9 @@ def choose(
     """Choose how the recurrence is computed.
 
     Args:
-        lstm: "auto" (the compiled kernel where it can be used, else torch), "fused", "reference"
-            or "torch".
-        device_type: torch's name of the device type, such as "cpu".
+        lstm: "auto" (the kernel where it can be used, else torch), "fused", "reference" or
+            "torch".
+        device_type: torch's name of the device type, such as "cpu"; "cuda" is the current device.
         input_size: D.
         hidden_size: H.
         num_layers: number of stacked layers.
@@ -58,8 +57,6 @@ def choose(
         return Choice("torch", "asked for")
     if lstm == "reference":
         return _reference(device_type, num_layers)
-    if lstm == "auto" and device_type == "cuda":
-        return Choice("torch", "device cuda, where the fused kernel is experimental")
     compiled.check_forced()
     obstacle = _obstacle(device_type, input_size, hidden_size, num_layers)
     if obstacle and lstm == "fused":
@@ -67,7 +64,7 @@ def choose(
     if obstacle:
         return Choice("torch", obstacle + _exact_bits(device_type, obstacle))
     if device_type == "cuda":
-        return Choice("fused", "Triton kernel, experimental: never run on a GPU")
+        return Choice("fused", "GPU kernel, with the CPU kernel's bits")
     return Choice("fused", f"compiled kernel, {compiled.label()}")
 
 
@@ -98,17 +95,16 @@ def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: i
         return f"hidden size {hidden_size} > {MAX_HIDDEN_SIZE}"
     if input_size < 1 or hidden_size < 1:
         return f"input size {input_size} and hidden size {hidden_size}"
-    return compiled.missing() if device_type == "cpu" else _missing_triton()
+    if device_type == "cpu":
+        return compiled.missing()
+    from sinlstm_dist.lstm import cuda  # it imports this module
 
-
-def _missing_triton() -> str:
-    return "" if importlib.util.find_spec("triton") else "no Triton"
+    return cuda.obstacle(input_size, hidden_size)
 
 
 def _refusal(obstacle: str) -> str:
     return (
         f'lstm="fused" cannot be used with {obstacle}: it needs one layer, a hidden size of at '
-        f"most {MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel or a CUDA device with Triton "
-        "(pip install 'sinlstm-dist[triton]'; experimental, never run on a GPU). Change that or "
-        'set lstm="auto"'
+        f"most {MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel or an NVIDIA GPU with "
+        'cuda-bindings (PyTorch 2.10 for CUDA brings them). Change that or set lstm="auto"'
     )

@@ -56,7 +56,7 @@ def predictor_rows(
     Raises:
         ValueError: a tensor has another shape or type, or the sizes do not add up.
         RuntimeError: there is no compiled kernel.
-        ImportError: the tensors are on a GPU and Triton is not installed.
+        ImportError: the tensors are on a GPU and cuda-bindings is not installed.
     """
     return _call(
         windows, targets, piece_sizes, parameters, tolerance, num_threads,
@@ -103,10 +103,10 @@ def _call(
         width += 4 * H * (D + H + 2) + H + 1
     if out is not None:
         _check_out(out, rows, width, on_cpu=windows.is_cpu)
-    if windows.is_cuda:  # only if the user asked for "fused", see choice.py
-        from sinlstm_dist.lstm import triton_experimental  # takes a second and may be missing
+    if windows.is_cuda:
+        from sinlstm_dist.lstm import cuda  # it imports this module
 
-        return triton_experimental.predictor(
+        return cuda.predictor(
             windows, targets, piece_sizes, parameters, tolerance,
             with_gradient=with_gradient, out=out,
         )  # fmt: skip

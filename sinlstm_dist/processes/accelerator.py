@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
@@ -18,8 +19,8 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # mypy does n
 
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.answers import is_lost
 from sinlstm_dist.processes.launcher import Launch
-from sinlstm_dist.processes.roll_call import is_lost
 from sinlstm_dist.words import counted
 
 # accelerate launch sets these if its configuration asks for another way to train.
@@ -30,6 +31,16 @@ OTHER_WAYS = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+# With these, cuBLAS gives the same bits each time. The pages have different ones:
+# https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+# https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+EXACT_CUBLAS = (":4096:8", ":16:8", ":4096:2")
+# Otherwise a thread of torch's ends this process when NCCL fails, before `waiting` can say who is
+# lost. https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
+NCCL_ERRORS, NOT_HANDLED = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"
+NCCL_LATER_S = 15.0  # torch's own timeout comes so much later than that of `waiting`
+LEAVE_S = 10.0  # for which leaving NCCL may take after a failure
 DEVICE, DEVICES = "ACCELERATE_TORCH_DEVICE", ("cpu", "cuda", "mps")
 
 
@@ -49,6 +60,47 @@ def check_variables() -> None:
     device = launcher.value(DEVICE)
     if device and device.partition(":")[0] not in DEVICES:
         raise ConfigError(f"{DEVICE}={device} is not a device for training: use cpu or cuda:N")
+    if not _is_on_cpu():
+        check_cublas(launcher.value(CUBLAS))
+
+
+def check_cublas(told: str) -> None:
+    """Refuse a setting of cuBLAS with which it may give other bits each time.
+
+    Args:
+        told: the variable's value; "" if it is unset.
+
+    Raises:
+        ConfigError: names the values that may be used.
+    """
+    if told and told not in EXACT_CUBLAS:
+        raise ConfigError(
+            f"{CUBLAS}={told} lets cuBLAS give other bits each time: unset it, or use "
+            f"{', '.join(EXACT_CUBLAS[:-1])} or {EXACT_CUBLAS[-1]}"
+        )
+
+
+def gpu_of(launch: Launch) -> str:
+    """The UUID of the GPU that Accelerate will give this process; "" if it computes on the CPU."""
+    if _is_on_cpu():
+        return ""
+    # As Accelerate's PartialState.set_device chooses it
+    try:
+        told = torch.device(launcher.value(DEVICE) or f"cuda:{launch.local_rank % _num_gpus()}")
+    except RuntimeError:  # Accelerate will refuse it
+        return ""
+    number = told.index or 0
+    if told.type != "cuda" or number >= _num_gpus():
+        return ""
+    return str(torch.cuda.get_device_properties(number).uuid)
+
+
+def _is_on_cpu() -> bool:
+    return not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def _num_gpus() -> int:
+    return torch.cuda.device_count()
 
 
 @contextlib.contextmanager
@@ -69,7 +121,7 @@ def joined_accelerator(
 
     Collective: yes.
     """
-    threads = torch.get_num_threads()
+    threads, has_failed = torch.get_num_threads(), True
     with checked_environment(launch):
         try:
             accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)
@@ -77,9 +129,9 @@ def joined_accelerator(
             if one_thread:
                 torch.set_num_threads(1)  # after Accelerate has set it from the number of cores
             yield accelerator
+            has_failed = False
         finally:
-            if torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+            _leave_group(has_failed=has_failed)
             # Without this, the program's next Accelerator has our state. There is no public call;
             # Accelerate's own tests do the same: https://github.com/huggingface/accelerate/pull/1055
             # Test: test_the_program_can_make_an_accelerator_of_its_own_afterwards
@@ -87,15 +139,29 @@ def joined_accelerator(
             torch.set_num_threads(threads)
 
 
+def _leave_group(*, has_failed: bool) -> None:
+    if not torch.distributed.is_initialized():
+        return
+    if has_failed and torch.distributed.get_backend() == "nccl":
+        # destroy_process_group waits for collectives, and those of a lost process never end.
+        # In a thread: the run's end must be told even if NCCL does not come back.
+        abort = torch.distributed.distributed_c10d._abort_process_group
+        thread = threading.Thread(target=abort, daemon=True)
+        thread.start()
+        thread.join(LEAVE_S)
+    else:
+        torch.distributed.destroy_process_group()
+
+
 def _new_accelerator(launch: Launch, *, timeout_s: float, store: Store | None) -> Accelerator:
     try:
-        cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+        cpu = _is_on_cpu()
         if not cpu:
             _make_cuda_deterministic()
         if store is not None:
             torch.distributed.init_process_group(
                 "gloo" if cpu else "nccl",
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timedelta(seconds=timeout_s if cpu else timeout_s + NCCL_LATER_S),
                 store=store,
                 rank=launch.rank,
                 world_size=launch.size,
@@ -136,6 +202,7 @@ def checked_environment(launch: Launch) -> Iterator[None]:
             "LOCAL_WORLD_SIZE": str(launch.local_size),
             "MASTER_ADDR": where.host,
             "MASTER_PORT": str(where.port),
+            NCCL_ERRORS: NOT_HANDLED,
         }
     if launcher.THREADS in os.environ:  # it may be empty, or a list
         checked[launcher.THREADS] = str(launcher.num_threads())
@@ -189,7 +256,8 @@ def check_world(accelerator: Accelerator, *, meant: int) -> None:
 
 def _make_cuda_deterministic() -> None:
     """Make CUDA compute the same bits each time: no TF32, no atomic sums, no autotuning."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    if not launcher.value(CUBLAS):
+        os.environ[CUBLAS] = EXACT_CUBLAS[0]  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

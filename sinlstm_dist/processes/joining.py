@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from sinlstm_dist.processes import launcher
-from sinlstm_dist.processes.accelerator import check_variables, joined_accelerator
+from sinlstm_dist.processes.accelerator import check_variables, gpu_of, joined_accelerator
 from sinlstm_dist.processes.roll_call import RollCall
+from sinlstm_dist.processes.waiting import Waiting
 from sinlstm_dist.processes.world import World
 
 
@@ -36,24 +37,32 @@ def join_world(
         with join(store=None) as accelerator:
             yield World(accelerator, hosts=[socket.gethostname()])
         return
-    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason)
+    roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason, gpu=gpu_of(launch))
     try:
         with join(store=roll_call.new_store()) as accelerator:
-            world = World(accelerator, hosts=roll_call.hosts)
-            try:
+            waiting = Waiting(accelerator.device, timeout_s=timeout_s, has_lost=roll_call.has_lost)
+            world = World(accelerator, hosts=roll_call.hosts, wait_for_device=waiting)
+            with _reporting(world, roll_call), waiting.watched():
                 yield world
-                accelerator.wait_for_everyone()  # leaving a group that others use aborts them
-            except Exception as error:
-                roll_call.report(error)
-                # The traceback's variables keep the group's connections open after it is left, so
-                # peers that wait for this process would never notice.
-                # Test: test_all_learn_of_it_at_once[ordered]
-                traceback.clear_frames(error.__traceback__)
-                raise
-            finally:
-                world.release_wrappers()
+                world.wait_for_everyone()  # leaving a group that others use aborts them
     except Exception as error:
         verdict = roll_call.verdict(error)
         if verdict is error:
             raise
         raise verdict from error
+
+
+@contextlib.contextmanager
+def _reporting(world: World, roll_call: RollCall) -> Iterator[None]:
+    """Tell the others of an error, and let go of what keeps connections to them open."""
+    try:
+        yield
+    except Exception as error:
+        roll_call.report(error)
+        # The traceback's variables keep the group's connections open after it is left, so peers
+        # that wait for this process would never notice.
+        # Test: test_all_learn_of_it_at_once[ordered]
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        world.release_wrappers()

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pydantic import BaseModel
-from torch.distributed import DistError, Store  # type: ignore[attr-defined]  # it has both
+from torch.distributed import Store  # type: ignore[attr-defined]  # it has it
 
 from sinlstm_dist.errors import (
     ConfigError,
@@ -23,10 +22,10 @@ from sinlstm_dist.errors import (
     LostProcess,
     RunError,
     StoppedEarly,
-    said,
 )
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.alive import is_gone, where_am_i
+from sinlstm_dist.processes.answers import Decision, Roll, own_failure
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, reach_store
 
@@ -46,21 +45,6 @@ Answer = TypeVar("Answer")
 _joins = itertools.count()
 
 
-class Decision(BaseModel, extra="forbid", strict=True):
-    """A decision for all processes, made by the first one that knew enough."""
-
-    hosts: list[str] = []  # by rank, if all have come
-    processes: list[str] = []  # by rank, ids for `alive`
-    missing: list[int] = []  # ranks that did not come in time
-    stop: str = ""  # why all stop before they begin, if one was asked to
-
-
-class Roll(BaseModel, extra="forbid"):
-    """The answers by rank: what failed in that process, or "" if it only lost the others."""
-
-    answers: dict[int, str]
-
-
 class RollCall:
     """Waits until all processes have signed in, and later finds out which are left.
 
@@ -68,16 +52,21 @@ class RollCall:
         launch: this process's place among all.
         timeout_s: seconds that a process waits for the others.
         stop_reason: called while it waits; a text that it returns ends the wait for all.
+        gpu: the UUID of the GPU on which this process will compute; "" for the CPU.
 
     Raises:
-        ConfigError: the launcher did not say where the processes find each other.
+        ConfigError: the launcher did not say where the processes find each other, or two of them
+            have the same GPU.
         LostProcess: some did not come in time.
         StoppedEarly: a process was asked to stop before all had come.
 
     Collective: yes, through the store.
     """
 
-    def __init__(self, launch: Launch, *, timeout_s: float, stop_reason: Callable[[], str]) -> None:
+    def __init__(
+        self, launch: Launch, *, timeout_s: float, stop_reason: Callable[[], str], gpu: str = ""
+    ) -> None:
+        self._gpu = gpu
         self._rank, self._size, self._stop_reason = launch.rank, launch.size, stop_reason
         self._timeout_s, self._has_answered = timeout_s, False
         self._seen_dead: set[int] = set()
@@ -106,6 +95,8 @@ class RollCall:
                 f"{timeout_s:g}: look at the output of its node and launcher",
                 is_speaker=is_first,
             )
+        if shared := decision.shared_gpu():
+            raise ConfigError(shared, is_speaker=is_first)
         self.hosts, self._processes = decision.hosts, decision.processes
 
     def new_store(self) -> Store:
@@ -116,12 +107,18 @@ class RollCall:
         """
         return open_store(self._where, self._prefix, is_master=False, timeout_s=self._timeout_s)
 
+    def has_lost(self) -> bool:
+        """Whether another process has ended, or has failed or lost others, as far as it told."""
+        if any(map(is_gone, self._processes)):
+            return True
+        return self._ask(lambda: self._board.count("answered"), LONGEST_STEP_S) != 0
+
     def report(self, error: Exception) -> None:
         """Tell the others what failed here; call it before leaving the process group.
 
         If all processes fail alike, such as on a full disk, all know it before any of them leaves.
         """
-        own = _own_failure(error)
+        own = own_failure(error)
 
         def tell() -> bool:
             self._answer(own)
@@ -135,7 +132,7 @@ class RollCall:
         Leaving makes the processes that still wait for this one notice. Then every survivor waits
         a moment for the others, and one of them names those that did not come.
         """
-        own = _own_failure(error)
+        own = own_failure(error)
         # A process in a long computation notices a closed connection only afterwards. If ours timed
         # out, it has had its time.
         wait_s = ROLL_CALL_S
@@ -171,6 +168,7 @@ class RollCall:
         """
         board, deadline = self._board, time.monotonic() + self._timeout_s
         board.write(f"process/{self._rank}", where_am_i())
+        board.write(f"gpu/{self._rank}", self._gpu)
         board.write(f"host/{self._rank}", clean(socket.gethostname()))
         if board.count("present", 1) >= self._size:
             self._decide(is_late=False)
@@ -181,9 +179,10 @@ class RollCall:
             else:
                 time.sleep(board.poll_s)
         decision = board.read("decision", Decision)
-        if len(decision.hosts) == len(decision.processes) == self._size:
+        all_have_come = decision.sizes() == {self._size}
+        if all_have_come and not decision.shared_gpu():
             return decision, False
-        if not decision.stop and not decision.missing:
+        if not (all_have_come or decision.stop or decision.missing):
             raise Foreign("a decision for another number of processes")
         is_first = self._is_first()
         self._leave_together(board.count("present"))
@@ -196,7 +195,8 @@ class RollCall:
         if reason:
             decision = Decision(stop=clean(reason))
         elif not missing:
-            decision = Decision(hosts=self._read_all("host"), processes=self._read_all("process"))
+            hosts, processes, gpus = map(self._read_all, ("host", "process", "gpu"))
+            decision = Decision(hosts=hosts, processes=processes, gpus=gpus)
         elif is_late:
             decision = Decision(missing=missing)
         else:
@@ -281,15 +281,3 @@ class RollCall:
             if self._board.count("left") >= num_present:
                 return
             time.sleep(self._board.poll_s)
-
-
-def is_lost(error: Exception) -> bool:
-    """Whether `error` comes from torch's process group, because another process failed."""
-    words = ("gloo", "NCCL")
-    is_torchs = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return is_torchs or isinstance(error, DistError)
-
-
-def _own_failure(error: Exception) -> str:
-    """What failed in this process; "" if it only lost the others."""
-    return "" if is_lost(error) else clean(said(error))

@@ -8,7 +8,6 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,35 +25,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.difference import Difference, first_difference
 
 # From so many bytes on, messages are faster than gloo's all-gather: 4 MB in 4 ms and not in 14
 # (two processes, 2026-11-26).
 LARGE = 2**18
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A fact that is not the same on all processes.
-
-    Args:
-        fact: its name.
-        ranks: the processes that differ from most others, or from rank 0 if there is no majority.
-        reference: the rank of one of the others.
-    """
-
-    fact: str
-    ranks: Sequence[int]
-    reference: int
-
-
 class World:
     """All processes of a run, seen from one of them.
 
-    Methods marked `Collective:` must be called by every process.
+    Methods marked `Collective:` must be called by every process. They have ended when they return.
+
+    Args:
+        accelerator: Accelerate's, joined.
+        hosts: by rank.
+        wait_for_device: returns when this process's GPU, if it has one, has done its work, or
+            raises if it waits for a process that is lost.
     """
 
-    def __init__(self, accelerator: Accelerator, *, hosts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        *,
+        hosts: Sequence[str],
+        wait_for_device: Callable[[], None] = lambda: None,
+    ) -> None:
         self.accelerator = accelerator
+        self.wait_for_device = wait_for_device
         self.size: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.is_main: bool = accelerator.is_main_process
@@ -117,7 +115,7 @@ class World:
             return rows
         if rows.is_cpu and rows.nbytes >= LARGE:
             return self._gather_by_messages(rows)
-        return self.accelerator.gather(rows)
+        return self._ended(self.accelerator.gather(rows))
 
     def _gather_by_messages(self, rows: torch.Tensor) -> torch.Tensor:
         everyones = rows.new_empty(self.size, *rows.shape)
@@ -149,21 +147,31 @@ class World:
         torch.distributed.all_to_all_single(
             parts, to_each, list(counts), [len(rows)] * self.size
         )  # Accelerate has none
-        return parts
+        return self._ended(parts)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add all processes' values element by element, in an order that the backend chooses.
 
         Collective: yes.
         """
-        return self.accelerator.reduce(values, reduction="sum")
+        return self._ended(self.accelerator.reduce(values, reduction="sum"))
 
     def broadcast(self, values: torch.Tensor) -> torch.Tensor:
         """Overwrite `values` on every process with those of the main process.
 
         Collective: yes.
         """
-        return broadcast(values) if self.size > 1 else values
+        return self._ended(broadcast(values)) if self.size > 1 else values
+
+    def wait_for_everyone(self) -> None:
+        """Wait until every process has come here. Collective: yes."""
+        # Accelerate's takes the GPU of number LOCAL_RANK, which may be one that is hidden.
+        self.sum(torch.zeros(1, device=self.device))
+
+    def _ended(self, result: torch.Tensor) -> torch.Tensor:
+        """A collective's result, once it is there: NCCL returns before."""
+        self.wait_for_device()
+        return result
 
     def gather_json(self, value: Any) -> list[Any]:
         """Gather one value from each process, in order of rank.
@@ -272,16 +280,8 @@ class World:
         """
         digests = [hashlib.sha256(fact.encode()).digest() for fact in facts.values()]
         mine = torch.tensor([list(row) for row in digests], dtype=torch.uint8, device=self.device)
-        everyones = self.gather(mine[None]).cpu()  # (world_size, facts, 32)
-        for number, name in enumerate(facts):
-            groups: dict[bytes, list[int]] = {}
-            for rank, rows in enumerate(everyones):
-                groups.setdefault(rows[number].numpy().tobytes(), []).append(rank)
-            most = max(groups.values(), key=len)  # of several largest, the first: rank 0's
-            others = [rank for rank in range(self.size) if rank not in most]
-            if others:
-                return Difference(name, ranks=others, reference=most[0])
-        return None
+        everyones = self.gather(mine[None]).cpu().numpy()  # (world_size, facts, 32)
+        return first_difference(list(facts), [list(map(bytes, rows)) for rows in everyones])
 
     def names(self, ranks: Sequence[int]) -> str:
         """Describe processes so that a person finds them: `rank 1 on node2, 3 on node4`."""

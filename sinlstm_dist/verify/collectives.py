@@ -121,10 +121,9 @@ def _try(
     mine = operation.prepare(world, _tiled(patterns[world.rank], count))
     times = []
     for _ in range(1 if size > REPEATED_BYTES else 5):
-        world.accelerator.wait_for_everyone()
+        world.wait_for_everyone()
         started = time.perf_counter()
         result = operation.run(world, mine)
-        _wait_for_device(world)
         times.append(time.perf_counter() - started)
     if operation.is_parted:
         parts = result.split(count)
@@ -153,11 +152,6 @@ def _is_tiled(values: torch.Tensor, pattern: torch.Tensor) -> bool:
     )
 
 
-def _wait_for_device(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
-
-
 def _check_barrier(bench: Bench) -> list[str]:
     """Check that no process leaves a barrier before the last one, which is late, reaches it.
 
@@ -166,11 +160,11 @@ def _check_barrier(bench: Bench) -> list[str]:
     Collective: yes.
     """
     world = bench.world
-    world.accelerator.wait_for_everyone()
+    world.wait_for_everyone()
     if world.rank == world.size - 1:
         time.sleep(LATE_S)
     came = time.monotonic()
-    world.accelerator.wait_for_everyone()
+    world.wait_for_everyone()
     times = world.gather_json([came, time.monotonic()])
     return [
         f"{bench.name(early)} left a barrier before {bench.name(late)} reached it"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from sinlstm_dist import compiled, lstm
+from sinlstm_dist import lstm
 from sinlstm_dist.arithmetic import arithmetic, changes
 from sinlstm_dist.config import Config, load_config
 from sinlstm_dist.errors import ConfigError
@@ -113,17 +113,11 @@ def _no_known_weights(bench: Bench) -> str:
 
 def _no_known_weights_here(bench: Bench) -> str:
     device, asked = bench.world.device.type, bench.config.model.lstm
-    if device != "cpu":
-        return (
-            f"the known weights are those of CPUs, and here is {device}: see --record and --against"
-        )
     choice = lstm.choose(asked, device_type=device, input_size=1, hidden_size=1, num_layers=1)
     if choice.name != "torch":
         return ""
-    why = "the known weights are those of the compiled kernel, not of nn.LSTM"
-    if asked == "torch":
-        return f"{why} (asked for)"
-    return f"{why} ({compiled.missing()}): --model.lstm reference has them too, slowly"
+    why = f"the known weights are those of this package's kernel, not of nn.LSTM ({choice.reason})"
+    return why if device == "cpu" else f"{why}: see --record and --against"
 
 
 def _names(bench: Bench) -> list[str]:

@@ -81,6 +81,7 @@ class Stopwatch(World):
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:
+        self.wait_for_device()  # for this process's own computation
         started = time.perf_counter()
         yield
         self.waited_s += time.perf_counter() - started

@@ -159,7 +159,7 @@ def _clock_spread_s(world: World) -> float:
     """
     spreads = []
     for _ in range(5):
-        world.accelerator.wait_for_everyone()
+        world.wait_for_everyone()
         # Whole numbers: float32, the only float type on Apple GPUs, is too coarse for the time.
         seconds, parts = divmod(time.time(), 1)
         clocks = world.gather(torch.tensor([[int(seconds), int(parts * 1e6)]], device=world.device))
@@ -173,10 +173,10 @@ def _interfaces(world: World) -> str:
 
     Collective: yes.
     """
-    world.accelerator.wait_for_everyone()
+    world.wait_for_everyone()
     before = _sent_bytes()
     world.sum(torch.zeros(PROBE_BYTES // 4, device=world.device))
-    world.accelerator.wait_for_everyone()
+    world.wait_for_everyone()
     sent = {name: count - before.get(name, 0) for name, count in _sent_bytes().items()}
     most = max(sent.values(), default=0)
     mine = [name for name, count in sent.items() if count > max(most, PROBE_BYTES) / 10]
