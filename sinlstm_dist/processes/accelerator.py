@@ -41,6 +41,9 @@ EXACT_CUBLAS = (":4096:8", ":16:8", ":4096:2")
 NCCL_ERRORS, NOT_HANDLED = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"
 NCCL_LATER_S = 15.0  # torch's own timeout comes so much later than that of `waiting`
 LEAVE_S = 10.0  # for which leaving NCCL may take after a failure
+# Otherwise Accelerate gives DDP the GPU of number LOCAL_RANK, which may be hidden from this one.
+# https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/accelerator.py#L1891
+HIDDEN_GPUS = "ACCELERATE_BYPASS_DEVICE_MAP"
 DEVICE, DEVICES = "ACCELERATE_TORCH_DEVICE", ("cpu", "cuda", "mps")
 
 
@@ -203,6 +206,7 @@ def checked_environment(launch: Launch) -> Iterator[None]:
             "MASTER_ADDR": where.host,
             "MASTER_PORT": str(where.port),
             NCCL_ERRORS: NOT_HANDLED,
+            HIDDEN_GPUS: "true",
         }
     if launcher.THREADS in os.environ:  # it may be empty, or a list
         checked[launcher.THREADS] = str(launcher.num_threads())
@@ -224,7 +228,7 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _told_to_accelerate() -> str:
     """The variables by which a user or `accelerate launch` directs Accelerate, as text."""
-    names = filter(_is_for_accelerate, sorted(os.environ))
+    names = filter(_is_for_accelerate, sorted(os.environ.keys() - {HIDDEN_GPUS}))
     return ", ".join(f"{name}={os.environ[name]}" for name in names)
 
 
