@@ -12,7 +12,6 @@ do not show it. So each process computes the same small things, and they compare
     SINLSTM_DIST_INSTRUCTION_SET=plain python -m sinlstm_dist.train   # on one of the processes
 """
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -35,7 +34,7 @@ from sinlstm_dist.arithmetic import (
 )
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import Disagreement, DriftedApart
-from sinlstm_dist.optimizers import optimizer_tensors, trial_step
+from sinlstm_dist.optimizers import copied, optimizer_tensors, trial_step
 from sinlstm_dist.piece_rows import REHEARSAL, TESTING, PieceRows, Place
 from sinlstm_dist.processes.difference import Difference
 from sinlstm_dist.processes.world import World
@@ -250,7 +249,7 @@ class Agreement:
         """Digests of some steps of copies. The steps follow a gradient of fixed numbers, so a
         difference in gradients does not show as a difference in steps.
         """
-        model, optimizer = copy.deepcopy((self._rows.model, self._optimizer))
+        model, optimizer = copied(self._rows.model, self._optimizer)
         rows = self._rows.of(model)
         steps: list[str] = []
         gradients: list[str] = []

@@ -1,6 +1,5 @@
 """Everything that a run needs, built from its configuration and prepared by Accelerate."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from sinlstm_dist.optimizers import (
     FULL_LR,
     Update,
     check_state,
+    copied,
     group_values,
     optimizer_tensors,
     trial_step,
@@ -243,7 +243,7 @@ def _layout(task: Task, plan: Plan, *, build: str) -> Layout:
     """The layout of this run's checkpoints, learned from a step of a copy."""
     weights, state = task.model.state_dict(), optimizer_tensors(task.model, task.optimizer)
     with blamed(build):
-        trial = copy.deepcopy((task.model, task.optimizer))
+        trial = copied(task.model, task.optimizer)
         trial_step(*trial)
         check_state(*trial)
     return Layout(

@@ -1,5 +1,6 @@
 """Any optimizer of torch: its state by the names of the parameters, and its steps."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,17 @@ def check_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                     f"{type(optimizer).__name__} has {key} of {name}, which is not a tensor: "
                     "checkpoints hold tensors only; use an optimizer of torch.optim"
                 )
+
+
+def copied(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of a model, and one of its optimizer that moves the copy."""
+    model, optimizer = copy.deepcopy((model, optimizer))
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN wants its weights in one vector, or torch warns
+            module.flatten_parameters()
+    return model, optimizer
 
 
 def trial_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -24,6 +24,8 @@ UNWANTED = (
     "runs/default/config.toml", ".venv/bin/python", ".hypothesis/examples",
     "sinlstm_dist/_kernel.abi3.so", "sinlstm_dist/__pycache__/train.cpython-311.pyc",
 )  # fmt: skip
+# A GPU's kernel is compiled where it runs.
+OF_GPUS = {f"sinlstm_dist/csrc/{name}" for name in ("gpu.cu", "activations.h", "simd.h", "unit.h")}
 GENERATED = ("PKG-INFO", "setup.cfg", "sinlstm_dist.egg-info/")
 
 needs_git = pytest.mark.skipif(
@@ -79,7 +81,7 @@ def test_the_wheel_is_the_package(wheel):
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = {path for path in git_files() if path.startswith("sinlstm_dist/")}
     python = {path for path in package if path.endswith((".py", ".pyi", "py.typed"))}
-    assert packed == {*python, "sinlstm_dist/_kernel.abi3.so"}
+    assert packed == {*python, *OF_GPUS, "sinlstm_dist/_kernel.abi3.so"}
 
 
 @needs_git

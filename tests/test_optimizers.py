@@ -12,6 +12,7 @@ from sinlstm_dist.optimizers import (
     FULL_LR,
     Update,
     check_state,
+    copied,
     group_values,
     load_group_values,
     load_optimizer_tensors,
@@ -288,6 +289,33 @@ def test_state_that_is_no_tensor_is_refused_by_name():
     trial_step(model, optimizer)
     with pytest.raises(TypeError, match="Counting has steps of frozen"):
         check_state(model, optimizer)
+
+
+class Noting(nn.LSTM):
+    """Counts how often its weights are laid out as cuDNN wants them; on the CPU that does nothing.
+
+    tests/gpu looks at what torch warns of on a GPU.
+    """
+
+    times = 0
+
+    def flatten_parameters(self) -> None:
+        self.times += 1
+        super().flatten_parameters()
+
+
+def test_a_copy_of_a_recurrence_is_laid_out_for_cudnn():
+    model = nn.Sequential(Noting(1, 3), nn.Linear(3, 1))
+    optimizer = sgd(model)
+    before = model[0].times
+    other, its_optimizer = copied(model, optimizer)
+    assert (model[0].times, other[0].times) == (before, before + 1)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in other.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    its_optimizer.step()
+    assert not same_weights(model, other)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def test_gradients_that_are_not_finite_reach_the_weights():

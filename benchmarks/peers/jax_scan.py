@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from network import start
-from workload import HIDDEN_SIZE, LR, TOLERANCE, Record, parse, train_and_test
+from workload import LR, TOLERANCE, Record, parse, train_and_test
 
 Weights = dict[str, jax.Array]
 Data = tuple[jax.Array, jax.Array]
@@ -17,7 +17,7 @@ Data = tuple[jax.Array, jax.Array]
 def predict(weights: Weights, windows: jax.Array) -> jax.Array:
     """The value after each window; torch's LSTM in torch's order of gates."""
     bias = weights["rnn.bias_ih_l0"] + weights["rnn.bias_hh_l0"]
-    zeros = jnp.zeros((len(windows), HIDDEN_SIZE))
+    zeros = jnp.zeros((len(windows), weights["rnn.weight_hh_l0"].shape[1]))
 
     def time_step(state: Data, values: jax.Array) -> tuple[Data, None]:
         hidden, cell = state

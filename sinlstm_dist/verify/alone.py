@@ -1,6 +1,5 @@
 """What a process computes alone, inside a larger world, to compare it with what all compute."""
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from sinlstm_dist.data.steps import Split, StepSampler
 from sinlstm_dist.gradient import OrderedGradient
 from sinlstm_dist.job import Job, new_update
 from sinlstm_dist.metrics import Totals
+from sinlstm_dist.optimizers import copied
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 
@@ -54,7 +54,7 @@ class JobAlone:
 
     def __init__(self, job: Job, config: Config, world: World) -> None:
         self._world = Alone(world)
-        self.model, optimizer = copy.deepcopy((job.task.model, job.task.optimizer))
+        self.model, optimizer = copied(job.task.model, job.task.optimizer)
         self.rows = job.rows.of(self.model)
         self.train, self.test = self._whole(job.train), self._whole(job.test)
         self.gradient = OrderedGradient(self.rows, plan=self.train.plan, peers=self._world)

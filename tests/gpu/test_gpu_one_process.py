@@ -69,7 +69,8 @@ def test_the_benchmark_measures(tmp_path):
     sizes = ["--hidden", "5", "--batch", "100"]
     ended = run([sys.executable, str(ROOT / "benchmarks/gpu.py"), *sizes], cwd=tmp_path)
     assert ended.code == 0, ended.stderr
-    assert "failed" not in ended.stdout
+    assert "Error" not in ended.stderr
+    assert ended.stdout.count("\n     5     100") == 2  # of the gradient, and of steps
 
 
 def test_noise_and_shuffle_are_those_of_the_cpu(tmp_path):

@@ -20,14 +20,19 @@ def test_a_step_waits_for_nothing_else(name, world, tmp_path):
     assert world.device.type == DEVICE
     built = job.build(load_config(overrides=settings), world)
     batches = built.train.batches(whole=built.gradient.is_whole)
+
+    def take_a_step() -> None:
+        step, batch = next(batches)
+        built.gradient(batch, epoch=0, step=step, stop=False)
+        built.update(step)
+
+    take_a_step()  # the first one sends what all others use
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             for _ in range(STEPS):
-                step, batch = next(batches)
-                built.gradient(batch, epoch=0, step=step, stop=False)
-                built.update(step)
+                take_a_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [

@@ -3,11 +3,12 @@
 import os
 import signal
 import socket
+import sys
 
 import launching
 import pytest
 import torch
-from gpu_runs import DEVICE, SETTINGS, TRAINED, over_gloo, train
+from gpu_runs import DEVICE, OVER_GLOO, SETTINGS, TRAINED, over_gloo, train
 from launching import check_same, finish, flags, free_port, has_begun, metrics, run, summary
 
 HOST = socket.gethostname()
@@ -67,7 +68,7 @@ def start_two(cwd, *, module: list[str], variables: list[dict[str, str]]):
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    words = [launching.sys.executable, *module, *flags(ENDLESS)]
+    words = [sys.executable, *module, *flags(ENDLESS)]
     return [
         launching.spawn(words, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **world, **own)
         for rank, own in enumerate(variables)
@@ -87,21 +88,18 @@ def check_the_other_names_it(first, lost, cwd, *, number: int) -> None:
     assert summary(cwd / "run")["outcome"] == "failed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_process_is_named_over_gloo(number, tmp_path):
-    module = [str(over_gloo("train")[-2]), "sinlstm_dist.train"]
-    check_the_other_names_it(
-        *start_two(tmp_path, module=module, variables=[{}, {}]), tmp_path, number=number
-    )
+def test_a_lost_process_is_named_over_gloo(tmp_path):
+    module = [str(OVER_GLOO), "sinlstm_dist.train"]
+    both = start_two(tmp_path, module=module, variables=[{}, {}])
+    check_the_other_names_it(*both, tmp_path, number=signal.SIGKILL)
 
 
 @two_gpus
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_is_named_over_nccl(number, tmp_path):
     module = ["-m", "sinlstm_dist.train"]
-    check_the_other_names_it(
-        *start_two(tmp_path, module=module, variables=[{}, {}]), tmp_path, number=number
-    )
+    both = start_two(tmp_path, module=module, variables=[{}, {}])
+    check_the_other_names_it(*both, tmp_path, number=number)
 
 
 @two_gpus
