@@ -84,6 +84,31 @@ static PyObject *none_if(bool enough_memory) {
 
 /* ---------------------------------------------------------------- predictor */
 
+/* Fills p's layers and head from a tuple of their addresses. Returns false with an exception set.
+ */
+static bool read_parameters(PyObject *tuple, int input_size, Problem *p) {
+    float *addresses[4 * MAX_LAYERS + 2];
+    const Py_ssize_t count = PyTuple_Size(tuple);
+    if (count < 0) return false;
+    if (count < 4 + 2 || count > 4 * MAX_LAYERS + 2 || count % 4 != 2) {
+        PyErr_Format(PyExc_ValueError,
+                     "%zd parameters: the compiled kernel needs 4 of each layer, of at most %d "
+                     "layers, and 2 of the head",
+                     count, MAX_LAYERS);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        addresses[i] = PyLong_AsVoidPtr(PyTuple_GetItem(tuple, i));
+    float **next = addresses;
+    p->L = (int)(count / 4);
+    for (int l = 0; l < p->L; l++, next += 4)
+        p->layers[l] =
+            (Layer){l == 0 ? input_size : p->H, next[0], next[1], next[2], next[3], NULL};
+    p->head_weight = next[0];
+    p->head_bias = next[1];
+    return !PyErr_Occurred();
+}
+
 /* Reads the sizes of the pieces into memory of this thread. Returns false with an exception set. */
 static bool read_sizes(PyObject *tuple, Pieces *pieces, Size num_samples) {
     const Py_ssize_t count = PyTuple_Size(tuple);
@@ -123,21 +148,15 @@ static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
     Problem p = {
         .num_samples = a.num_samples,
         .W = (int)a.window,
-        .D = (int)a.input_size,
         .H = (int)a.hidden_size,
         .num_threads = a.num_threads,
         .inputs = {a.windows, a.windows_sample_stride, a.windows_step_stride,
                    a.windows_feature_stride},
         .targets = {a.targets, a.targets_sample_stride, 0, 0},
-        .weight_ih = a.weight_ih,
-        .weight_hh = a.weight_hh,
-        .bias_ih = a.bias_ih,
-        .bias_hh = a.bias_hh,
-        .head_weight = a.head_weight,
-        .head_bias = a.head_bias,
         .tolerance = (float)a.tolerance,
         .with_gradient = a.with_gradient != 0,
     };
+    if (!read_parameters(a.parameters, (int)a.input_size, &p)) return NULL;
     const Kernel *kernel = chosen;
     bool enough_memory;
     Py_BEGIN_ALLOW_THREADS
@@ -156,14 +175,11 @@ static PyObject *lstm_forward(PyObject *Py_UNUSED(self), PyObject *const *values
     Problem p = {
         .num_samples = a.num_samples,
         .W = (int)a.window,
-        .D = (int)a.input_size,
         .H = (int)a.hidden_size,
+        .L = 1,
         .num_threads = a.num_threads,
         .inputs = {a.inputs, a.inputs_sample_stride, a.inputs_step_stride, a.inputs_feature_stride},
-        .weight_ih = a.weight_ih,
-        .weight_hh = a.weight_hh,
-        .bias_ih = a.bias_ih,
-        .bias_hh = a.bias_hh,
+        .layers = {{(int)a.input_size, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, NULL}},
         .hidden0 = contiguous(a.hidden0, 1, a.hidden_size),
         .cell0 = contiguous(a.cell0, 1, a.hidden_size),
         .outputs = contiguous(a.outputs, a.window, a.hidden_size),
@@ -187,12 +203,11 @@ static PyObject *lstm_backward(PyObject *Py_UNUSED(self), PyObject *const *value
     Problem p = {
         .num_samples = a.num_samples,
         .W = (int)a.window,
-        .D = (int)a.input_size,
         .H = (int)a.hidden_size,
+        .L = 1,
         .num_threads = a.num_threads,
         .tapes = a.tapes,
-        .weight_ih = a.weight_ih,
-        .weight_hh = a.weight_hh,
+        .layers = {{(int)a.input_size, a.weight_ih, a.weight_hh, NULL, NULL, NULL}},
         .grad_outputs = {a.grad_outputs, a.grad_outputs_sample_stride, a.grad_outputs_step_stride,
                          a.grad_outputs_feature_stride},
         .grad_hidden = contiguous(a.grad_hidden, 1, a.hidden_size),
