@@ -19,7 +19,7 @@ from sinlstm_dist.golden import GOLDEN, weights_digest
     ("change", "reason"),
     [
         ({"device_type": "mps"}, "device mps"),
-        ({"num_layers": 2}, "2 layers"),
+        ({"num_layers": 17}, "17 layers > 16"),
         ({"hidden_size": 512}, "hidden size 512 > 64"),
     ],
 )
@@ -31,7 +31,8 @@ def test_choice_says_why_not(change: dict[str, object], reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "obstacle"), [({"num_layers": 2}, "2 layers"), ({"hidden_size": 512}, "512 > 64")]
+    ("change", "obstacle"),
+    [({"num_layers": 2}, "2 layers on a GPU"), ({"hidden_size": 512}, "512 > 64")],
 )
 def test_a_gpu_uses_the_experimental_kernel_only_if_asked(
     change: dict[str, object], obstacle: str, monkeypatch: pytest.MonkeyPatch
@@ -66,6 +67,7 @@ def test_choice() -> None:
     assert auto.name == "fused"
     assert auto.reason == f"compiled kernel, {compiled.label()}"
     assert lstm.choose("fused", device_type="cpu", **SIZES) == auto
+    assert lstm.choose("auto", device_type="cpu", **{**SIZES, "num_layers": 16}) == auto
     assert lstm.choose("torch", device_type="cpu", **SIZES).name == "torch"
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from sinlstm_dist import compiled
 
 MAX_HIDDEN_SIZE = 64  # above it, matrix libraries are faster than a kernel with samples in lanes
+MAX_LAYERS = 16  # of the compiled kernel, see csrc/kernel.h; on a GPU it is one
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def choose(
     if lstm == "torch":
         return Choice("torch", "asked for")
     if lstm == "reference":
-        return _reference(device_type, num_layers)
+        return _reference(device_type)
     if lstm == "auto" and device_type == "cuda":
         return Choice("torch", "device cuda, where the fused kernel is experimental")
     compiled.check_forced()
@@ -71,11 +72,10 @@ def choose(
     return Choice("fused", f"compiled kernel, {compiled.label()}")
 
 
-def _reference(device_type: str, num_layers: int) -> Choice:
-    if device_type != "cpu" or num_layers != 1:
-        found = f"device {device_type}" if device_type != "cpu" else f"{num_layers} layers"
+def _reference(device_type: str) -> Choice:
+    if device_type != "cpu":
         raise ValueError(
-            f'lstm="reference" cannot be used with {found}: it needs a CPU and one layer. Change '
+            f'lstm="reference" cannot be used with device {device_type}: it needs a CPU. Change '
             'that or set lstm="auto"'
         )
     return Choice("reference", "numpy, slow and exact")
@@ -92,8 +92,10 @@ def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: i
     """Why no fused kernel can compute this; empty if one can."""
     if device_type not in ("cpu", "cuda"):
         return f"device {device_type}"
-    if num_layers != 1:
-        return f"{num_layers} layers"
+    if device_type == "cuda" and num_layers != 1:
+        return f"{num_layers} layers on a GPU"
+    if num_layers > MAX_LAYERS:
+        return f"{num_layers} layers > {MAX_LAYERS}"
     if hidden_size > MAX_HIDDEN_SIZE:
         return f"hidden size {hidden_size} > {MAX_HIDDEN_SIZE}"
     if input_size < 1 or hidden_size < 1:
@@ -107,8 +109,8 @@ def _missing_triton() -> str:
 
 def _refusal(obstacle: str) -> str:
     return (
-        f'lstm="fused" cannot be used with {obstacle}: it needs one layer, a hidden size of at '
-        f"most {MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel or a CUDA device with Triton "
-        "(pip install 'sinlstm-dist[triton]'; experimental, never run on a GPU). Change that or "
-        'set lstm="auto"'
+        f'lstm="fused" cannot be used with {obstacle}: it needs a hidden size of at most '
+        f"{MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel, or one layer and a CUDA device "
+        "with Triton (pip install 'sinlstm-dist[triton]'; experimental, never run on a GPU). "
+        'Change that or set lstm="auto"'
     )
