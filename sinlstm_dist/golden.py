@@ -1,6 +1,6 @@
 """Weights that are known: what the built-in task ends with on any CPU or NVIDIA GPU.
 
-These are digests of the tensors of five short runs, with which `verify` compares. The `weights`
+These are digests of the tensors of six short runs, with which `verify` compares. The `weights`
 line of a run is the SHA-256 of its file, which has a header too. A digest changes only if this
 package computes something else on purpose.
 
@@ -50,6 +50,10 @@ GOLDEN = {
         {**_SMALL, "data.window": 33, "data.period": 25.3, "model.hidden_size": 13,
          "train.global_batch_size": 130, "train.virtual_shards": 11, "train.seed": 7},
         "a58504205120a55f9aceb8426f0c5a012bd0bf12fc8e86225007e17c395668f0",
+    ),
+    "two layers": Golden(
+        {**_SMALL, "model.num_layers": 2},
+        "b6578641f541baf74ae9be4db8c270252b5562b8e30b9650aa7cecdd7cd4796b",
     ),
 }  # fmt: skip
 KNOWN = {name: golden.digest for name, golden in GOLDEN.items()}

@@ -95,9 +95,11 @@ class Predictor(nn.Module):
         Returns:
             (B, output_size).
         """
+        outputs = inputs
         if self.fused and inputs.is_cpu:
-            weight_ih, weight_hh, bias_ih, bias_hh = self.rnn.all_weights[0]  # of its one layer
-            outputs, _ = lstm.lstm(inputs, weight_ih, weight_hh, bias_ih, bias_hh, hidden0)
+            for n, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
+                state0 = None if hidden0 is None else (hidden0[0][n : n + 1], hidden0[1][n : n + 1])
+                outputs, _ = lstm.lstm(outputs, weight_ih, weight_hh, bias_ih, bias_hh, state0)
         else:
             outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)

@@ -14,7 +14,8 @@
 #define MAX_WINDOW 300
 #define MAX_UNITS 17
 #define MAX_POSITIONS 40
-#define MAX_ROW (4 * MAX_UNITS * (MAX_UNITS + 3) + MAX_UNITS + 1 + NUM_TOTALS)
+#define MOST_LAYERS 2
+#define MAX_ROW (MOST_LAYERS * 4 * MAX_UNITS * (2 * MAX_UNITS + 2) + MAX_UNITS + 1 + NUM_TOTALS)
 
 /* SplitMix64 (Steele, Lea and Flood, 2014), and from it floats in [-1, 1), exactly. */
 static uint64_t state;
@@ -44,33 +45,41 @@ typedef struct {
     float weights, head, forget_bias;
 } Kind;
 
-static void print_row(const Kernel *kernel, Kind kind, int W, int H) {
-    static float inputs[SAMPLES * MAX_WINDOW], targets[SAMPLES], row[MAX_ROW];
-    static float ih[4 * MAX_UNITS], hh[4 * MAX_UNITS * MAX_UNITS], bias_ih[4 * MAX_UNITS],
-        bias_hh[4 * MAX_UNITS], head[MAX_UNITS], head_bias[1];
-    static const int64_t size = SAMPLES;
-    state = W * 100 + H;
+/* The layer above `below` layers, whose inputs have D features. */
+static Layer random_layer(int below, Kind kind, int D, int H) {
+    static float memory[MOST_LAYERS][4][4 * MAX_UNITS * MAX_UNITS];
+    float *ih = memory[below][0], *hh = memory[below][1];
+    float *bias_ih = memory[below][2], *bias_hh = memory[below][3];
     random_floats(bias_ih, 4 * H, kind.weights);
     for (int j = 0; j < H; j++) bias_ih[H + j] += kind.forget_bias;
+    random_floats(ih, 4 * H * D, kind.weights);
+    random_floats(hh, 4 * H * H, kind.weights);
+    random_floats(bias_hh, 4 * H, kind.weights);
+    return (Layer){D, ih, hh, bias_ih, bias_hh, NULL};
+}
+
+static void print_row(const Kernel *kernel, Kind kind, int W, int H, int L) {
+    static float inputs[SAMPLES * MAX_WINDOW], targets[SAMPLES], row[MAX_ROW];
+    static float head[MAX_UNITS], head_bias[1];
+    static const int64_t size = SAMPLES;
+    state = (L * 1000 + W) * 100 + H;
     Problem p = {.num_samples = SAMPLES,
                  .W = W,
-                 .D = 1,
                  .H = H,
+                 .L = L,
                  .num_threads = 2,
                  .inputs = {random_floats(inputs, SAMPLES * W, 1.0f), W, 1, 1},
                  .targets = {random_floats(targets, SAMPLES, 1.0f), 1, 0, 0},
-                 .weight_ih = random_floats(ih, 4 * H, kind.weights),
-                 .weight_hh = random_floats(hh, 4 * H * H, kind.weights),
-                 .bias_ih = bias_ih,
-                 .bias_hh = random_floats(bias_hh, 4 * H, kind.weights),
                  .head_weight = random_floats(head, H, kind.head),
                  .head_bias = random_floats(head_bias, 1, 1.0f),
                  .tolerance = 0.1f,
                  .with_gradient = true};
+    for (int l = 0; l < L; l++) p.layers[l] = random_layer(l, kind, l ? H : 1, H);
     const Pieces pieces = {1, items_in(size), &size, row, 0};
     if (!run_predictor(kernel, &p, &pieces)) exit(1);
-    printf("%s, %d units, window %d:", kind.name, H, W);
-    const int floats = (int)lstm_floats(1, H) + H + 1 + NUM_TOTALS;
+    printf("%s, %d units, window %d, %d layers:", kind.name, H, W, L);
+    const size_t layers = lstm_floats(1, H) + (L - 1) * lstm_floats(H, H);
+    const int floats = (int)layers + H + 1 + NUM_TOTALS;
     for (int i = 0; i < floats; i++) printf(" %08" PRIx32, bits_of(row[i]));
     printf("\n");
 }
@@ -135,8 +144,9 @@ int main(int argc, char **argv) {
     if (!kernel || !thread_memory_init()) return 2;
     for (int k = 0; k < 3; k++)
         for (int H = 1; H <= MAX_UNITS; H++) {
-            print_row(kernel, kinds[k], 50, H);
-            print_row(kernel, kinds[k], MAX_WINDOW, H);
+            print_row(kernel, kinds[k], 50, H, 1);
+            print_row(kernel, kinds[k], MAX_WINDOW, H, 1);
+            print_row(kernel, kinds[k], 50, H, MOST_LAYERS);
         }
     for (int d = 0; d < 3; d++) {
         print_noise(kernel, deviations[d], 50);

@@ -5,6 +5,7 @@ gradients add hundreds of terms, and are compared relative to their largest entr
 """
 
 import contextlib
+import copy
 import os
 import subprocess
 import sys
@@ -42,11 +43,11 @@ def using(name: str) -> Iterator[None]:
 class Case:
     """Random weights and samples of one size, and the same in float64 for nn.LSTM."""
 
-    def __init__(self, seed: int, B: int, W: int, D: int, H: int) -> None:
+    def __init__(self, seed: int, B: int, W: int, D: int, H: int, *, L: int = 1) -> None:
         torch.manual_seed(seed)
         self.inputs = torch.randn(B, W, D)
         self.targets = torch.randn(B, 1)
-        self.rnn, self.head = nn.LSTM(D, H, batch_first=True), nn.Linear(H, 1)
+        self.rnn, self.head = nn.LSTM(D, H, L, batch_first=True), nn.Linear(H, 1)
         self.state0 = (torch.randn(1, B, H), torch.randn(1, B, H))
 
     @property
@@ -54,11 +55,7 @@ class Case:
         return [*self.rnn.parameters(), *self.head.parameters()]
 
     def oracle(self) -> tuple[nn.LSTM, nn.Linear]:
-        rnn = nn.LSTM(self.rnn.input_size, self.rnn.hidden_size, batch_first=True).double()
-        head = nn.Linear(self.rnn.hidden_size, 1).double()
-        rnn.load_state_dict(self.rnn.state_dict())
-        head.load_state_dict(self.head.state_dict())
-        return rnn, head
+        return copy.deepcopy(self.rnn).double(), copy.deepcopy(self.head).double()
 
     def rows(self, piece_sizes: list[int], **keywords: Any) -> Tensor:
         return lstm.predictor_rows(piece_sizes=piece_sizes, **{**self.arguments, **keywords})
@@ -77,7 +74,7 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, min_samples: int = 0) -> Case:
+def cases(draw: st.DrawFn, *, min_samples: int = 0, max_layers: int = 1) -> Case:
     H = draw(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 16, 33, 64]))
     return Case(
         draw(st.integers(0, 2**31)),
@@ -85,6 +82,7 @@ def cases(draw: st.DrawFn, *, min_samples: int = 0) -> Case:
         draw(st.sampled_from([1, 2, 9, 10, 11, 23, 24, 25, 50] if H <= 9 else [1, 3, 24, 25])),
         draw(st.sampled_from([1, 1, 2, 3, 4, 7])),
         H,
+        L=draw(st.integers(1, max_layers)),
     )
 
 

@@ -21,9 +21,10 @@ ALTERED = {
     ),
     "another order of the lanes' sum": Edit(
         "sinlstm_dist/csrc/simd.h",
-        "for (int width = LANES / 2; width > 0; width /= 2)\n"
-        "        for (int i = 0; i < width; i++) lane[i] += lane[i + width];",
-        "for (int i = 1; i < LANES; i++) lane[0] += lane[i];",
+        "for (int i = 0; i < 8; i++) lane[i] += lane[i + 8];\n"
+        "    for (int i = 0; i < 4; i++) lane[i] += lane[i + 4];\n"
+        "    return (lane[0] + lane[2]) + (lane[1] + lane[3]);",
+        "for (int i = 1; i < LANES; i++) lane[0] += lane[i];\n    return lane[0];",
     ),
     "another order of the gates' sum": Edit(
         "sinlstm_dist/csrc/backward.h",

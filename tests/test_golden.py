@@ -36,7 +36,7 @@ def digest(folder: Path) -> str:
 
 
 # Each alone, and all numbers of processes; test_same_bits.py has other sizes on each of them.
-WORLDS = [*((name, 1) for name in GOLDEN), *zip(GOLDEN, (2, 3, 4, 8, 8), strict=True)]
+WORLDS = [*((name, 1) for name in GOLDEN), *zip(GOLDEN, (2, 3, 4, 8, 8, 3), strict=True)]
 
 
 @pytest.mark.parametrize(("name", "processes"), WORLDS)

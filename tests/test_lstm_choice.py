@@ -20,7 +20,7 @@ from sinlstm_dist.golden import GOLDEN, weights_digest
     ("change", "reason"),
     [
         ({"device_type": "mps"}, "device mps"),
-        ({"num_layers": 2}, "2 layers"),
+        ({"num_layers": 17}, "17 layers > 16"),
         ({"hidden_size": 512}, "hidden size 512 > 64"),
     ],
 )
@@ -60,6 +60,7 @@ def test_choice() -> None:
     assert auto.name == "fused"
     assert auto.reason == f"compiled kernel, {compiled.label()}"
     assert lstm.choose("fused", device_type="cpu", **SIZES) == auto
+    assert lstm.choose("auto", device_type="cpu", **{**SIZES, "num_layers": 16}) == auto
     assert lstm.choose("torch", device_type="cpu", **SIZES).name == "torch"
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.kernel
 
 @instruction_sets
 @few
-@given(case=cases(), data=st.data())
+@given(case=cases(max_layers=3), data=st.data())
 def test_rows_agree_with_autograd(instruction_set: str, case: Case, data: st.DataObject) -> None:
     with using(instruction_set):
         B = case.inputs.shape[0]
@@ -71,7 +71,7 @@ def test_pieces_of_many_blocks_agree_with_autograd(H: int) -> None:
 
 @instruction_sets
 @few
-@given(case=cases(min_samples=1))
+@given(case=cases(min_samples=1, max_layers=3))
 def test_totals_are_the_rows_totals(instruction_set: str, case: Case) -> None:
     with using(instruction_set):
         B = case.inputs.shape[0]
@@ -93,7 +93,7 @@ def test_correct_is_decided_in_float32_as_torch_does() -> None:
 
 
 @few
-@given(case=cases(), scale=st.sampled_from([1e-3, 1, 1, 20]), data=st.data())
+@given(case=cases(max_layers=3), scale=st.sampled_from([1e-3, 1, 1, 20]), data=st.data())
 def test_rows_do_not_depend_on_the_instruction_set(
     case: Case, scale: float, data: st.DataObject
 ) -> None:
@@ -115,10 +115,11 @@ SIZES_OF_PIECES = [200, 0, 37, 129, 16, 1, 13]
 
 
 @instruction_sets
+@pytest.mark.parametrize("L", [1, 2])
 @pytest.mark.parametrize("num_threads", [2, 3])
-def test_rows_do_not_depend_on_threads(instruction_set: str, num_threads: int) -> None:
+def test_rows_do_not_depend_on_threads(instruction_set: str, num_threads: int, L: int) -> None:
     with using(instruction_set):
-        case = Case(9, sum(SIZES_OF_PIECES), 50, 1, 5)
+        case = Case(9, sum(SIZES_OF_PIECES), 50, 1, 5, L=L)
         alone = case.rows(SIZES_OF_PIECES)
         for _ in range(20):
             assert same_bits(alone, case.rows(SIZES_OF_PIECES, num_threads=num_threads))
@@ -127,10 +128,10 @@ def test_rows_do_not_depend_on_threads(instruction_set: str, num_threads: int) -
 
 
 @instruction_sets
-@pytest.mark.parametrize("H", [5, 7])
-def test_rows_do_not_depend_on_alignment(instruction_set: str, H: int) -> None:
+@pytest.mark.parametrize(("H", "L"), [(5, 1), (7, 1), (5, 3), (7, 2)])
+def test_rows_do_not_depend_on_alignment(instruction_set: str, H: int, L: int) -> None:
     with using(instruction_set):
-        case = Case(10, 45, 12, 1, H)
+        case = Case(10, 45, 12, 1, H, L=L)
         expected = case.rows([20, 25])
         for offset in range(1, 16):
             found = case.rows(
@@ -144,11 +145,12 @@ def test_rows_do_not_depend_on_alignment(instruction_set: str, H: int) -> None:
 
 
 @instruction_sets
-def test_row_does_not_depend_on_neighbours(instruction_set: str) -> None:
+@pytest.mark.parametrize("L", [1, 2])
+def test_row_does_not_depend_on_neighbours(instruction_set: str, L: int) -> None:
     """The pieces before and after it hold NaN and infinity; 13 samples leave idle lanes."""
     with using(instruction_set):
         for size in (1, 13, 16, 150):
-            case = Case(11, size, 20, 1, 5)
+            case = Case(11, size, 20, 1, 5, L=L)
             alone = case.rows([size])[0]
             for before, after in ((0, 3), (5, 0), (16, 20), (33, 150)):
                 nan_before = torch.full((before, 20, 1), float("nan"))
@@ -238,14 +240,34 @@ def test_rows_refuse_what_does_not_fit() -> None:
         case.rows([11, -1])
     with pytest.raises(ValueError, match=r"need \(B, 1\)"):
         case.rows([10], targets=case.targets[:, 0])
-    with pytest.raises(ValueError, match="6 are needed"):
-        case.rows([10], parameters=case.parameters[:4])
+    for count in (0, 2, 4, 5):
+        with pytest.raises(ValueError, match=rf"{count} parameters: .* 4 of each layer and 2 more"):
+            case.rows([10], parameters=case.parameters[:count])
+    with pytest.raises(ValueError, match=r"those of more layers with D = H"):
+        case.rows([10], parameters=[*case.parameters[:4], *case.parameters])
     with pytest.raises(ValueError, match=r"targets is torch.float64"):
         case.rows([10], targets=case.targets.double())
     with pytest.raises(ValueError, match=r"parameter_5 is torch.float16"):
         case.rows([10], parameters=[*case.parameters[:5], case.parameters[5].half()])
     with pytest.raises(ValueError, match=r"at least \(1, 169\)"):
         case.rows([10], out=torch.zeros(1, 168))
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 16])
+def test_layers_up_to_the_most(L: int) -> None:
+    """The numbers of each layer stand in its own columns: compared with autograd."""
+    case = Case(24, 20, 6, 2, 3, L=L)
+    sizes = [p.numel() for p in case.parameters]
+    assert len(sizes) == 4 * L + 2
+    gradient, squared_error, _ = expected_row(case, 0, 20)
+    *found, error, _, _ = case.rows([20])[0].split([*sizes, 1, 1, 1])
+    assert_gradients_close(found, list(gradient.split(sizes)))
+    torch.testing.assert_close(error.double()[0], squared_error, rtol=1e-5, atol=0)
+
+
+def test_more_layers_than_the_most_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"70 parameters: .* of at most 16 layers"):
+        Case(25, 2, 3, 1, 1, L=17).rows([2])
 
 
 @pytest.mark.parametrize("W", [2**32 + 4, 2**24 + 1])

@@ -20,9 +20,11 @@ SHAPES = {
 class ArticlePredictor(nn.Module):
     """The article's program, from its description."""
 
-    def __init__(self, input_size: int, hidden_size: int, output_size: int) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, num_layers: int = 1
+    ) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(input_size=input_size, hidden_size=hidden_size, batch_first=True)
+        self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
         self.output_layer = nn.Linear(hidden_size, output_size)
 
     def forward(self, inputs, hidden0=None):
@@ -51,14 +53,16 @@ def test_the_caller_chooses_the_sizes():
 
 @pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.kernel)])
 @pytest.mark.parametrize("given", ["zeros", "state"])
-def test_equals_the_articles_program(fused, given, tmp_path):
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_equals_the_articles_program(num_layers, fused, given, tmp_path):
     torch.manual_seed(2)
-    article = ArticlePredictor(1, 5, 1)
+    article = ArticlePredictor(1, 5, 1, num_layers)
     save_file(article.state_dict(), tmp_path / "weights.safetensors")
-    model = Predictor(fused=fused)
+    model = Predictor(num_layers=num_layers, fused=fused)
     model.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     windows = torch.randn(17, 50, 1)
-    state = (torch.randn(1, 17, 5), torch.randn(1, 17, 5)) if given == "state" else None
+    shape = (num_layers, 17, 5)
+    state = (torch.randn(shape), torch.randn(shape)) if given == "state" else None
     # The kernel's exponential differs from torch's in the last bits of float32.
     torch.testing.assert_close(model(windows, state), article(windows, state), atol=1e-6, rtol=1e-6)
     expected = gradients(article, windows, state)

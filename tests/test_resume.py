@@ -100,11 +100,15 @@ def test_fewer_epochs_than_were_begun_are_refused(train, tmp_path, stop_at, epoc
     assert train().codes == [0]
 
 
-def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path) -> None:
-    assert train({"train.epochs": 5, "output.dir": "straight"}).codes == [0]
-    assert train({"train.epochs": 2}).codes == [0]
-    assert train({"train.epochs": 4}, processes=3).codes == [0, 0, 0]
-    longer = train({"train.epochs": 5, "checkpoint.every_epochs": 7, "checkpoint.keep": 3})
+@pytest.mark.parametrize("layers", [1, 2])
+def test_more_epochs_continue_as_a_longer_run(train, tmp_path: Path, layers: int) -> None:
+    model = {"model.num_layers": layers}
+    assert train({**model, "train.epochs": 5, "output.dir": "straight"}).codes == [0]
+    assert train({**model, "train.epochs": 2}).codes == [0]
+    assert train({**model, "train.epochs": 4}, processes=3).codes == [0, 0, 0]
+    longer = train({
+        **model, "train.epochs": 5, "checkpoint.every_epochs": 7, "checkpoint.keep": 3
+    })  # fmt: skip
     assert longer.codes == [0]
     assert "continues in epoch 5, after step 12" in longer.stdout
     check_same(tmp_path / "run", tmp_path / "straight")

@@ -24,6 +24,7 @@ VARIANTS = {
     "three pieces": {"train.virtual_shards": 3},
     "with replacement": {"train.sampling": "replacement"},
     "two layers": {"model.num_layers": 2},
+    "two layers of nn.LSTM": {"model.num_layers": 2, "model.lstm": "torch"},
     "one batch smaller than the world": {"data.train_size": 3, "data.test_size": 2},
 }
 
@@ -46,10 +47,13 @@ def test_through_the_ordinary_command(nursery: Nursery, tmp_path: Path) -> None:
 WIDE = {"model.hidden_size": 64, "data.train_size": 2000, "train.global_batch_size": 2000}
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("lstm", [FUSED, "torch"])
-def test_with_any_number_of_threads(nursery: Nursery, tmp_path: Path, lstm: str) -> None:
+def test_with_any_number_of_threads(
+    nursery: Nursery, tmp_path: Path, lstm: str, layers: int
+) -> None:
     """So wide that torch would share out its sums, and their order, if it were allowed to."""
-    settings = {**HARD, **WIDE, "model.lstm": lstm, "train.epochs": 2}
+    settings = {**HARD, **WIDE, "model.lstm": lstm, "train.epochs": 2, "model.num_layers": layers}
     assert nursery.run(flags({**settings, "output.dir": "one"}), cwd=tmp_path).codes == [0]
     arguments = flags({**settings, "output.dir": "two"})
     assert train(arguments, cwd=tmp_path, OMP_NUM_THREADS="2").code == 0
@@ -115,6 +119,7 @@ def test_on_any_number_of_processes(nursery: Nursery, tmp_path: Path, name: str)
     settings = {**HARD, **VARIANTS[name]}
     results = []
     sizes = {"fused": WORLD_SIZES, "torch": WORLD_SIZES, "three pieces": (1, 2, 3)}
+    sizes["two layers"] = (1, 2, 3, 4)
     for processes in sizes.get(name, (1, 3, 8)):
         run = f"run-{processes}"
         arguments = flags({**settings, "output.dir": run})

@@ -485,10 +485,10 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys):
 
 
 def test_a_kernel_that_is_not_available_is_refused(tmp_path, capsys):
-    settings = {"model.lstm": "fused", "model.num_layers": 2}
+    settings = {"model.lstm": "fused", "model.hidden_size": 65}
     message = refused(tmp_path / "run", capsys, **settings)
     assert 'model.lstm="fused"' in message
-    assert "2 layers" in message
+    assert "hidden size 65 > 64" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -89,7 +89,8 @@ def test_known_weights_do_not_apply_without_a_kernel(monkeypatch):
 def golden(monkeypatch, *, together: dict[str, str], alone: list[dict[str, str]]) -> Any:
     """The finding of rank 0 on processes that compute these digests."""
     texts = [known._differing(digests, KNOWN) for digests in alone]
-    world = SimpleNamespace(size=2, hosts=["a", "b"], gather_json=lambda mine: texts)
+    cpu = torch.device("cpu")
+    world = SimpleNamespace(size=2, hosts=["a", "b"], device=cpu, gather_json=lambda mine: texts)
     monkeypatch.setattr(known, "_no_known_weights", lambda bench: "")
     monkeypatch.setattr(known, "_digests_together", lambda bench: together)
     monkeypatch.setattr(known, "_digests_alone", lambda bench, names: alone[0])
@@ -116,7 +117,7 @@ def test_more_processes_than_pieces_train_the_rest_alone(monkeypatch):
     monkeypatch.setattr(known, "runs_folder", lambda world: contextlib.nullcontext(Path("runs")))
     for size, names in ((8, list(GOLDEN)), (9, ["other sizes"]), (12, [])):
         parts = Parts(build=lambda config, world, adapt: job)
-        bench = Bench(SimpleNamespace(size=size), parts)
+        bench = Bench(SimpleNamespace(size=size, device=torch.device("cpu")), parts)
         assert list(known._digests_together(bench)) == names
 
 

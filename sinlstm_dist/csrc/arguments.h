@@ -30,20 +30,18 @@
     X(Size, input_size)  \
     X(Size, hidden_size)
 
-#define PREDICTOR_ARGUMENTS(X)                \
-    STRIDED_TENSOR(X, windows)                \
-    X(Address, targets)                       \
-    X(Size, targets_sample_stride)            \
-    X(Object, piece_sizes) /* tuple of int */ \
-    LSTM_WEIGHTS(X)                           \
-    X(Address, head_weight)                   \
-    X(Address, head_bias)                     \
-    X(Size, num_samples)                      \
-    SHAPE(X)                                  \
-    X(Size, num_threads)                      \
-    X(Real, tolerance)                        \
-    X(Size, with_gradient) /* 0 or 1 */       \
-    X(Address, out)                           \
+#define PREDICTOR_ARGUMENTS(X)                      \
+    STRIDED_TENSOR(X, windows)                      \
+    X(Address, targets)                             \
+    X(Size, targets_sample_stride)                  \
+    X(Object, piece_sizes) /* tuple of int */       \
+    X(Object, parameters)  /* tuple of addresses */ \
+    X(Size, num_samples)                            \
+    SHAPE(X)                                        \
+    X(Size, num_threads)                            \
+    X(Real, tolerance)                              \
+    X(Size, with_gradient) /* 0 or 1 */             \
+    X(Address, out)                                 \
     X(Size, out_row_stride)
 
 #define FORWARD_ARGUMENTS(X)  \

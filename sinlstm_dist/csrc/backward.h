@@ -1,5 +1,6 @@
-/* The backward pass of a block: from the gradients of the last state back over the tape to the
- * gradients of the first state, and the block's sums for the gradients of the weights. */
+/* The backward pass of a block through one layer: from the gradients of the last state back over
+ * the tape to the gradients of the first state, and the block's sums for the gradients of the
+ * weights. */
 #ifndef SINLSTM_BACKWARD_H
 #define SINLSTM_BACKWARD_H
 
@@ -97,51 +98,37 @@ INLINE void weight_sums(float *sums, float *bias, const float *dgates, const flo
                         columns + lane, steps, H, width, first);
 }
 
-/* The samples for which lstm_backward reads the gradient of the outputs and writes the gradient of
- * the inputs at each step. */
+INLINE void add_vectors(float *sums, const float *p, int count) {
+    for (int n = 0; n < count; n++, sums += LANES, p += LANES)
+        v_store(sums, v_add(v_load(sums), v_load(p)));
+}
+
+/* The gradients of all outputs (W x H) and of all inputs (W x D) of a layer, as vectors, which may
+ * be the same memory. NULL: there are none, or nobody wants them. */
 typedef struct {
-    const Problem *problem;
-    int64_t first;
-    int lanes;
-} Outside;
+    const float *outputs;
+    float *inputs;
+} Through;
 
-INLINE void add_output_gradient(const Outside *outside, int t, float *dh, int H) {
-    const Tensor grad = outside->problem->grad_outputs;
-    if (!grad.data) return;
-    const float *from = grad.data + outside->first * grad.sample_stride + t * grad.step_stride;
-    for (int lane = 0; lane < outside->lanes; lane++, from += grad.sample_stride)
-        for (int j = 0; j < H; j++) dh[j * LANES + lane] += from[j * grad.feature_stride];
-}
-
-INLINE void write_input_gradient(const Outside *outside, int t, const float *dgates, int D, int H) {
-    const Tensor grad = outside->problem->grad_inputs;
-    if (!grad.data) return;
-    float *step = grad.data + t * grad.step_stride;
-    for (int d = 0; d < D; d++) {
-        float column[LANES];
-        gates_to_columns(column, outside->problem->weight_ih + d, dgates, D, H, 1);
-        const Tensor feature = {step + d * grad.feature_stride, grad.sample_stride, 0, 0};
-        store_samples(feature, column, outside->first, outside->lanes, 1, 1);
-    }
-}
-
-/* Turns dh and dc after the last step into dh and dc before the first, and writes the block's sums.
- * `outside` is NULL for the predictor. */
-INLINE void backward_sized(const Problem *p, Tape tape, Scratch scratch, Sums sums,
-                           const Outside *outside, int D, int H) {
-    const int W = p->W;
+/* Turns dh and dc after the last step into dh and dc before the first, and writes the block's
+ * sums. */
+INLINE void backward_sized(const Layer *layer, int W, Tape tape, Scratch scratch, LayerSums sums,
+                           Through through, int D, int H) {
     for (int end = W; end > 0; end -= chunk_steps(H)) {
         const int begin = end > chunk_steps(H) ? end - chunk_steps(H) : 0;
         for (int t = end - 1; t >= begin; t--) {
             const float *act = tape.act + (size_t)LANES * t * H * ACTS;
             const float *c = tape.c + (size_t)LANES * t * H;
             float *dgates = scratch.dgates + (size_t)LANES * (t - begin) * 4 * H;
-            if (outside) add_output_gradient(outside, t, scratch.dh, H);
+            if (through.outputs)
+                add_vectors(scratch.dh, through.outputs + (size_t)LANES * t * H, H);
             for (int j = 0; j < H; j++)
                 backward_unit(act + j * LANES, c + j * LANES, scratch.dh + j * LANES,
                               scratch.dc + j * LANES, dgates + j * LANES, H);
-            gates_to_all_columns(scratch.dh, p->weight_hh, dgates, H, H);
-            if (outside) write_input_gradient(outside, t, dgates, D, H);
+            gates_to_all_columns(scratch.dh, layer->weight_hh, dgates, H, H);
+            if (through.inputs)
+                gates_to_all_columns(through.inputs + (size_t)LANES * t * D, layer->weight_ih,
+                                     dgates, D, H);
         }
         const bool first = end == W;
         weight_sums(sums.hh, NULL, scratch.dgates, tape.h + (size_t)LANES * begin * H, end - begin,
@@ -151,33 +138,28 @@ INLINE void backward_sized(const Problem *p, Tape tape, Scratch scratch, Sums su
     }
 }
 
-static NOINLINE void backward_small(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
-    backward_sized(p, tape, scratch, sums, NULL, SMALL_D, SMALL_H);
+static NOINLINE void backward_small(const Layer *layer, int W, Tape tape, Scratch scratch,
+                                    LayerSums sums, Through through) {
+    backward_sized(layer, W, tape, scratch, sums, through, SMALL_D, SMALL_H);
 }
 
-static NOINLINE void backward_any(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
-    backward_sized(p, tape, scratch, sums, NULL, p->D, p->H);
+static NOINLINE void backward_small_above(const Layer *layer, int W, Tape tape, Scratch scratch,
+                                          LayerSums sums, Through through) {
+    backward_sized(layer, W, tape, scratch, sums, through, SMALL_H, SMALL_H);
 }
 
-static NOINLINE void backward_outside_small(const Problem *p, Tape tape, Scratch scratch, Sums sums,
-                                            const Outside *outside) {
-    backward_sized(p, tape, scratch, sums, outside, SMALL_D, SMALL_H);
+static NOINLINE void backward_any(const Layer *layer, int W, Tape tape, Scratch scratch,
+                                  LayerSums sums, Through through, int H) {
+    backward_sized(layer, W, tape, scratch, sums, through, layer->D, H);
 }
 
-static NOINLINE void backward_outside_any(const Problem *p, Tape tape, Scratch scratch, Sums sums,
-                                          const Outside *outside) {
-    backward_sized(p, tape, scratch, sums, outside, p->D, p->H);
-}
-
-static void backward_block(const Problem *p, Tape tape, Scratch scratch, Sums sums) {
-    if (is_small(p)) backward_small(p, tape, scratch, sums);
-    else backward_any(p, tape, scratch, sums);
-}
-
-static void backward_block_outside(const Problem *p, Tape tape, Scratch scratch, Sums sums,
-                                   const Outside *outside) {
-    if (is_small(p)) backward_outside_small(p, tape, scratch, sums, outside);
-    else backward_outside_any(p, tape, scratch, sums, outside);
+static void backward_block(const Layer *layer, int W, Tape tape, Scratch scratch, LayerSums sums,
+                           Through through, int H) {
+    const bool is_small = H == SMALL_H;
+    if (is_small && layer->D == SMALL_D) backward_small(layer, W, tape, scratch, sums, through);
+    else if (is_small && layer->D == SMALL_H)
+        backward_small_above(layer, W, tape, scratch, sums, through);
+    else backward_any(layer, W, tape, scratch, sums, through, H);
 }
 
 #endif

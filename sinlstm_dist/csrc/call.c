@@ -33,7 +33,9 @@ static void run_item(void *context, int64_t index) {
  * AVX2 (2025-11), where forward and backward of one block of 5 units and 50 steps take 15 us. */
 static double estimated_ns(const Problem *p) {
     const double blocks = (double)p->num_samples / BLOCK_SAMPLES + 1;
-    return blocks * p->W * p->H * (25.0 + 5.0 * (p->D + p->H));
+    double ns_per_unit = 0; /* and step */
+    for (int l = 0; l < p->L; l++) ns_per_unit += 25.0 + 5.0 * (p->layers[l].D + p->H);
+    return blocks * p->W * p->H * ns_per_unit;
 }
 
 #define MIN_NS_FOR_THREADS 20000
@@ -56,11 +58,13 @@ typedef struct {
     float *results; /* of the items */
 } CallMemory;
 
-static size_t packed_floats(const Problem *p) { return (size_t)4 * p->H * (1 + p->D + p->H); }
+static size_t packed_floats(int D, int H) { return (size_t)4 * H * (1 + D + H); }
 
 /* All NULL if there is no memory. */
 static CallMemory call_memory(const Problem *p, int64_t num_items, size_t result_floats) {
-    const size_t packed = (packed_floats(p) + 15) / 16 * 16; /* whole cache lines */
+    size_t packed = 0;
+    for (int l = 0; l < p->L; l++) packed += packed_floats(p->layers[l].D, p->H);
+    packed = (packed + 15) / 16 * 16; /* whole cache lines */
     const size_t items = num_items * sizeof(Item) / sizeof(float);
     const size_t floats = packed + items + num_items * result_floats;
     float *memory = thread_memory(CALL_MEMORY, floats * sizeof(float));
@@ -68,22 +72,30 @@ static CallMemory call_memory(const Problem *p, int64_t num_items, size_t result
     return (CallMemory){memory, (Item *)(memory + packed), memory + packed + items};
 }
 
-/* Packs weights for the forward pass: a row [1 + D + H][i, f, g, o] per unit, bias first, times
- * -log2(e) (sigmoid) or 2 log2(e) (tanh), so that gates are powers of two. */
-static void pack_weights(const Problem *p, float *out) {
+/* Packs a layer's weights for the forward pass: a row [1 + D + H][i, f, g, o] per unit, bias first,
+ * times -log2(e) (sigmoid) or 2 log2(e) (tanh), so that gates are powers of two. */
+static void pack_layer(const Layer *layer, int H, float *out) {
     static const double scale[4] = {-LOG2E, -LOG2E, 2 * LOG2E, -LOG2E};
-    const int D = p->D, H = p->H;
+    const int D = layer->D;
     for (int j = 0; j < H; j++) {
         for (int gate = 0; gate < 4; gate++, out++) {
             const int r = gate * H + j;
             const double s = scale[gate];
-            out[0] = (float)(s * ((double)p->bias_ih[r] + p->bias_hh[r]));
+            out[0] = (float)(s * ((double)layer->bias_ih[r] + layer->bias_hh[r]));
             for (int d = 0; d < D; d++)
-                out[4 * (1 + d)] = (float)(s * p->weight_ih[(size_t)r * D + d]);
+                out[4 * (1 + d)] = (float)(s * layer->weight_ih[(size_t)r * D + d]);
             for (int k = 0; k < H; k++)
-                out[4 * (1 + D + k)] = (float)(s * p->weight_hh[(size_t)r * H + k]);
+                out[4 * (1 + D + k)] = (float)(s * layer->weight_hh[(size_t)r * H + k]);
         }
         out += 4 * (D + H);
+    }
+}
+
+static void pack_weights(Problem *p, float *out) {
+    for (Layer *layer = p->layers; layer < p->layers + p->L; layer++) {
+        pack_layer(layer, p->H, out);
+        layer->packed = out;
+        out += packed_floats(layer->D, p->H);
     }
 }
 
@@ -128,13 +140,17 @@ static void cut_pieces(const Pieces *pieces, const CallMemory *memory, size_t re
     }
 }
 
+static size_t gradient_floats(const Problem *p) {
+    size_t floats = p->H + 1; /* of the head */
+    for (int l = 0; l < p->L; l++) floats += lstm_floats(p->layers[l].D, p->H);
+    return floats;
+}
+
 IN_MODE static bool predictor(const Kernel *kernel, Problem *p, const Pieces *pieces) {
-    const size_t gradient = p->with_gradient ? lstm_floats(p->D, p->H) + p->H + 1 : 0;
-    const size_t result_floats = gradient + NUM_TOTALS;
+    const size_t result_floats = (p->with_gradient ? gradient_floats(p) : 0) + NUM_TOTALS;
     const CallMemory memory = call_memory(p, pieces->num_items, result_floats);
     if (!memory.packed) return false;
     pack_weights(p, memory.packed);
-    p->packed = memory.packed;
     cut_pieces(pieces, &memory, result_floats);
     if (!run_items(kernel, kernel->predictor, p, memory.items, pieces->num_items)) return false;
     const Item *item = memory.items;
@@ -151,14 +167,13 @@ IN_MODE static bool lstm_forward(const Kernel *kernel, Problem *p) {
     const CallMemory memory = call_memory(p, num_items, 0);
     if (!memory.packed) return false;
     pack_weights(p, memory.packed);
-    p->packed = memory.packed;
     cut_piece(memory.items, 0, p->num_samples, NULL, 0);
     return run_items(kernel, kernel->lstm_forward, p, memory.items, num_items);
 }
 
 IN_MODE static bool lstm_backward(const Kernel *kernel, Problem *p, float *gradient) {
     const int64_t num_items = items_in(p->num_samples);
-    const size_t result_floats = lstm_floats(p->D, p->H);
+    const size_t result_floats = lstm_floats(p->layers[0].D, p->H);
     const CallMemory memory = call_memory(p, num_items, result_floats);
     if (!memory.packed) return false;
     cut_piece(memory.items, 0, p->num_samples, memory.results, result_floats);

@@ -102,13 +102,20 @@ static NOINLINE void forward_small(const float *packed, Tape tape, int W) {
     forward_sized(packed, tape, W, SMALL_D, SMALL_H);
 }
 
+static NOINLINE void forward_small_above(const float *packed, Tape tape, int W) {
+    forward_sized(packed, tape, W, SMALL_H, SMALL_H);
+}
+
 static NOINLINE void forward_any(const float *packed, Tape tape, int W, int D, int H) {
     forward_sized(packed, tape, W, D, H);
 }
 
-static void forward_block(const Problem *p, Tape tape) {
-    if (is_small(p)) forward_small(p->packed, tape, p->W);
-    else forward_any(p->packed, tape, p->W, p->D, p->H);
+/* One layer. */
+static void forward_block(const Layer *layer, Tape tape, int W, int H) {
+    const bool is_small = H == SMALL_H;
+    if (is_small && layer->D == SMALL_D) forward_small(layer->packed, tape, W);
+    else if (is_small && layer->D == SMALL_H) forward_small_above(layer->packed, tape, W);
+    else forward_any(layer->packed, tape, W, layer->D, H);
 }
 
 #endif

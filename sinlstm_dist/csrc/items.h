@@ -17,8 +17,8 @@ INLINE float *write_sums(float *out, const float *sums, size_t count) {
     return out;
 }
 
-/* Returns the address for the head's gradients. */
-INLINE float *write_lstm_gradient(float *out, Sums sums, int D, int H) {
+/* Returns the address after the layer's gradients. */
+INLINE float *write_layer_gradient(float *out, LayerSums sums, int D, int H) {
     float *bias = write_sums(out, sums.ih, (size_t)4 * H * (D + H)); /* hh follows ih */
     out = write_sums(bias, sums.bias, 4 * H);
     memcpy(out, bias, 4 * H * sizeof *out); /* both biases have the same gradient */
@@ -33,38 +33,59 @@ INLINE vec head_prediction(const Problem *p, const float *h, int H) {
 }
 
 /* Gradients of the squared error with respect to the head and to the last hidden state. */
-INLINE void head_backward(const Problem *p, const float *h, vec error, Scratch scratch, Sums sums,
-                          int H) {
+INLINE void head_backward(const Problem *p, const float *h, vec error, float *dh, HeadSums sums) {
     const vec slope = v_add(error, error);
-    v_store(sums.head_bias, slope);
-    for (int j = 0; j < H; j++) {
-        v_store(sums.head + j * LANES, v_mul(slope, v_load(h + j * LANES)));
-        v_store(scratch.dh + j * LANES, v_mul(slope, v_set1(p->head_weight[j])));
-        v_store(scratch.dc + j * LANES, v_zero());
+    v_store(sums.bias, slope);
+    for (int j = 0; j < p->H; j++) {
+        v_store(sums.weight + j * LANES, v_mul(slope, v_load(h + j * LANES)));
+        v_store(dh + j * LANES, v_mul(slope, v_set1(p->head_weight[j])));
     }
 }
 
-static void predictor_block(const Problem *p, int64_t first, int lanes, Scratch scratch,
-                            float *item_sums) {
-    const int W = p->W, D = p->D, H = p->H;
+/* Computes the tapes of all layers from the inputs in the lowest one, with first states of zeros.
+ */
+static void layers_forward(const Problem *p, Tape *tapes) {
+    const int W = p->W, H = p->H;
+    for (int l = 0; l < p->L; l++) {
+        if (l > 0) tapes[l] = tape_above(tapes[l - 1], W, H);
+        zero_vectors(tapes[l].h, H);
+        zero_vectors(tapes[l].c, H);
+        forward_block(&p->layers[l], tapes[l], W, H);
+    }
+}
+
+/* From the gradient dh of the highest layer's last hidden state down to the sums of all layers. */
+static void layers_backward(const Problem *p, const Tape *tapes, Scratch scratch) {
+    const int H = p->H, top = p->L - 1;
+    for (int l = top; l >= 0; l--) {
+        const Through through = {l < top ? scratch.doutputs : NULL,
+                                 l > 0 ? scratch.doutputs : NULL};
+        if (l < top) zero_vectors(scratch.dh, H);
+        zero_vectors(scratch.dc, H);
+        backward_block(&p->layers[l], p->W, tapes[l], scratch, layer_sums(scratch.block_sums, p, l),
+                       through, H);
+    }
+}
+
+static void predictor_block(const Problem *p, int64_t first, int lanes, Scratch scratch) {
+    const int W = p->W, D = p->layers[0].D, H = p->H;
+    const HeadSums sums = head_sums(scratch.block_sums, p);
     float target[LANES];
-    const Tape tape = tape_at(scratch.tape, W, D, H);
-    const Sums sums = sums_at(scratch.block_sums, D, H);
-    load_samples(tape.x, p->inputs, first, lanes, W, D);
+    Tape tapes[MAX_LAYERS];
+    tapes[0] = tape_at(scratch.tapes, W, D, H);
+    load_samples(tapes[0].x, p->inputs, first, lanes, W, D);
     load_samples(target, p->targets, first, lanes, 1, 1);
-    zero_vectors(tape.h, H);
-    zero_vectors(tape.c, H);
-    forward_block(p, tape);
-    const float *h_last = tape.h + (size_t)LANES * W * H;
+    layers_forward(p, tapes);
+    const float *h_last = tapes[p->L - 1].h + (size_t)LANES * W * H;
     const vec error = v_sub(head_prediction(p, h_last, H), v_load(target));
     v_store(sums.totals, v_mul(error, error));
     v_store(sums.totals + LANES, v_one_if_less(v_abs(error), v_set1(p->tolerance)));
     if (p->with_gradient) {
-        head_backward(p, h_last, error, scratch, sums, H);
-        backward_block(p, tape, scratch, sums);
-        add_block_sums(item_sums, scratch.block_sums, lane_mask(lanes), sums_vectors(D, H));
+        head_backward(p, h_last, error, scratch.dh, sums);
+        layers_backward(p, tapes, scratch);
+        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(lanes), sums_vectors(p));
     } else {
-        const Sums item = sums_at(item_sums, D, H);
+        const HeadSums item = head_sums(scratch.item_sums, p);
         add_block_sums(item.totals, sums.totals, lane_mask(lanes), 2);
     }
 }
@@ -74,36 +95,37 @@ static int lanes_left(const Item *item, int done) {
 }
 
 static void predictor_item(const Problem *p, const Item *item, float *memory) {
-    const int D = p->D, H = p->H;
-    const Scratch scratch = scratch_at(memory, p->W, D, H);
-    const Sums sums = sums_at(scratch.item_sums, D, H);
-    zero_vectors(scratch.item_sums, sums_vectors(D, H));
+    const Scratch scratch = scratch_at(memory, p);
+    const HeadSums sums = head_sums(scratch.item_sums, p);
+    zero_vectors(scratch.item_sums, sums_vectors(p));
     for (int done = 0; done < item->count; done += LANES)
-        predictor_block(p, item->first + done, lanes_left(item, done), scratch, scratch.item_sums);
+        predictor_block(p, item->first + done, lanes_left(item, done), scratch);
     float *out = item->result;
     if (p->with_gradient) {
-        out = write_lstm_gradient(out, sums, D, H);
-        out = write_sums(out, sums.head, H + 1); /* head_bias follows head */
+        for (int l = 0; l < p->L; l++)
+            out = write_layer_gradient(out, layer_sums(scratch.item_sums, p, l), p->layers[l].D,
+                                       p->H);
+        out = write_sums(out, sums.weight, p->H + 1); /* the bias follows the weight */
     }
     write_sums(out, sums.totals, 2);
     out[2] = (float)item->count;
 }
 
 static void lstm_forward_block(const Problem *p, int64_t first, int lanes, float *tape_memory) {
-    const int W = p->W, H = p->H;
-    const Tape tape = tape_at(tape_memory, W, p->D, H);
+    const int W = p->W, D = p->layers[0].D, H = p->H;
+    const Tape tape = tape_at(tape_memory, W, D, H);
     const float *h_last = tape.h + (size_t)LANES * W * H, *c_last = tape.c + (size_t)LANES * W * H;
-    load_samples(tape.x, p->inputs, first, lanes, W, p->D);
+    load_samples(tape.x, p->inputs, first, lanes, W, D);
     load_state(tape.h, p->hidden0, first, lanes, H);
     load_state(tape.c, p->cell0, first, lanes, H);
-    forward_block(p, tape);
+    forward_block(&p->layers[0], tape, W, H);
     store_samples(p->outputs, tape.h + (size_t)LANES * H, first, lanes, W, H);
     store_samples(p->hidden, h_last, first, lanes, 1, H);
     store_samples(p->cell, c_last, first, lanes, 1, H);
 }
 
 static void lstm_forward(const Problem *p, const Item *item, float *memory) {
-    const size_t size = tape_floats(p->W, p->D, p->H);
+    const size_t size = tapes_floats(p);
     for (int done = 0; done < item->count; done += LANES) {
         const int64_t block = item->block + done / LANES;
         lstm_forward_block(p, item->first + done, lanes_left(item, done),
@@ -111,30 +133,32 @@ static void lstm_forward(const Problem *p, const Item *item, float *memory) {
     }
 }
 
-static void lstm_backward_block(const Problem *p, Outside outside, float *tape_memory,
-                                Scratch scratch, Sums sums) {
-    const int H = p->H, lanes = outside.lanes;
-    const int64_t first = outside.first;
+static void lstm_backward_block(const Problem *p, int64_t first, int lanes, float *tape_memory,
+                                Scratch scratch) {
+    const int W = p->W, D = p->layers[0].D, H = p->H;
+    const Through through = {p->grad_outputs.data ? scratch.doutputs : NULL,
+                             p->grad_inputs.data ? scratch.dinputs : NULL};
     load_state(scratch.dh, p->grad_hidden, first, lanes, H);
     load_state(scratch.dc, p->grad_cell, first, lanes, H);
-    backward_block_outside(p, tape_at(tape_memory, p->W, p->D, H), scratch, sums, &outside);
+    if (through.outputs) load_samples(scratch.doutputs, p->grad_outputs, first, lanes, W, H);
+    backward_block(&p->layers[0], W, tape_at(tape_memory, W, D, H), scratch,
+                   layer_sums(scratch.block_sums, p, 0), through, H);
+    if (through.inputs) store_samples(p->grad_inputs, scratch.dinputs, first, lanes, W, D);
     if (p->grad_hidden0.data) store_samples(p->grad_hidden0, scratch.dh, first, lanes, 1, H);
     if (p->grad_cell0.data) store_samples(p->grad_cell0, scratch.dc, first, lanes, 1, H);
 }
 
 static void lstm_backward(const Problem *p, const Item *item, float *memory) {
-    const int W = p->W, D = p->D, H = p->H;
-    const Scratch scratch = scratch_at(memory, W, D, H);
-    const Sums sums = sums_at(scratch.block_sums, D, H);
-    const size_t num_sums = (size_t)4 * H * (D + H) + 4 * H;
+    const Scratch scratch = scratch_at(memory, p);
+    const size_t num_sums = vectors_below(p, 1);
     zero_vectors(scratch.item_sums, num_sums);
     for (int done = 0; done < item->count; done += LANES) {
-        const Outside outside = {p, item->first + done, lanes_left(item, done)};
-        float *tape = p->tapes + (item->block + done / LANES) * tape_floats(W, D, H);
-        lstm_backward_block(p, outside, tape, scratch, sums);
-        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(outside.lanes), num_sums);
+        const int lanes = lanes_left(item, done);
+        float *tape = p->tapes + (item->block + done / LANES) * tapes_floats(p);
+        lstm_backward_block(p, item->first + done, lanes, tape, scratch);
+        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(lanes), num_sums);
     }
-    write_lstm_gradient(item->result, sums_at(scratch.item_sums, D, H), D, H);
+    write_layer_gradient(item->result, layer_sums(scratch.item_sums, p, 0), p->layers[0].D, p->H);
 }
 
 const Kernel ISA_KERNEL = {ISA_NAME,      scratch_floats, predictor_item, lstm_forward,

@@ -1,9 +1,9 @@
 /* Types that the parts of the kernel share: the tensors of one call, and the functions that each
  * instruction set provides.
  *
- * Letters as in model.py: B samples, W time steps, D features, H hidden size. A *block* is 16
- * samples, one per lane of a vector. An *item* is up to 8 blocks of one piece; it is the unit of
- * work of a thread. Blocks and items are counted from the start of their piece, and each item
+ * Letters as in model.py: B samples, W time steps, D features, H hidden size, L layers. A *block*
+ * is 16 samples, one per lane of a vector. An *item* is up to 8 blocks of one piece; it is the unit
+ * of work of a thread. Blocks and items are counted from the start of their piece, and each item
  * writes to memory of its own. So an item's result depends only on its samples and the weights.
  */
 #ifndef SINLSTM_KERNEL_H
@@ -17,6 +17,7 @@
 #define ITEM_BLOCKS 8
 #define ITEM_SAMPLES (BLOCK_SAMPLES * ITEM_BLOCKS)
 #define MAX_HIDDEN 64
+#define MAX_LAYERS 16            /* as sections.py allows */
 #define MAX_STEPS (1 << 24)      /* so that offsets inside a block fit into an int */
 #define MAX_FEATURES (1 << 24)   /* likewise */
 #define LOG2E 1.4426950408889634 /* gates are computed as powers of 2 */
@@ -28,14 +29,21 @@ typedef struct {
     ptrdiff_t sample_stride, step_stride, feature_stride;
 } Tensor;
 
+/* One layer of the LSTM. Its inputs are those of the call, or the hidden states of the layer below
+ * it. */
+typedef struct {
+    int D;                                                  /* features of its inputs */
+    const float *weight_ih, *weight_hh, *bias_ih, *bias_hh; /* as nn.LSTM has them */
+    const float *packed; /* the same weights as the forward pass reads them, see call.c */
+} Layer;
+
 /* The tensors and sizes of one call. */
 typedef struct {
     int64_t num_samples;
-    int W, D, H;
+    int W, H, L;
     int64_t num_threads;
     Tensor inputs;
-    const float *weight_ih, *weight_hh, *bias_ih, *bias_hh; /* as nn.LSTM has them */
-    const float *packed; /* the same weights as the forward pass reads them, see call.c */
+    Layer layers[MAX_LAYERS]; /* the lowest first; lstm_forward and lstm_backward have one */
 
     /* predictor */
     Tensor targets;
@@ -100,7 +108,7 @@ static inline size_t tape_floats(size_t W, size_t D, size_t H) {
     return BLOCK_SAMPLES * (W * D + 2 * (W + 1) * H + 5 * W * H);
 }
 
-/* Number of parameters of the recurrence: both weights and both biases. */
+/* Number of parameters of a layer: both weights and both biases. */
 static inline size_t lstm_floats(size_t D, size_t H) { return 4 * H * (D + H) + 8 * H; }
 
 #endif

@@ -12,11 +12,10 @@
 
 _Static_assert(LANES == BLOCK_SAMPLES, "a block has a sample per lane");
 
-/* The sizes for which the compiler makes a version of its own: the article's. */
+/* The sizes for which the compiler makes versions of their own: the article's layer, and one above
+ * it, whose inputs are hidden states. */
 #define SMALL_D 1
 #define SMALL_H 5
-
-static bool is_small(const Problem *p) { return p->D == SMALL_D && p->H == SMALL_H; }
 
 #define ACTS 5 /* vectors kept per unit and step */
 
@@ -38,22 +37,56 @@ INLINE Tape tape_at(float *memory, int W, int D, int H) {
     return tape;
 }
 
-/* Sums over samples, one vector each, in this order: weights of the inputs (4H x D) and of the
- * hidden state (4H x H), bias (4H), head weight (H), head bias, squared error, correct. */
+/* Floats of a block's tapes. */
+INLINE size_t tapes_floats(const Problem *p) {
+    return tape_floats(p->W, p->layers[0].D, p->H) + (p->L - 1) * tape_floats(p->W, 0, p->H);
+}
+
+/* The tape of the layer above `below`, from where that one ends. Its inputs are the hidden states
+ * of the layer below after each step, where they are. */
+INLINE Tape tape_above(Tape below, int W, int H) {
+    Tape tape = tape_at(below.act + (size_t)LANES * W * H * ACTS, W, 0, H);
+    tape.x = below.h + (size_t)LANES * H;
+    return tape;
+}
+
+/* Sums over samples, one vector each, in this order: of each layer, weights of the inputs (4H x D)
+ * and of the hidden state (4H x H) and bias (4H); then head weight (H), head bias, squared error,
+ * correct. */
 typedef struct {
-    float *ih, *hh, *bias, *head, *head_bias, *totals;
-} Sums;
+    float *ih, *hh, *bias;
+} LayerSums;
 
-INLINE size_t sums_vectors(int D, int H) { return (size_t)4 * H * (D + H) + 4 * H + H + 1 + 2; }
+typedef struct {
+    float *weight, *bias, *totals;
+} HeadSums;
 
-INLINE Sums sums_at(float *memory, int D, int H) {
-    Sums sums;
-    sums.ih = memory;
+INLINE size_t layer_vectors(int D, int H) { return (size_t)4 * H * (D + H + 1); }
+
+INLINE size_t head_vectors(int H) { return (size_t)H + 1 + 2; }
+
+/* Vectors of the layers below layer l; of all layers if l is L. */
+INLINE size_t vectors_below(const Problem *p, int l) {
+    const int H = p->H;
+    return l == 0 ? 0 : layer_vectors(p->layers[0].D, H) + (l - 1) * layer_vectors(H, H);
+}
+
+INLINE size_t sums_vectors(const Problem *p) { return vectors_below(p, p->L) + head_vectors(p->H); }
+
+INLINE LayerSums layer_sums(float *memory, const Problem *p, int l) {
+    const int D = p->layers[l].D, H = p->H;
+    LayerSums sums;
+    sums.ih = memory + LANES * vectors_below(p, l);
     sums.hh = sums.ih + (size_t)LANES * 4 * H * D;
     sums.bias = sums.hh + (size_t)LANES * 4 * H * H;
-    sums.head = sums.bias + (size_t)LANES * 4 * H;
-    sums.head_bias = sums.head + (size_t)LANES * H;
-    sums.totals = sums.head_bias + LANES;
+    return sums;
+}
+
+INLINE HeadSums head_sums(float *memory, const Problem *p) {
+    HeadSums sums;
+    sums.weight = memory + LANES * vectors_below(p, p->L);
+    sums.bias = sums.weight + (size_t)LANES * p->H;
+    sums.totals = sums.bias + LANES;
     return sums;
 }
 
@@ -64,26 +97,30 @@ INLINE Sums sums_at(float *memory, int D, int H) {
 
 INLINE int chunk_steps(int H) { return H <= 8 ? CHUNK_STEPS_SMALL : CHUNK_STEPS_LARGE; }
 
-/* A thread's memory for one block at a time. */
+/* A thread's memory for one block at a time: tapes of all layers, the gradients of a chunk's gates
+ * and of the state, sums, and the gradients of a layer's outputs (W x H) and inputs (W x D). */
 typedef struct {
-    float *tape, *dgates, *dh, *dc, *block_sums, *item_sums;
+    float *tapes, *dgates, *dh, *dc, *block_sums, *item_sums, *doutputs, *dinputs;
 } Scratch;
 
-INLINE Scratch scratch_at(float *memory, int W, int D, int H) {
+INLINE Scratch scratch_at(float *memory, const Problem *p) {
+    const int W = p->W, H = p->H;
     Scratch scratch;
-    scratch.tape = memory;
-    scratch.dgates = scratch.tape + tape_floats(W, D, H);
+    scratch.tapes = memory;
+    scratch.dgates = scratch.tapes + tapes_floats(p);
     scratch.dh = scratch.dgates + (size_t)LANES * chunk_steps(H) * 4 * H;
     scratch.dc = scratch.dh + (size_t)LANES * H;
     scratch.block_sums = scratch.dc + (size_t)LANES * H;
-    scratch.item_sums = scratch.block_sums + LANES * sums_vectors(D, H);
+    scratch.item_sums = scratch.block_sums + LANES * sums_vectors(p);
+    scratch.doutputs = scratch.item_sums + LANES * sums_vectors(p);
+    scratch.dinputs = scratch.doutputs + (size_t)LANES * W * H;
     return scratch;
 }
 
 static size_t scratch_floats(const Problem *p) {
-    const int H = p->H;
-    return tape_floats(p->W, p->D, H) +
-           LANES * ((size_t)chunk_steps(H) * 4 * H + 2 * H + 2 * sums_vectors(p->D, H));
+    const size_t W = p->W, H = p->H;
+    return tapes_floats(p) + LANES * (chunk_steps(p->H) * 4 * H + 2 * H + 2 * sums_vectors(p) +
+                                      W * (H + p->layers[0].D));
 }
 
 /* A mask for v_keep whose first `lanes` lanes are kept. */

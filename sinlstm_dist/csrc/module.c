@@ -11,6 +11,7 @@
 #include "call.h"
 #include "memory.h"
 #include "pool.h"
+#include "tuples.h"
 
 /* ---------------------------------------------------------------- instruction sets */
 
@@ -84,35 +85,6 @@ static PyObject *none_if(bool enough_memory) {
 
 /* ---------------------------------------------------------------- predictor */
 
-/* Reads the sizes of the pieces into memory of this thread. Returns false with an exception set. */
-static bool read_sizes(PyObject *tuple, Pieces *pieces, Size num_samples) {
-    const Py_ssize_t count = PyTuple_Size(tuple);
-    if (count < 0) return false;
-    int64_t *sizes = thread_memory(PIECES_MEMORY, ((size_t)count + 1) * sizeof *sizes);
-    if (!sizes) {
-        PyErr_NoMemory();
-        return false;
-    }
-    Size total = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        const Size size = PyLong_AsSsize_t(PyTuple_GetItem(tuple, i));
-        if (PyErr_Occurred()) return false;
-        if (size < 0) {
-            PyErr_Format(PyExc_ValueError, "piece %zd has size %zd: sizes are 0 or more", i, size);
-            return false;
-        }
-        sizes[i] = size;
-        total = size > PY_SSIZE_T_MAX - total ? PY_SSIZE_T_MAX : total + size;
-        pieces->num_items += items_in(size);
-    }
-    pieces->count = count;
-    pieces->sizes = sizes;
-    if (total == num_samples) return true;
-    PyErr_Format(PyExc_ValueError, "piece_sizes add up to %zd, but there are %zd samples", total,
-                 num_samples);
-    return false;
-}
-
 static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
                            Py_ssize_t num_positional, PyObject *names) {
     PredictorArguments a;
@@ -123,21 +95,15 @@ static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
     Problem p = {
         .num_samples = a.num_samples,
         .W = (int)a.window,
-        .D = (int)a.input_size,
         .H = (int)a.hidden_size,
         .num_threads = a.num_threads,
         .inputs = {a.windows, a.windows_sample_stride, a.windows_step_stride,
                    a.windows_feature_stride},
         .targets = {a.targets, a.targets_sample_stride, 0, 0},
-        .weight_ih = a.weight_ih,
-        .weight_hh = a.weight_hh,
-        .bias_ih = a.bias_ih,
-        .bias_hh = a.bias_hh,
-        .head_weight = a.head_weight,
-        .head_bias = a.head_bias,
         .tolerance = (float)a.tolerance,
         .with_gradient = a.with_gradient != 0,
     };
+    if (!read_parameters(a.parameters, (int)a.input_size, &p)) return NULL;
     const Kernel *kernel = chosen;
     bool enough_memory;
     Py_BEGIN_ALLOW_THREADS
@@ -156,14 +122,11 @@ static PyObject *lstm_forward(PyObject *Py_UNUSED(self), PyObject *const *values
     Problem p = {
         .num_samples = a.num_samples,
         .W = (int)a.window,
-        .D = (int)a.input_size,
         .H = (int)a.hidden_size,
+        .L = 1,
         .num_threads = a.num_threads,
         .inputs = {a.inputs, a.inputs_sample_stride, a.inputs_step_stride, a.inputs_feature_stride},
-        .weight_ih = a.weight_ih,
-        .weight_hh = a.weight_hh,
-        .bias_ih = a.bias_ih,
-        .bias_hh = a.bias_hh,
+        .layers = {{(int)a.input_size, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, NULL}},
         .hidden0 = contiguous(a.hidden0, 1, a.hidden_size),
         .cell0 = contiguous(a.cell0, 1, a.hidden_size),
         .outputs = contiguous(a.outputs, a.window, a.hidden_size),
@@ -187,12 +150,11 @@ static PyObject *lstm_backward(PyObject *Py_UNUSED(self), PyObject *const *value
     Problem p = {
         .num_samples = a.num_samples,
         .W = (int)a.window,
-        .D = (int)a.input_size,
         .H = (int)a.hidden_size,
+        .L = 1,
         .num_threads = a.num_threads,
         .tapes = a.tapes,
-        .weight_ih = a.weight_ih,
-        .weight_hh = a.weight_hh,
+        .layers = {{(int)a.input_size, a.weight_ih, a.weight_hh, NULL, NULL, NULL}},
         .grad_outputs = {a.grad_outputs, a.grad_outputs_sample_stride, a.grad_outputs_step_stride,
                          a.grad_outputs_feature_stride},
         .grad_hidden = contiguous(a.grad_hidden, 1, a.hidden_size),

@@ -255,14 +255,14 @@ INLINE vec v_pow2(vec x) { return (vec){f4_pow2(x.a), f4_pow2(x.b), f4_pow2(x.c)
 #endif
 
 #if !defined(ISA_CUDA)
-/* The tree over lanes: i with i+8, then i+4, then i+2, then i+1. It works on memory, so it is the
- * same on every instruction set; it runs only a few hundred times per item. */
+/* The tree over lanes: i with i+8, then i+4, then i+2, then i+1. It works on memory, by four
+ * lanes, so it is the same on every instruction set. */
 INLINE float v_sum(vec x) {
     float lane[LANES];
     v_store(lane, x);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-    return lane[0];
+    for (int i = 0; i < 8; i++) lane[i] += lane[i + 8];
+    for (int i = 0; i < 4; i++) lane[i] += lane[i + 4];
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 #endif
 

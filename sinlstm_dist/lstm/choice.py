@@ -14,6 +14,7 @@ from typing import Literal
 from sinlstm_dist import compiled
 
 MAX_HIDDEN_SIZE = 64  # above it, matrix libraries are faster than a kernel with samples in lanes
+MAX_LAYERS = 16  # of the compiled kernel, see csrc/kernel.h; on a GPU it is one
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def choose(
     if lstm == "torch":
         return Choice("torch", "asked for")
     if lstm == "reference":
-        return _reference(device_type, num_layers)
+        return _reference(device_type)
     compiled.check_forced()
     obstacle = _obstacle(device_type, input_size, hidden_size, num_layers)
     if obstacle and lstm == "fused":
@@ -68,11 +69,10 @@ def choose(
     return Choice("fused", f"compiled kernel, {compiled.label()}")
 
 
-def _reference(device_type: str, num_layers: int) -> Choice:
-    if device_type != "cpu" or num_layers != 1:
-        found = f"device {device_type}" if device_type != "cpu" else f"{num_layers} layers"
+def _reference(device_type: str) -> Choice:
+    if device_type != "cpu":
         raise ValueError(
-            f'lstm="reference" cannot be used with {found}: it needs a CPU and one layer. Change '
+            f'lstm="reference" cannot be used with device {device_type}: it needs a CPU. Change '
             'that or set lstm="auto"'
         )
     return Choice("reference", "numpy, slow and exact")
@@ -89,8 +89,10 @@ def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: i
     """Why no fused kernel can compute this; empty if one can."""
     if device_type not in ("cpu", "cuda"):
         return f"device {device_type}"
-    if num_layers != 1:
-        return f"{num_layers} layers"
+    if device_type == "cuda" and num_layers != 1:
+        return f"{num_layers} layers on a GPU"
+    if num_layers > MAX_LAYERS:
+        return f"{num_layers} layers > {MAX_LAYERS}"
     if hidden_size > MAX_HIDDEN_SIZE:
         return f"hidden size {hidden_size} > {MAX_HIDDEN_SIZE}"
     if input_size < 1 or hidden_size < 1:
@@ -104,7 +106,7 @@ def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: i
 
 def _refusal(obstacle: str) -> str:
     return (
-        f'lstm="fused" cannot be used with {obstacle}: it needs one layer, a hidden size of at '
-        f"most {MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel or an NVIDIA GPU with "
-        'cuda-bindings (PyTorch 2.10 for CUDA brings them). Change that or set lstm="auto"'
+        f'lstm="fused" cannot be used with {obstacle}: it needs a hidden size of at most '
+        f"{MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel, or one layer and an NVIDIA GPU "
+        'with cuda-bindings (PyTorch 2.10 for CUDA brings them). Change that or set lstm="auto"'
     )

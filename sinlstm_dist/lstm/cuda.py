@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE
-from sinlstm_dist.lstm.predictor import NUM_TOTALS
+from sinlstm_dist.lstm.predictor import HEAD_PARAMETERS, LAYER_PARAMETERS, NUM_TOTALS
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 KERNELS = ("pack_weights", "block_states", "item_rows", "piece_rows")
@@ -223,6 +223,8 @@ def _check(
                 f"a tensor is {tensor.dtype} on {tensor.device}: the GPU's kernel needs "
                 f"torch.float32 on {windows.device}, where the windows are"
             )
+    if len(parameters) != LAYER_PARAMETERS + HEAD_PARAMETERS:
+        raise ValueError(f"{len(parameters)} parameters: the GPU's kernel has one layer")
     W, D, H = windows.shape[1], windows.shape[2], parameters[1].shape[1]
     if not (W >= 1 and D >= 1 and 1 <= H <= MAX_HIDDEN_SIZE):
         raise ValueError(

@@ -1,11 +1,13 @@
 """Forward pass, squared error and gradients of the predictor, for all pieces of a batch at once.
 
-The predictor is an LSTM over the window and a linear layer on its last hidden state. Because the
-loss is known, the kernel computes a block's gradients while its states are still in the cache.
+The predictor is an LSTM of one or several layers over the window, and a linear layer on the last
+hidden state. Because the loss is known, the kernel computes a block's gradients while its states
+are still in the cache.
 
 Source: Hsu et al.: Liger Kernel (arXiv 2410.10989), for gradients computed in the forward pass.
 
-Shapes: B samples, W window (time steps), D features of a time step, H hidden size, G parameters.
+Shapes: B samples, W window (time steps), D features of a time step, H hidden size, G numbers in all
+parameters.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from sinlstm_dist import compiled
 from sinlstm_dist.lstm.recurrence import check_float32
 
 NUM_TOTALS = 3  # sum of squared errors, correct predictions, samples
-NUM_PARAMETERS = 6
+LAYER_PARAMETERS, HEAD_PARAMETERS = 4, 2
 _FLOAT32 = torch.float32
 
 
@@ -41,8 +43,9 @@ def predictor_rows(
             the same device.
         targets: (B, 1) float32.
         piece_sizes: samples in each piece, 0 allowed; their sum is B.
-        parameters: weight_ih (4H, D), weight_hh (4H, H), bias_ih (4H,), bias_hh (4H,), and the
-            linear layer's weight (1, H) and bias (1,).
+        parameters: of each layer, the lowest first, weight_ih (4H, D), weight_hh (4H, H),
+            bias_ih (4H,) and bias_hh (4H,), with D = H above the lowest; and the linear layer's
+            weight (1, H) and bias (1,).
         tolerance: a prediction is correct if |prediction - target| is below it in float32.
         num_threads: at most this many threads, including the caller's. A GPU ignores it.
         out: result, if given: (at least len(piece_sizes), at least G + 3) float32, contiguous
@@ -100,7 +103,8 @@ def _call(
     B, W, D, H = _check_shapes(windows, targets, parameters)
     rows, width = len(piece_sizes), NUM_TOTALS
     if with_gradient:
-        width += 4 * H * (D + H + 2) + H + 1
+        num_above = len(parameters) // LAYER_PARAMETERS - 1
+        width += 4 * H * (D + H + 2 + num_above * (2 * H + 2)) + H + 1
     if out is not None:
         _check_out(out, rows, width, on_cpu=windows.is_cpu)
     if windows.is_cuda:
@@ -113,7 +117,6 @@ def _call(
     kernel = compiled.kernel()
     _check_types(windows, targets, parameters)
     weights = [p if p.is_contiguous() else p.contiguous() for p in parameters]
-    weight_ih, weight_hh, bias_ih, bias_hh, head_weight, head_bias = [w.data_ptr() for w in weights]
     if out is None:
         out = torch.empty(rows, width)
     sample, step, feature = windows.stride()
@@ -121,8 +124,7 @@ def _call(
         windows=windows.data_ptr(), windows_sample_stride=sample, windows_step_stride=step,
         windows_feature_stride=feature, targets=targets.data_ptr(),
         targets_sample_stride=targets.stride(0), piece_sizes=tuple(piece_sizes),
-        weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih, bias_hh=bias_hh,
-        head_weight=head_weight, head_bias=head_bias, num_samples=B, window=W, input_size=D,
+        parameters=tuple([w.data_ptr() for w in weights]), num_samples=B, window=W, input_size=D,
         hidden_size=H, num_threads=num_threads, tolerance=tolerance, with_gradient=with_gradient,
         out=out.data_ptr(), out_row_stride=out.stride(0),
     )  # fmt: skip
@@ -133,18 +135,22 @@ def _check_shapes(
     windows: Tensor, targets: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[int, int, int, int]:
     """Return B, W, D, H if the tensors fit together, else raise ValueError."""
-    if windows.dim() != 3 or len(parameters) != NUM_PARAMETERS:
+    num_layers, rest = divmod(len(parameters), LAYER_PARAMETERS)
+    if windows.dim() != 3 or num_layers < 1 or rest != HEAD_PARAMETERS:
         raise ValueError(
             f"windows have shape {tuple(windows.shape)} with {len(parameters)} parameters: "
-            f"(B, W, D) and {NUM_PARAMETERS} are needed"
+            f"(B, W, D) and {LAYER_PARAMETERS} of each layer and {HEAD_PARAMETERS} more are needed"
         )
     B, W, D = windows.shape
     H = parameters[1].shape[-1]
+    N = 4 * H
+    above = [(N, H), (N,), (N,), (N, H)] * (num_layers - 1)  # weight_hh to the next weight_ih
     shapes = [p.shape for p in (targets, *parameters)]
-    if shapes != [(B, 1), (4 * H, D), (4 * H, H), (4 * H,), (4 * H,), (1, H), (1,)]:
+    if shapes != [(B, 1), (N, D), *above, (N, H), (N,), (N,), (1, H), (1,)]:
         raise ValueError(
             f"targets and parameters have shapes {[tuple(shape) for shape in shapes]}: windows of "
-            f"shape {(B, W, D)} need (B, 1), (4H, D), (4H, H), (4H,), (4H,), (1, H), (1,)"
+            f"shape {(B, W, D)} need (B, 1), (4H, D), (4H, H), (4H,), (4H,), those of more layers "
+            "with D = H, (1, H), (1,)"
         )
     return B, W, D, H
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy import ndarray
 
+Tape = list[tuple[ndarray, ...]]  # of each step, what the backward pass of a layer needs
+
 BLOCK_SAMPLES, ITEM_BLOCKS = 16, 8
 _TINY = 2.0**-126 - 2.0**-151  # smaller numbers become zero: float32 has no full precision there
 _EXTRA_BITS, _HALFWAY = 2**29 - 1, 2**28  # of a float64; theirs halfway between two float32 numbers
@@ -59,15 +61,19 @@ def predictor_rows(
     num_blocks = -(-sizes // BLOCK_SAMPLES)
     samples, is_used = _lanes(sizes, num_blocks * BLOCK_SAMPLES)
     *recurrence, head_weight, head_bias = [_rounded(p) for p in parameters]
-    x = _rounded(windows[samples].transpose(1, 2, 0))  # (W, D, L)
-    h, tape = _forward(_packed(*recurrence), x)
+    layers = [recurrence[n : n + 4] for n in range(0, len(recurrence), 4)]
+    outputs, tapes = _rounded(windows[samples].transpose(1, 2, 0)), []  # (W, D, L)
+    for layer in layers:
+        outputs, tape = _forward(_packed(*layer), outputs)
+        tapes.append(tape)
+    h = outputs[-1]
     error = _add(
         _weighted(head_weight, h, first=head_bias), -_rounded(targets[samples].T)
     )  # (1, L)
     sums = [_mul(error, error), np.abs(error) < _rounded(np.float32(tolerance))]
     if with_gradient:
         slope = _add(error, error)
-        gradient = _backward(tape, recurrence[1], dh=_mul(slope, head_weight.T))
+        gradient = _backward_layers(tapes, layers, dh=_mul(slope, head_weight.T))
         sums = [*gradient, _mul(slope, h), slope, *sums]
     blocks = np.where(is_used, np.concatenate(sums), 0.0)  # (columns, L)
     blocks = blocks.reshape(len(blocks), sum(num_blocks), BLOCK_SAMPLES)
@@ -91,10 +97,11 @@ def _packed(weight_ih: ndarray, weight_hh: ndarray, bias_ih: ndarray, bias_hh: n
     return _rounded(np.repeat(scale, len(weights) // 4)[:, None] * weights)
 
 
-def _forward(packed: ndarray, x: ndarray) -> tuple[ndarray, list[tuple[ndarray, ...]]]:
-    """The last hidden state (H, L), and of each step what `_backward` needs."""
+def _forward(packed: ndarray, x: ndarray) -> tuple[ndarray, Tape]:
+    """One layer: its hidden states (W, H, L), and of each step what `_backward` needs."""
     h = c = np.zeros((len(packed) // 4, x.shape[2]))
-    tape: list[tuple[ndarray, ...]] = []
+    outputs: list[ndarray] = []
+    tape: Tape = []
     for inputs in x:
         columns = np.concatenate([inputs, h])  # (D + H, L)
         gates = _weighted(packed[:, 1:], columns, first=packed[:, :1]).reshape(4, *h.shape)
@@ -102,22 +109,47 @@ def _forward(packed: ndarray, x: ndarray) -> tuple[ndarray, list[tuple[ndarray, 
         before, c = c, _fma(f, c, _mul(i, g))
         tanh_c = _tanh(_mul(c, np.float32(2 * _LOG2_E)))
         h = _mul(o, tanh_c)
+        outputs.append(h)
         tape.append((columns, before, i, f, g, o, tanh_c))
-    return h, tape
+    return np.stack(outputs), tape
+
+
+def _backward_layers(tapes: list[Tape], layers: list[list[ndarray]], dh: ndarray) -> list[ndarray]:
+    """Each lane's gradients of all layers' parameters.
+
+    Args:
+        dh: gradient of the highest layer's last hidden state (H, L).
+    """
+    gradient: list[ndarray] = []
+    doutputs = None
+    for tape, (weight_ih, weight_hh, *_) in zip(reversed(tapes), reversed(layers), strict=True):
+        of_layer, dgates = _backward(tape, weight_hh, dh, doutputs)
+        gradient = [*of_layer, *gradient]
+        if tape is not tapes[0]:  # for the layer below
+            dh, doutputs = np.zeros_like(dh), [_weighted(weight_ih.T, d, first=0.0) for d in dgates]
+    return gradient
 
 
 def _backward(
-    tape: list[tuple[ndarray, ...]], weight_hh: ndarray, dh: ndarray
-) -> tuple[ndarray, ndarray, ndarray, ndarray]:
-    """Each lane's gradients of weight_ih (4HD, L), weight_hh (4HH, L), and both biases (4H, L).
+    tape: Tape, weight_hh: ndarray, dh: ndarray, doutputs: list[ndarray] | None
+) -> tuple[list[ndarray], list[ndarray]]:
+    """One layer: each lane's gradients of weight_ih (4HD, L), weight_hh (4HH, L) and both biases
+    (4H, L); and of each step's gates (4H, L).
 
     Args:
+        tape: from `_forward`.
         dh: gradient of the last hidden state (H, L).
+        doutputs: of each step's hidden state (H, L), through the layer above; None if this one is
+            the highest.
     """
     H, L = dh.shape
     D = len(tape[0][0]) - H
     dc, bias, weights = np.zeros((H, L)), np.zeros((4 * H, L)), np.zeros((4 * H, D + H, L))
-    for columns, before, i, f, g, o, tanh_c in reversed(tape):
+    of_gates: list[ndarray] = []  # from the last step to the first
+    for t in reversed(range(len(tape))):
+        columns, before, i, f, g, o, tanh_c = tape[t]
+        if doutputs is not None:
+            dh = _add(dh, doutputs[t])
         dh_o = _mul(dh, o)
         dh_o_t = _mul(dh_o, tanh_c)
         dc = _fma(-dh_o_t, tanh_c, _add(dc, dh_o))  # w - (w t) t for w (1 - t^2): as exact
@@ -129,10 +161,11 @@ def _backward(
             _fma(-dc_i_g, g, dc_i), _mul(dh_o_t, _add(1, -o)),
         ])  # fmt: skip
         dh = _weighted(weight_hh.T, dgates, first=0.0)
+        of_gates.append(dgates)
         weights = _fma(dgates[:, None], columns, weights)
         bias = _add(bias, dgates)
     inputs, hidden = weights[:, :D].reshape(4 * H * D, L), weights[:, D:].reshape(4 * H * H, L)
-    return inputs, hidden, bias, bias
+    return [inputs, hidden, bias, bias], of_gates[::-1]
 
 
 def _piece_sum(blocks: ndarray) -> ndarray:

@@ -112,23 +112,37 @@ def _no_known_weights(bench: Bench) -> str:
 
 
 def _no_known_weights_here(bench: Bench) -> str:
-    device, asked = bench.world.device.type, bench.config.model.lstm
-    choice = lstm.choose(asked, device_type=device, input_size=1, hidden_size=1, num_layers=1)
+    choice = _choice(bench, BRIEF)
     if choice.name != "torch":
         return ""
     why = f"the known weights are those of this package's kernel, not of nn.LSTM ({choice.reason})"
-    return why if device == "cpu" else f"{why}: see --record and --against"
+    return why if bench.world.device.type == "cpu" else f"{why}: see --record and --against"
 
 
 def _names(bench: Bench) -> list[str]:
     """The configurations to train: the reference is so slow that one must do."""
-    return [BRIEF] if bench.config.model.lstm == "reference" else list(GOLDEN)
+    if bench.config.model.lstm == "reference":
+        return [BRIEF]
+    return [name for name in GOLDEN if _choice(bench, name).name == "fused"]
+
+
+def _choice(bench: Bench, name: str) -> lstm.Choice:
+    """How the recurrence of a configuration is computed here."""
+    model = _golden_config(bench, name).model
+    return lstm.choose(
+        model.lstm,
+        device_type=bench.world.device.type,
+        input_size=1,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+    )
 
 
 def _golden_config(bench: Bench, name: str, changed: Mapping[str, object] = {}) -> Config:
     """A configuration whose weights are known, on the code that the user asks for."""
-    asked = {"model.lstm": bench.config.model.lstm}
-    return load_config(overrides={**GOLDEN[name].changed, **asked, **changed})
+    asked = bench.config.model.lstm
+    code = "auto" if asked == "fused" else asked  # a GPU's kernel has one layer
+    return load_config(overrides={**GOLDEN[name].changed, "model.lstm": code, **changed})
 
 
 def _digests_together(bench: Bench) -> dict[str, str]:
