@@ -108,5 +108,5 @@ def _refusal(obstacle: str) -> str:
     return (
         f'lstm="fused" cannot be used with {obstacle}: it needs a hidden size of at most '
         f"{MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel, or one layer and an NVIDIA GPU "
-        'with cuda-bindings (PyTorch 2.10 for CUDA brings them). Change that or set lstm="auto"'
+        'with cuda-bindings (PyTorch for CUDA brings them today). Change that or set lstm="auto"'
     )

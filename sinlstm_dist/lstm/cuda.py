@@ -1,7 +1,7 @@
 """`predictor_rows` on a GPU, with the bits of the CPU kernel.
 
 NVRTC compiles csrc/gpu.cu when a process first needs it, in half a second. NVIDIA's cuda-bindings
-call it and start the kernels; PyTorch 2.10 and later for CUDA bring them.
+call it and start the kernels; today's PyTorch for CUDA brings them.
 
 Shapes: B samples, W window (time steps), D features of a time step, H hidden size, G parameters.
 """
