@@ -56,6 +56,7 @@ NO_KERNEL = (
     "install the package where there is a C compiler, on all nodes, or set "
     'model.lstm="torch" (or "reference", which is slow)'
 )
+NO_GPU_KERNEL = 'install cuda-bindings on all nodes, or set model.lstm="torch"'
 OWN = (
     ": the data sets or the model keep a state or a generator of their own, which the command "
     "verify tells apart, or memory fails"
@@ -106,7 +107,7 @@ def check_same_model(
         weights = "initial weights"
         advice = {
             CODE: "copy the same files to all nodes",
-            RECURRENCE: NO_KERNEL,
+            RECURRENCE: NO_KERNEL if world.device.type == "cpu" else NO_GPU_KERNEL,
         }
         if CODE in code:
             advice[weights] = (

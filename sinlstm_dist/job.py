@@ -135,8 +135,10 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
         )
     except ValueError as error:
         raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
-    if recurrence.name == "reference" and config.train.reduction == "ddp":
-        recurrence = lstm.Choice("torch", "the reference is for ordered reduction")
+    is_differentiable = recurrence.name == "fused" and world.device.type == "cpu"
+    if config.train.reduction == "ddp" and recurrence.name != "torch" and not is_differentiable:
+        own = "reference" if recurrence.name == "reference" else "GPU kernel"
+        recurrence = lstm.Choice("torch", f"the {own} is for ordered reduction")
     code = {
         RECURRENCE: "nn.LSTM" if recurrence.name == "torch" else OWN,
         "optimizer": "SGD that rounds each operation",  # before it there was torch's

@@ -94,9 +94,17 @@ class Predictor(nn.Module):
 
         Returns:
             (B, output_size).
+
+        Raises:
+            ValueError: `hidden0` is of another number of layers.
         """
         outputs = inputs
         if self.fused and inputs.is_cpu:
+            if hidden0 is not None and {len(state) for state in hidden0} != {self.rnn.num_layers}:
+                raise ValueError(
+                    f"hidden0 has states of shapes {[tuple(state.shape) for state in hidden0]}: it "
+                    f"needs one for each of {self.rnn.num_layers} layers"
+                )
             for n, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
                 state0 = None if hidden0 is None else (hidden0[0][n : n + 1], hidden0[1][n : n + 1])
                 outputs, _ = lstm.lstm(outputs, weight_ih, weight_hh, bias_ih, bias_hh, state0)

@@ -56,10 +56,18 @@ static int number_of(Index thread) {
 
 static void __syncthreads() { swapcontext(running, &scheduler); }
 
-static float __shfl_down_sync(unsigned, float x, int delta, int width) {
+/* A GPU's result is undefined unless all threads of a warp are at the same place. */
+#define WARP 32
+static std::vector<void *> places;
+static bool is_defined = true;
+
+static __attribute__((noinline)) float __shfl_down_sync(unsigned, float x, int delta, int width) {
     const int thread = number_of(threadIdx);
-    told[thread] = x;
+    told[thread] = x, places[thread] = __builtin_return_address(0);
     __syncthreads();
+    const int first = thread / WARP * WARP;
+    for (int other = first; other < first + WARP; other++)
+        is_defined &= other < (int)places.size() && places[other] == places[thread];
     const float heard = told[thread % width + delta < width ? thread + delta : thread];
     __syncthreads();
     return heard;
@@ -92,6 +100,7 @@ static void run_block(bool backwards) {
         stacks.resize((size_t)count * STACK_BYTES);
     }
     told.assign(count, NAN);
+    places.assign(count, nullptr);
     for (float &number : memory) number = NAN;
     std::vector<bool> is_done(count);
     for (int thread = 0; thread < count; thread++) {
@@ -120,7 +129,7 @@ static void run_block(bool backwards) {
         }
 }
 
-/* Returns whether the kernel needs no more shared memory than it has. */
+/* Returns whether its warps took part as a whole, and needed no more shared memory than it has. */
 extern "C" bool launch(const char *name, const int *grid, const int *block, int shared_bytes,
                        void *const *arguments, bool backwards) {
     kernel = name, values = arguments;
@@ -133,5 +142,5 @@ extern "C" bool launch(const char *name, const int *grid, const int *block, int 
             run_block(backwards);
         }
     _mm_setcsr(before);
-    return shared_bytes <= (int)sizeof memory;
+    return is_defined && shared_bytes <= (int)sizeof memory;
 }

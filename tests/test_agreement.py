@@ -311,8 +311,12 @@ def test_what_is_known_to_differ_is_said_at_a_checkpoint_too(world, monkeypatch)
         )
 
 
-def test_a_rank_without_the_kernel_is_told_to_get_it(world, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "advice"), [("cpu", agreement.NO_KERNEL), ("meta", agreement.NO_GPU_KERNEL)]
+)
+def test_a_rank_without_the_kernel_is_told_to_get_it(device, advice, world, monkeypatch) -> None:
     built = build(world)
+    monkeypatch.setattr(world, "device", torch.device(device))
     monkeypatch.setattr(world, "size", 2)
     monkeypatch.setattr(world, "hosts", ["h0", "h1"])
     where = SimpleNamespace(fact="recurrence", ranks=[1], reference=0)
@@ -324,7 +328,7 @@ def test_a_rank_without_the_kernel_is_told_to_get_it(world, monkeypatch) -> None
         agreement.check_same_model(world, kind, model, code={"recurrence": "this package's"})
     assert str(raised.value) == (
         "rank 1 on h1 has other recurrence than rank 0 on h0 (recurrence is nn.LSTM there and this "
-        "package's elsewhere): " + agreement.NO_KERNEL
+        "package's elsewhere): " + advice
     )
 
 

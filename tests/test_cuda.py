@@ -6,9 +6,11 @@ tests/gpu/ runs it on a GPU.
 import ctypes
 import re
 import subprocess
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from builds import ROOT
 from lstm_cases import Case, same_bits
 from torch import Tensor
 
+from sinlstm_dist import job
+from sinlstm_dist.arithmetic import OWN, RECURRENCE
+from sinlstm_dist.config import load_config
 from sinlstm_dist.lstm import cuda
 
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-mfma", "-ffp-contract=off", "-Wno-multichar")
@@ -133,6 +138,42 @@ def test_rows_go_where_the_caller_says(rows):
     assert same_bits(out[:2, :169], case.rows([13, 0]).detach())
     assert (out[2] == 7).all()
     assert (out[:, 169:] == 7).all()
+
+
+@pytest.mark.kernel
+def test_a_whole_number_is_a_tolerance_too(rows):
+    case = Case(8, 13, 5, 1, 5)
+    assert same_bits(rows(case, [13], tolerance=1), rows(case, [13], tolerance=1.0))
+
+
+@pytest.mark.kernel
+def test_parts_do_not_share_the_memory(rows, monkeypatch):
+    """Of two parts' tapes, only one's are there."""
+    alive: list[weakref.ref[Tensor]] = []
+    new_empty = Tensor.new_empty
+
+    def noted(tensor, *sizes):
+        found = new_empty(tensor, *sizes)
+        if found.dim() == 2 and found.shape[0] == 8:  # a part's blocks
+            assert not any(other() is not None for other in alive)
+            alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(cuda, "TAPE_NUMBERS", 1)
+    monkeypatch.setattr(Tensor, "new_empty", noted)
+    rows(Case(9, 256, 4, 1, 5), [256])
+    assert len(alive) == 2
+
+
+def test_ddp_reduction_goes_through_torch(monkeypatch):
+    """It differentiates the model, which on a GPU is cuDNN's."""
+    monkeypatch.setattr(cuda, "obstacle", lambda *sizes: "")
+    world = SimpleNamespace(device=torch.device("cuda"))
+    for reduction, name in (("ordered", "fused"), ("ddp", "torch")):
+        config = load_config(overrides={"train.reduction": reduction})
+        task, code = job.new_task(config, world)
+        assert f"recurrence: {name} (" in task.facts["model"]
+        assert code[RECURRENCE] == ("nn.LSTM" if name == "torch" else OWN)
 
 
 def test_it_refuses_what_it_cannot_compute(rows):

@@ -36,7 +36,12 @@ def obstacle(input_size: int, hidden_size: int) -> str:
         return "a GPU that is not NVIDIA's"
     try:
         Program.of(input_size, hidden_size, torch.device("cuda", torch.cuda.current_device()))
-    except (ImportError, RuntimeError, AssertionError) as error:  # torch asserts that it has CUDA
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch asserts that it has CUDA
         return f"no GPU kernel: {str(error).splitlines()[0]}"
     return ""
 
@@ -76,7 +81,7 @@ def predictor(
         program = Program.of(D, H, windows.device)
         program.item_rows(
             cut, windows, targets, weights, rows,
-            tolerance=tolerance, tape_size=tape_size, with_gradient=with_gradient,
+            tolerance=float(tolerance), tape_size=tape_size, with_gradient=with_gradient,
         )  # fmt: skip
         program.launch(
             "piece_rows", (num_pieces, -(-width // THREADS)), (THREADS,),
@@ -142,6 +147,7 @@ class Program:
                 windows, blocks, items, tapes, rows[done:], W, tolerance, int(with_gradient),
             )  # fmt: skip
             done += len(items)
+            del tapes  # before the next ones are made
 
     def launch(
         self,
@@ -196,7 +202,7 @@ def compiled(input_size: int, hidden_size: int, architecture: str) -> bytes:
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = b" " * called(nvrtc.nvrtcGetProgramLogSize(program))
         called(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"csrc/gpu.cu for {architecture}: {log.decode().strip()}")
+        raise RuntimeError(f"csrc/gpu.cu for {architecture}: {log.decode().rstrip(chr(0)).strip()}")
     image = b" " * called(nvrtc.nvrtcGetCUBINSize(program))
     called(nvrtc.nvrtcGetCUBIN(program, image))
     return image
