@@ -49,7 +49,7 @@ SAME = (
     "MKL_CBWR and SINLSTM_DIST_INSTRUCTION_SET the same on all nodes"
 )
 FAULTY = (
-    "these bits are the same on any device, so memory or a processor fails, or the kernel or "
+    "these bits are the same on any processor, so memory or a processor fails, or the kernel or "
     "the source differs there"
 )
 NO_KERNEL = (

@@ -15,7 +15,9 @@ Arithmetic = Mapping[str, str]
 UNSET = "not set"
 CODE = "code of task.build"  # its digest
 BITS = "bits"
-FIXED = "the same on any CPU"  # another text if golden.py gets other digests
+# On any NVIDIA GPU too; files of earlier runs have this text. Another one if golden.py gets other
+# digests.
+FIXED = "the same on any CPU"
 RECURRENCE = "recurrence"
 OWN = "this package's"  # a recurrence whose every operation this package fixes
 ORDER = "sample order"

@@ -61,7 +61,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OnCpu]:
     @lru_cache
     def build(input_size: int, hidden_size: int) -> OnCpu:
         library = folder / f"{input_size}-{hidden_size}.so"
-        sizes = (f"-DINPUT_SIZE={input_size}", f"-DHIDDEN_SIZE={hidden_size}")
+        sizes = cuda.defined(input_size, hidden_size)
         words = ["g++", *FLAGS, *sizes, f"-I{cuda.SOURCES}", ROOT / "tests/gpu_harness.cpp"]
         built = subprocess.run([*words, "-o", library], capture_output=True, text=True)
         assert built.returncode == 0, built.stderr

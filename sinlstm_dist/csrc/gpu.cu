@@ -8,7 +8,8 @@
  * gates, or one number of the head or the totals. `piece_rows` adds the items. There are no
  * atomics.
  *
- * NVRTC compiles this file for one INPUT_SIZE and HIDDEN_SIZE; see lstm/cuda.py.
+ * NVRTC compiles this file for one INPUT_SIZE and HIDDEN_SIZE; see lstm/cuda.py, which allocates
+ * tapes of TAPE_ROWS.
  */
 #define ISA_CUDA
 #include "activations.h"
@@ -22,13 +23,14 @@
 #define COLUMNS (D + H + 1)  /* of a gate's row of weights: inputs, hidden state, bias */
 #define TILE (H > 8 ? 4 : 2) /* columns of a task */
 #define WEIGHT_TASKS ((H * ((COLUMNS + TILE - 1) / TILE) + 1) / 2 * 2) /* even: two in a warp */
-#define END_NUMBERS (H + 1 + NUM_TOTALS)
 #define WIDTH_GRADIENT (GATES * H * (D + H + 2) + H + 1)
 #define NUM_TOTALS 3
+#define END_NUMBERS (H + 1 + NUM_TOTALS)
 
 /* A block's tape, in vectors of 16 samples: its errors, the last hidden state, and for each step
  * TAPE_ROWS rows of H units: the gates, or their gradients; tanh(c); the state before the step. */
-enum { TANH_C = GATES, H_BEFORE, C_BEFORE, TAPE_ROWS };
+enum { TANH_C = GATES, H_BEFORE, C_BEFORE, END_OF_ROWS };
+static_assert(END_OF_ROWS == TAPE_ROWS, "lstm/cuda.py allocates other tapes");
 #define TAPE_STEP (TAPE_ROWS * H * LANES)
 #define TAPE_HEAD ((1 + H) * LANES)
 

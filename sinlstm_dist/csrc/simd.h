@@ -10,6 +10,9 @@
  * v_one_if_less, v_keep (zero where the mask's bits are zero), v_pow2 (2^n from the bits of
  * n + ROUND_MAGIC), v_sum (in a fixed tree). For loops that need many sums in registers it defines
  * reg, the REG_LANES lanes of a vector that one register holds, with r_load, r_store, r_add, r_fma.
+ *
+ * On a GPU a lane is a thread: vec is its float, only lane 0 has v_sum, and there is no v_keep or
+ * reg.
  */
 #ifndef SINLSTM_SIMD_H
 #define SINLSTM_SIMD_H

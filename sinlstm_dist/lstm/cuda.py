@@ -179,6 +179,12 @@ class Program:
         )
 
 
+def defined(input_size: int, hidden_size: int) -> tuple[str, ...]:
+    """What the compiler is told to define."""
+    sizes = {"INPUT_SIZE": input_size, "HIDDEN_SIZE": hidden_size, "TAPE_ROWS": TAPE_ROWS}
+    return tuple(f"-D{name}={value}" for name, value in sizes.items())
+
+
 def compiled(input_size: int, hidden_size: int, architecture: str) -> bytes:
     """Compile csrc/gpu.cu.
 
@@ -194,7 +200,7 @@ def compiled(input_size: int, hidden_size: int, architecture: str) -> bytes:
     from cuda.bindings import nvrtc
 
     source = (SOURCES / "gpu.cu").read_bytes()
-    sizes = (f"-DINPUT_SIZE={input_size}", f"-DHIDDEN_SIZE={hidden_size}")
+    sizes = defined(input_size, hidden_size)
     options = (f"-arch={architecture}", f"-I{SOURCES}", *sizes, *OPTIONS)
     program = called(nvrtc.nvrtcCreateProgram(source, b"gpu.cu", 0, None, None))
     words = [option.encode() for option in options]

@@ -30,7 +30,7 @@ class Decision(BaseModel, extra="forbid", strict=True):
                 f"rank {first[gpu]} and rank {rank} on {self.hosts[rank]} have the same GPU, "
                 f"{gpu}, and NCCL needs one per process: start at most as many processes per "
                 "machine as it has GPUs, and check CUDA_VISIBLE_DEVICES and "
-                "ACCELERATE_TORCH_DEVICE"
+                "ACCELERATE_TORCH_DEVICE; or set ACCELERATE_USE_CPU=true to train on CPUs"
             )
         return ""
 
