@@ -107,7 +107,7 @@ def _obstacle(device_type: str, input_size: int, hidden_size: int, num_layers: i
 def _refusal(obstacle: str) -> str:
     return (
         f'lstm="fused" cannot be used with {obstacle}: it needs a hidden size of at most '
-        f"{MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel and at most {MAX_LAYERS} layers, or "
-        "an NVIDIA GPU with cuda-bindings (PyTorch for CUDA brings them today) and one layer. "
+        f"{MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel and at most {MAX_LAYERS} layers "
+        "or an NVIDIA GPU with cuda-bindings (PyTorch for CUDA brings them today) and one layer. "
         'Change that or set lstm="auto"'
     )
