@@ -3,14 +3,28 @@
 import json
 import sys
 
-from gpu_runs import ON_CPU, ROOT, TRAINED, train, train_both
+import pytest
+import torch
+from gpu_runs import DEVICE, ON_CPU, ROOT, TRAINED, train, train_both
 from launching import check_same, flags, run
+from lstm_cases import Case, same_bits
 from safetensors.torch import load_file
 
 from sinlstm_dist.golden import GOLDEN, KNOWN, weights_digest
 
 FUSED = {"model.lstm": "fused"}
 ONE_LAYER = [name for name, golden in GOLDEN.items() if "model.num_layers" not in golden.changed]
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (1, 1), (3, 6), (1, 33), (16, 17), (1, 64)])
+@torch.no_grad()
+def test_rows_have_the_bits_of_the_cpu(sizes):
+    case, piece_sizes = Case(1, 313, 30, *sizes), [300, 0, 13]
+    tensors = {"windows": case.inputs.to(DEVICE), "targets": case.targets.to(DEVICE)}
+    parameters = [parameter.to(DEVICE) for parameter in case.parameters]
+    rows = case.rows(piece_sizes, **tensors, parameters=parameters)
+    assert rows.device.type == DEVICE
+    assert same_bits(rows.cpu(), case.rows(piece_sizes))
 
 
 def test_golden_runs_end_with_the_known_weights(tmp_path):
