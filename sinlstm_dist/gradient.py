@@ -186,7 +186,8 @@ class DdpGradient:
         # instead: then shares of different sizes, and empty ones, have their right weights.
         num_samples = self._plan.num_samples(step)
         self._wrapped.zero_grad()
-        self._world.accelerator.backward(loss * (self._world.size / num_samples))  # collective
+        with self._world.limited():
+            self._world.accelerator.backward(loss * (self._world.size / num_samples))  # collective
         sums = torch.cat((totals, totals.new_full((1,), stop))).double()
         *summed, stops = self._world.sum(sums).tolist()  # collective
         result = self._rows.counts.to_totals(summed)

@@ -13,9 +13,9 @@ A child can carry a fault, counted from its start:
 too) or what `_count_calls` knows; the fault strikes before the one with number `at`. `do` is
 "kill", "tear" (kill, with half of what was not synced yet on disk), "error NAME" (the operation
 fails so once), "limit BYTES" (no file may be larger), "signal NUMBER ...", "hang", "raise",
-"refuse" (a ConfigError), "stop_file", "count" (nothing), "block" (in C, see `late_ends`), or, of
-"step", "flip" (a bit of the model's weights) or "spoil" (all gradients of pieces that are computed
-from then on).
+"refuse" (a ConfigError), "stop_file", "count" (nothing), "sleep SECONDS", "block" (in C, see
+`late_ends`), or, of "step", "flip" (a bit of the model's weights) or "spoil" (all gradients of
+pieces that are computed from then on).
 """
 
 import contextlib
@@ -338,6 +338,8 @@ def _act(
             os.kill(os.getpid(), int(number))
     if do == "hang":
         os.kill(os.getpid(), signal.SIGSTOP)
+    if do.startswith("sleep "):
+        time.sleep(float(do.split()[1]))
     if do == "block":
         late_ends.stream.block()
     if do == "raise":
@@ -406,6 +408,7 @@ def _count_file_operations(fault: dict[str, Any], log: Path) -> None:
 def _count_calls(fault: dict[str, Any], log: Path) -> None:
     """Wrap what `of` names; the fault acts before the call number `at`."""
     import torch.distributed as dist
+    from accelerate import Accelerator
 
     from sinlstm_dist import gradient, train
     from sinlstm_dist.processes import roll_call
@@ -421,6 +424,7 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
         "record": [(run_folder.RunFolder, "append_metrics")],
         "end": [(run_folder.RunFolder, "end")],
         "join": [(train, "join_world")],
+        **{name: [(Accelerator, name)] for name in ("prepare_model", "reduce", "backward")},
         "leave": [(roll_call.RollCall, "verdict")],
         "collective": list(itertools.product((dist, dist.distributed_c10d), COLLECTIVES)),
     }[fault["of"]]

@@ -30,9 +30,16 @@ SETTINGS = {**SMALL, "train.timeout_s": TIMEOUT_S, "output.dir": "run"}
 HOST = socket.gethostname()
 
 
-def train(nursery: Nursery, cwd: Path, faults: list[dict[str, object]], **keywords) -> Launch:
+def train(
+    nursery: Nursery,
+    cwd: Path,
+    faults: list[dict[str, object]],
+    reduction: str = "ordered",
+    **keywords,
+) -> Launch:
     """A world of 3 until all but those that hang have ended, in time."""
-    launch = nursery.start(flags(SETTINGS), cwd=cwd, faults=faults, **{"processes": 3, **keywords})
+    arguments = flags({**SETTINGS, "train.reduction": reduction})
+    launch = nursery.start(arguments, cwd=cwd, faults=faults, **{"processes": 3, **keywords})
     hanging = {fault["rank"] for fault in faults if fault["do"] == "hang"}
     deadline = time.monotonic() + TIMEOUT_S + MARGIN_S + LATE_START_S
     while {child.rank for child in nursery.running(launch)} - hanging:
@@ -156,6 +163,33 @@ def test_lost_while_the_others_wait_in_calls_of_torch(nursery: Nursery, tmp_path
     assert launch.codes == [1, -signal.SIGKILL, 1]
     assert launch.stderr == f"error: rank 1 on {HOST} died, hangs or cannot be reached\n"
     assert summary(tmp_path / "run")["outcome"] == "failed"
+
+
+@pytest.mark.parametrize(("of", "at"), [("prepare_model", 2), ("reduce", 5), ("backward", 5)])
+def test_one_hangs_while_the_others_wait_in_calls_of_torch(
+    nursery: Nursery, tmp_path: Path, of: str, at: int
+) -> None:
+    """Nothing tells a process that hangs from one that computes, but the time in such a call.
+
+    DDP's constructor is in the second `prepare_model`.
+    """
+    does = ["block", "hang", "block"]
+    faults = [{"rank": rank, "of": of, "at": at, "do": do} for rank, do in enumerate(does)]
+    launch = train(nursery, tmp_path, faults, ends_late=True, reduction="ddp")
+    assert [len(launch.events(rank)) for rank in range(3)] == [at] * 3, launch.stderr
+    codes, stderr = list(launch.codes), launch.stderr
+    nursery.kill(launch)
+    assert codes == [1, None, 1]
+    assert stderr == f"error: rank 1 on {HOST} died, hangs or cannot be reached\n"
+
+
+def test_all_may_compute_for_longer_where_collectives_end_late(
+    nursery: Nursery, tmp_path: Path
+) -> None:
+    long = f"sleep {TIMEOUT_S + 3}"
+    faults = [{"rank": rank, "of": "step", "at": 5, "do": long} for rank in range(3)]
+    launch = train(nursery, tmp_path, faults, ends_late=True)
+    assert launch.codes == [0, 0, 0], launch.stderr
 
 
 def test_one_fails_where_collectives_end_late(nursery: Nursery, tmp_path: Path) -> None:

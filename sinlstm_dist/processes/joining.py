@@ -41,7 +41,12 @@ def join_world(
     try:
         with join(store=roll_call.new_store()) as accelerator:
             waiting = Waiting(accelerator.device, timeout_s=timeout_s, has_lost=roll_call.has_lost)
-            world = World(accelerator, hosts=roll_call.hosts, wait_for_device=waiting)
+            world = World(
+                accelerator,
+                hosts=roll_call.hosts,
+                wait_for_device=waiting,
+                limited=waiting.limited,
+            )
             with _reporting(world, roll_call), waiting.watched():
                 yield world
                 world.wait_for_everyone()  # leaving a group that others use aborts them

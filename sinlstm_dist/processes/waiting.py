@@ -1,10 +1,12 @@
 """Wait for a GPU, and notice that another process is lost, for which it would wait for ever.
 
 NCCL's collectives return as soon as they are handed to the GPU. If another process is lost, they
-never end there, and nothing raises. So the wait is here, in Python, and looks at the others.
+never end there, and nothing raises. So the wait is here, in Python, and looks at the others. Some
+calls of torch's wait too, where Python cannot: then another thread looks, and ends the wait.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from torch.distributed import DistBackendError
 BRIEF_S = 0.002  # most waits are shorter, and are not made longer by sleep
 SLEEP_S = 0.0002
 LOOK_S = 1.0  # between two looks at the other processes
-WATCH_S = 5.0  # the same from the other thread, which is not to be the first
+WATCH_S = 5.0  # the same from the other thread, while this process may not be waiting at all
 
 
 class Waiting:
@@ -32,7 +34,9 @@ class Waiting:
         self, device: torch.device, *, timeout_s: float, has_lost: Callable[[], bool]
     ) -> None:
         self._is_done = is_done_on(device)
-        self._timeout_s, self._has_lost, self._has_aborted = timeout_s, has_lost, False
+        self._timeout_s, self._has_lost = timeout_s, has_lost
+        self._until = math.inf  # by `time.monotonic`, while `limited`
+        self._why_aborted = ""
 
     def __call__(self) -> None:
         """Wait.
@@ -44,27 +48,53 @@ class Waiting:
             return
         started = looked = time.monotonic()
         saw_lost = False
-        while not self._is_done() and not self._has_aborted:
+        while not self._is_done() and not self._why_aborted:
             now = time.monotonic()
             if now - started < BRIEF_S:
                 continue
             time.sleep(SLEEP_S)
             if now - started > self._timeout_s:
-                raise DistBackendError(f"a collective of NCCL timed out after {self._timeout_s} s")
+                raise DistBackendError(self._timed_out())
             if now - looked > LOOK_S:
                 # A process that has ended since it did its part is no loss, and the end comes.
                 if saw_lost:
                     raise DistBackendError("a collective of NCCL waits for a lost process")
                 saw_lost, looked = self._has_lost(), time.monotonic()
-        if self._has_aborted:
-            raise DistBackendError("NCCL was aborted: another process is lost")
+        self._raise_if_aborted()
+
+    def _timed_out(self) -> str:
+        return f"a collective of NCCL timed out after {self._timeout_s} s"
+
+    def _raise_if_aborted(self) -> None:
+        if self._why_aborted:
+            raise DistBackendError(self._why_aborted)
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """Let the wait for others take no longer in a call of torch's than elsewhere.
+
+        For the first one, NCCL connects the processes; DDP compares the models when it wraps them,
+        and waits in each backward pass for what is unused. `watched` keeps the time.
+
+        Raises:
+            torch.distributed.DistBackendError: another process is lost, or time is up.
+        """
+        if self._is_done is None:
+            yield
+            return
+        self._until = time.monotonic() + self._timeout_s
+        try:
+            yield
+        finally:
+            self._until = math.inf
+            self._raise_if_aborted()  # in place of whatever torch has made of it
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Look at the others from a thread too, while this process may wait in a call of torch's.
 
-        DDP's wrapper waits so for unused parameters, and a model's code for a number. Such a call
-        returns when NCCL is aborted, and the next collective raises.
+        Besides what is `limited`, a model's code may wait for a number. Such a call returns when
+        NCCL is aborted, and the next collective raises.
         """
         if self._is_done is None:
             yield
@@ -78,13 +108,19 @@ class Waiting:
             is_over.set()
 
     def _watch(self, is_over: threading.Event) -> None:
-        saw_lost = False
-        while not is_over.wait(WATCH_S):
-            if saw_lost:
-                self._has_aborted = True
+        looked, saw_lost = time.monotonic(), False
+        while not is_over.wait(LOOK_S):
+            now, until = time.monotonic(), self._until
+            if now > until:
+                self._why_aborted = self._timed_out()
+            elif until == math.inf and now - looked < WATCH_S:
+                continue
+            elif saw_lost:
+                self._why_aborted = "NCCL was aborted: another process is lost"
+            if self._why_aborted:
                 abort()
                 return
-            saw_lost = self._has_lost()
+            saw_lost, looked = self._has_lost(), time.monotonic()
 
 
 def is_done_on(device: torch.device) -> Callable[[], bool] | None:

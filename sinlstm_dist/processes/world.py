@@ -4,6 +4,7 @@ All communication goes through a `World`: Accelerate's `Accelerator`, and the fe
 a run needs.
 """
 
+import contextlib
 import hashlib
 import json
 import weakref
@@ -40,8 +41,8 @@ class World:
     Args:
         accelerator: Accelerate's, joined.
         hosts: by rank.
-        wait_for_device: returns when this process's GPU, if it has one, has done its work, or
-            raises if it waits for a process that is lost.
+        wait_for_device: returns when a GPU has done its work; raises if that waits for lost ones.
+        limited: a context for calls that themselves wait for other processes; it raises likewise.
     """
 
     def __init__(
@@ -50,15 +51,15 @@ class World:
         *,
         hosts: Sequence[str],
         wait_for_device: Callable[[], None] = lambda: None,
+        limited: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.accelerator = accelerator
-        self.wait_for_device = wait_for_device
+        self.wait_for_device, self.limited = wait_for_device, limited
         self.size: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
-        self.hosts = hosts  # by rank
-        self.num_threads = launcher.num_threads()
+        self.hosts, self.num_threads = hosts, launcher.num_threads()
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
     def prepare_model(self, model: nn.Module) -> None:
@@ -75,11 +76,11 @@ class World:
 
         Collective: yes.
         """
-        self.accelerator.ddp_handler = DistributedDataParallelKwargs(
-            find_unused_parameters=find_unused
-        )
+        handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+        self.accelerator.ddp_handler = handler
         vars(model).pop("_is_accelerate_prepared", None)  # or Accelerate would not wrap it
-        wrapper: nn.Module = self.accelerator.prepare_model(model, device_placement=True)
+        with self.limited():
+            wrapper: nn.Module = self.accelerator.prepare_model(model, device_placement=True)
         if isinstance(wrapper, DistributedDataParallel):
             self._wrappers.add(wrapper)
         return wrapper
@@ -115,7 +116,7 @@ class World:
             return rows
         if rows.is_cpu and rows.nbytes >= LARGE:
             return self._gather_by_messages(rows)
-        return self._ended(self.accelerator.gather(rows))
+        return self._ended(self.accelerator.gather, rows)
 
     def _gather_by_messages(self, rows: torch.Tensor) -> torch.Tensor:
         everyones = rows.new_empty(self.size, *rows.shape)
@@ -144,32 +145,33 @@ class World:
             return rows[:, 0]
         to_each = rows.transpose(0, 1).flatten(0, 1)  # (world_size * counts[rank], W)
         parts = rows.new_empty(sum(counts), rows.shape[-1])
-        torch.distributed.all_to_all_single(
-            parts, to_each, list(counts), [len(rows)] * self.size
-        )  # Accelerate has none
-        return self._ended(parts)
+        exchange, sizes = torch.distributed.all_to_all_single, [len(rows)] * self.size
+        self._ended(exchange, parts, to_each, list(counts), sizes)  # Accelerate has none
+        return parts
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add all processes' values element by element, in an order that the backend chooses.
 
         Collective: yes.
         """
-        return self._ended(self.accelerator.reduce(values, reduction="sum"))
+        return self._ended(self.accelerator.reduce, values, reduction="sum")
 
     def broadcast(self, values: torch.Tensor) -> torch.Tensor:
         """Overwrite `values` on every process with those of the main process.
 
         Collective: yes.
         """
-        return self._ended(broadcast(values)) if self.size > 1 else values
+        return self._ended(broadcast, values) if self.size > 1 else values
 
     def wait_for_everyone(self) -> None:
         """Wait until every process has come here. Collective: yes."""
         # Accelerate's takes the GPU of number LOCAL_RANK, which may be one that is hidden.
         self.sum(torch.zeros(1, device=self.device))
 
-    def _ended(self, result: torch.Tensor) -> torch.Tensor:
-        """A collective's result, once it is there: NCCL returns before."""
+    def _ended(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """What a collective's call returns, once it has ended: NCCL's returns before."""
+        with self.limited():
+            result = call(*arguments, **keywords)
         self.wait_for_device()
         return result
 
