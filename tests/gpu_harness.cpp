@@ -82,10 +82,10 @@ static void run_thread() {
     if (!strcmp(kernel, "pack_weights"))
         pack_weights(FLOATS(0), FLOATS(1), FLOATS(2), FLOATS(3), FLOATS(4));
     else if (!strcmp(kernel, "block_states"))
-        block_states(FLOATS(0), FLOATS(1), ARGUMENT(Block *, 2), FLOATS(3), FLOATS(4), FLOATS(5),
+        block_states(FLOATS(0), FLOATS(1), ARGUMENT(Range *, 2), FLOATS(3), FLOATS(4), FLOATS(5),
                      FLOATS(6), FLOATS(7), ARGUMENT(int, 8), ARGUMENT(int, 9));
     else if (!strcmp(kernel, "item_rows"))
-        item_rows(FLOATS(0), ARGUMENT(Block *, 1), ARGUMENT(Item *, 2), FLOATS(3), FLOATS(4),
+        item_rows(FLOATS(0), ARGUMENT(Range *, 1), ARGUMENT(Range *, 2), FLOATS(3), FLOATS(4),
                   ARGUMENT(int, 5), ARGUMENT(float, 6), ARGUMENT(int, 7));
     else if (!strcmp(kernel, "piece_rows"))
         piece_rows(FLOATS(0), ARGUMENT(int *, 1), FLOATS(2), ARGUMENT(int, 3), ARGUMENT(int, 4));

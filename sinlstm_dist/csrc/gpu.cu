@@ -35,16 +35,12 @@ static_assert(END_OF_ROWS == TAPE_ROWS, "lstm/cuda.py allocates other tapes");
 #define TAPE_HEAD ((1 + H) * LANES)
 
 typedef struct {
-    int first, count; /* samples */
-} Block;
-
-typedef struct {
-    int first, count; /* blocks */
-} Item;
+    int first, count;
+} Range; /* a block's samples, or an item's blocks */
 
 typedef struct {
     const float *windows; /* (B, W, D) */
-    const Block *blocks;
+    const Range *blocks;
     float *tapes;
     int W;
     bool with_gradient;
@@ -53,7 +49,7 @@ typedef struct {
 } Problem;
 
 /* The sample of this thread. An idle lane computes the last sample again. */
-__device__ long long sample_of(Block block) {
+__device__ long long sample_of(Range block) {
     return block.first + ((int)threadIdx.x < block.count ? (int)threadIdx.x : block.count - 1);
 }
 
@@ -157,7 +153,7 @@ __device__ void backward(const Problem *p, float *tape, float dh, float *dgates)
 }
 
 __device__ void compute_block(const Problem *p, float *memory) {
-    const Block block = p->blocks[blockIdx.x];
+    const Range block = p->blocks[blockIdx.x];
     const int unit = threadIdx.y;
     const long long sample = sample_of(block);
     float *tape = tape_of(p, blockIdx.x), *steps = tape + TAPE_HEAD;
@@ -176,7 +172,7 @@ __device__ const float ONE = 1.0f;
 
 /* sums[gate][n] += the sum over a block's steps of dgates[gate] * column[n]. A column of the inputs
  * or of the hidden state has an address and a stride; that of the bias is 1. */
-__device__ void add_block(const Problem *p, Block block, const float *steps, int unit, int column,
+__device__ void add_block(const Problem *p, Range block, const float *steps, int unit, int column,
                           float sums[GATES][TILE]) {
     const float *at[TILE];
     int stride[TILE];
@@ -217,7 +213,7 @@ __device__ void write_weight(float *row, int gate_row, int n, float sum) {
     else if (n == D + H) biases[gate_row] = biases[GATES * H + gate_row] = sum;
 }
 
-__device__ void weight_task(const Problem *p, Item item, int task, float *row) {
+__device__ void weight_task(const Problem *p, Range item, int task, float *row) {
     const int unit = task % H, column = task / H * TILE;
     float sums[GATES][TILE] = {};
     for (int block = item.first; block < item.first + item.count; block++)
@@ -240,7 +236,7 @@ __device__ float end_value(const float *tape, int number, float tolerance) {
     return number == H + 2 ? v_one_if_less(v_abs(error), tolerance) : 1.0f;
 }
 
-__device__ void end_task(const Problem *p, Item item, int number, float tolerance, float *end) {
+__device__ void end_task(const Problem *p, Range item, int number, float tolerance, float *end) {
     float sum = 0.0f;
     for (int block = item.first; block < item.first + item.count; block++) {
         const float value = end_value(tape_of(p, block), number, tolerance);
@@ -251,7 +247,7 @@ __device__ void end_task(const Problem *p, Item item, int number, float toleranc
 }
 
 extern "C" __global__ void __launch_bounds__(LANES *UNITS)
-    block_states(const float *windows, const float *targets, const Block *blocks,
+    block_states(const float *windows, const float *targets, const Range *blocks,
                  const float *packed, const float *weight_hh, const float *head_weight,
                  const float *head_bias, float *tapes, int W, int with_gradient) {
     extern __shared__ float memory[];
@@ -261,11 +257,11 @@ extern "C" __global__ void __launch_bounds__(LANES *UNITS)
 }
 
 /* A row of sums per item. A block of threads has blockDim.y tasks. */
-extern "C" __global__ void item_rows(const float *windows, const Block *blocks, const Item *items,
+extern "C" __global__ void item_rows(const float *windows, const Range *blocks, const Range *items,
                                      float *tapes, float *rows, int W, float tolerance,
                                      int with_gradient) {
     const Problem p = {windows, blocks, tapes, W, with_gradient != 0};
-    const Item item = items[blockIdx.x];
+    const Range item = items[blockIdx.x];
     const int task = blockIdx.y * blockDim.y + threadIdx.y;
     const int width = with_gradient ? WIDTH_GRADIENT : 0;
     const int end_task_0 = with_gradient ? WEIGHT_TASKS : -(H + 1); /* without the head */
