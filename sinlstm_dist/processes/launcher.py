@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sinlstm_dist import early
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.processes.quota import cpu_quota
 from sinlstm_dist.status import RANK_VARIABLES
 from sinlstm_dist.words import counted
 
@@ -128,10 +129,10 @@ def num_threads() -> int:
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use; in a container with a quota, only whole ones of it."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    there = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, int(min(there, cpu_quota())))
 
 
 def check_launch() -> Launch:
