@@ -1,4 +1,4 @@
-"""Weights that are known: what the built-in task ends with on any CPU or NVIDIA GPU.
+"""Weights that are known: what the built-in task ends with on any CPU or, of one layer, NVIDIA GPU.
 
 These are digests of the tensors of six short runs, with which `verify` compares. The `weights`
 line of a run is the SHA-256 of its file, which has a header too. A digest changes only if this

@@ -197,7 +197,8 @@ def test_it_compiles_for_gpus(sizes, architecture):
 
 def test_the_compiler_contracts_and_approximates_nothing(monkeypatch):
     """In the compiler's own assembly, since machine code divides by several instructions."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    from cuda.bindings import nvrtc
+
     monkeypatch.setattr(nvrtc, "nvrtcGetCUBINSize", nvrtc.nvrtcGetPTXSize)
     monkeypatch.setattr(nvrtc, "nvrtcGetCUBIN", nvrtc.nvrtcGetPTX)
     text = cuda.compiled(1, 5, "compute_90").decode()

@@ -108,6 +108,6 @@ def _refusal(obstacle: str) -> str:
     return (
         f'lstm="fused" cannot be used with {obstacle}: it needs a hidden size of at most '
         f"{MAX_HIDDEN_SIZE}, and a CPU with the compiled kernel and at most {MAX_LAYERS} layers "
-        "or an NVIDIA GPU with cuda-bindings (PyTorch for CUDA brings them today) and one layer. "
+        "or an NVIDIA GPU with cuda-bindings (pip install cuda-bindings) and one layer. "
         'Change that or set lstm="auto"'
     )

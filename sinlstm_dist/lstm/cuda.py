@@ -1,7 +1,7 @@
 """`predictor_rows` on a GPU, with the bits of the CPU kernel.
 
 NVRTC compiles csrc/gpu.cu when a process first needs it, in half a second. NVIDIA's cuda-bindings
-call it and start the kernels; today's PyTorch for CUDA brings them.
+call it and start the kernels; they were there with PyTorch 2.11 for CUDA.
 
 Shapes: B samples, W window (time steps), D features of a time step, H hidden size, G parameters.
 """
@@ -18,12 +18,14 @@ from torch import Tensor
 
 from sinlstm_dist.lstm.choice import MAX_HIDDEN_SIZE
 from sinlstm_dist.lstm.predictor import HEAD_PARAMETERS, LAYER_PARAMETERS, NUM_TOTALS
+from sinlstm_dist.lstm.reference import BLOCK_SAMPLES, ITEM_BLOCKS
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 KERNELS = ("pack_weights", "block_states", "item_rows", "piece_rows")
 # No contraction, no approximate division, and subnormal numbers are zeros: the CPU kernel's mode.
 OPTIONS = ("-std=c++17", "-fmad=false", "-prec-div=true", "-ftz=true")
-BLOCK_SAMPLES, ITEM_SAMPLES = 16, 128  # as on the CPU
+FAILURES = (ImportError, OSError, RuntimeError, AssertionError)  # torch asserts that it has CUDA
+ITEM_SAMPLES = BLOCK_SAMPLES * ITEM_BLOCKS
 TASKS = 16  # of a block of threads in item_rows
 THREADS = 256  # of a block where each has one number to compute
 TAPE_ROWS = 7  # numbers that the tape keeps per unit and step of a sample
@@ -36,12 +38,7 @@ def obstacle(input_size: int, hidden_size: int) -> str:
         return "a GPU that is not NVIDIA's"
     try:
         Program.of(input_size, hidden_size, torch.device("cuda", torch.cuda.current_device()))
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch asserts that it has CUDA
+    except FAILURES as error:
         return f"no GPU kernel: {str(error).splitlines()[0]}"
     return ""
 

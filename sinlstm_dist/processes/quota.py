@@ -6,6 +6,7 @@ from pathlib import Path
 
 OWN_GROUPS = Path("/proc/self/cgroup")
 MOUNTED = Path("/sys/fs/cgroup")
+VERSION_1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 
 
 def cpu_quota() -> float:
@@ -25,11 +26,7 @@ def cpu_quota() -> float:
                 quotas.append(_cores(_text(group / "cpu.max")))
         elif "cpu" in controllers.split(","):
             for group in _from_root(MOUNTED / "cpu", own):
-                quota, period = (
-                    _text(group / "cpu.cfs_quota_us"),
-                    _text(group / "cpu.cfs_period_us"),
-                )
-                quotas.append(_cores(f"{quota} {period}"))
+                quotas.append(_cores(" ".join(_text(group / name) for name in VERSION_1)))
     return min(quotas)
 
 
