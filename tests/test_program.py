@@ -37,6 +37,18 @@ LONG = {**SMALL, "train.epochs": 100_000, "checkpoint.every_epochs": 1000, "outp
 LIBRARY = "import signal, sinlstm_dist.screen.console; print(signal.getsignal(signal.SIGINT))"
 
 
+def runs_train(pid: int) -> bool:
+    """Whether a process runs the program itself, and no other that its launcher has started.
+
+    A worker of torchrun is torchrun, which has loaded every library, until it has begun.
+    """
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
+    return b"sinlstm_dist.train" in line and b"torchrun" not in line
+
+
 def imports(pid: int, *, library: str) -> bool:
     """Whether a process has loaded a library by now."""
     return library in Path(f"/proc/{pid}/maps").read_text()
@@ -334,10 +346,8 @@ def test_the_launcher_is_killed(tmp_path: Path, launcher) -> None:
 def test_the_launcher_is_killed_while_its_worker_imports(tmp_path: Path) -> None:
     words = ["torchrun", "--nproc-per-node", "1", "--local-addr", "127.0.0.1"]
     process = spawn([*words, "-m", "sinlstm_dist.train", *flags(LONG)], cwd=tmp_path)
-    wait_for(lambda: children(process.pid))
-    (worker,) = children(process.pid)
-    # Until it runs its own program, its maps are those of torchrun, which has loaded everything.
-    wait_for(lambda: b"torchrun" not in Path(f"/proc/{worker}/cmdline").read_bytes())
+    wait_for(lambda: any(map(runs_train, children(process.pid))))
+    worker = next(filter(runs_train, children(process.pid)))
     wait_for(lambda: imports(worker, library="_multiarray_umath"))  # numpy's, long before torch's
     os.kill(process.pid, signal.SIGKILL)
     try:

@@ -162,7 +162,7 @@ def test_an_array_goes_on_until_its_runs_are_complete_and_ends_in_a_table(cluste
     job = cluster.sbatch(
         "--array=1-2", ARRAY, *launching.flags(settings), cwd=tmp_path, **variables
     )
-    launching.wait_for(lambda: (tmp_path / "sweep").exists())
+    launching.wait_for(lambda: (tmp_path / "sweep/001/metrics.jsonl").exists())  # not only run 2
     cluster.command("scancel", "--signal=USR1", "--batch", f"{job}_1")
     table = tmp_path / "sweep/table.txt"
     launching.wait_for(lambda: table.exists() and table.read_text())
