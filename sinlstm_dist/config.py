@@ -32,6 +32,9 @@ from sinlstm_dist.user_code import NoSettings, UserCode
 OF_THE_SINE = [
     key for key in KEYS if key.startswith(("data.", "model.", "optim.", "train.tolerance"))
 ]
+# Keys of [data] that mean nothing to the sine, and those that mean nothing to a file.
+OF_A_FILE = ("column", "time", "gaps", "encoding", "difference")
+OF_NO_FILE = ("noise", "test_phase")
 # Types of findings that only all settings together can show: a key is missing, or a check of the
 # user's own, which may look at several keys.
 OF_ALL_SETTINGS = {"missing", "value_error", "assertion_error"}
@@ -222,13 +225,15 @@ def suggestion(name: str, users: Sequence[str] = ()) -> str:
 
 def _unsupported(config: Config) -> Iterator[tuple[str, str]]:
     """Each key that would have no effect, and its line: it is refused, not ignored."""
-    source, column, build = config.data.source, config.data.column, config.task.build
-    if source == SINE and column:
-        yield "data.column", f"data.column={column} needs a file: set data.source to one"
-    for key in ("noise", "test_phase") if source != SINE else ():
+    source, build = config.data.source, config.task.build
+    for key in OF_A_FILE if source == SINE else OF_NO_FILE:
         if (value := getattr(config.data, key)) != Data.model_fields[key].default:
-            what = f"is not for data.source={source}: leave it out"
-            yield f"data.{key}", f"data.{key}={value:g} {what}"
+            what = (
+                "needs a file: set data.source to one"
+                if source == SINE
+                else f"is not for data.source={source}: leave it out"
+            )
+            yield f"data.{key}", f"data.{key}={value} {what}"
     values, defaults = flat(config), flat(Config())
     for key in OF_THE_SINE if build else ():
         if values[key] != defaults[key]:

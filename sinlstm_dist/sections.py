@@ -41,6 +41,14 @@ class Data(Section):
     )
     source: Text = Field(SINE, description='"sine" or a file with a series: .csv or .npy')
     column: Text = Field("", description="which column of that file")
+    time: Text = Field("", description="which column of it holds the times, if any")
+    gaps: Literal["refuse", "allow"] = Field(
+        "refuse", description="what becomes of a file in which time steps are missing"
+    )
+    encoding: Text = Field("utf-8", description="of that file, if it is text")
+    difference: int = Field(
+        0, ge=0, le=10_000, description="0 = learn the values, n = their change over n steps"
+    )
     test_phase: float = Field(
         0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"
     )

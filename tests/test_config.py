@@ -170,7 +170,8 @@ def test_defaults_are_those_of_the_contract():
     assert resolved == {
         "data": {
             "train_size": 10000, "test_size": 1000, "window": 50, "period": 60.0, "noise": 0.0,
-            "source": "sine", "column": "", "test_phase": 0.5, "seed": 0,
+            "source": "sine", "column": "", "time": "", "gaps": "refuse", "encoding": "utf-8",
+            "difference": 0, "test_phase": 0.5, "seed": 0,
         },
         "model": {"hidden_size": 5, "num_layers": 1, "lstm": "auto"},
         "optim": {"lr": 0.01, "momentum": 0.0},

@@ -218,7 +218,7 @@ def test_what_is_of_the_sine_alone_is_refused():
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"data.source": "a.csv", "data.noise": 0.1, "data.test_phase": 0})
     assert "data.noise=0.1 is not for data.source=" in str(caught.value)
-    assert "data.test_phase=0 is not for data.source=" in str(caught.value)
+    assert "data.test_phase=0.0 is not for data.source=" in str(caught.value)
     with pytest.raises(ConfigError, match=r"data\.column=load needs a file"):
         load_config(None, {"data.column": "load"})
 
