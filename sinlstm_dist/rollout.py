@@ -1,11 +1,11 @@
 """The closed loop: the model is fed its own predictions, and its errors grow.
 
 Each prediction reads the last W values from a zero state, as in training. To read W values for
-every prediction would take W times as long, so W states are kept, which start one step after the
-other. All states read a new value in one matrix product; the state that has now read W values
+every prediction would take W times as long, so each window has states that start one step after
+the other, at most W. All states read a new value in one matrix product; the state that has now read W values
 predicts the next value, and starts again from zero.
 
-Shapes: W window (time steps), H hidden size.
+Shapes: N windows, W window (time steps), S states of each, H hidden size.
 """
 
 import functools
@@ -16,31 +16,47 @@ from dataclasses import dataclass
 
 import numpy as np
 
+IN_CACHE = 2**16  # float32 gates at a time: several times faster than more
 
-def roll_out(weights: Mapping[str, np.ndarray], window: np.ndarray, *, steps: int) -> np.ndarray:
-    """Predict the value after `window`, then the value after that, and so on.
+
+def roll_out(weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: int) -> np.ndarray:
+    """Predict the value after each window, then the value after that, and so on.
 
     Args:
         weights: of a `Predictor` of one value, float32, by parameter name.
-        window: (W,) float32, the known values.
+        windows: (N, W) float32, the known values.
         steps: values to predict.
 
     Returns:
-        (steps,) float32.
+        (N, steps) float32.
     """
-    num_states, layers = len(window), _layers(weights)
+    layers = _layers(weights)
+    num_gates = 4 * min(windows.shape[1], steps) * max(layer.size for layer in layers)  # a window's
+    at_once = max(1, IN_CACHE // num_gates)
+    groups = [windows[i : i + at_once] for i in range(0, len(windows), at_once)]
+    return np.concatenate([_roll_out(weights, layers, group, steps) for group in groups])
+
+
+def _roll_out(
+    weights: Mapping[str, np.ndarray], layers: "list[_Layer]", windows: np.ndarray, steps: int
+) -> np.ndarray:
+    num_windows, window = windows.shape
+    num_states = min(window, steps)  # of each window: no more will have read W values
     output, bias = weights["output_layer.weight"][0], weights["output_layer.bias"][0]
-    states = [np.zeros((2, num_states, layer.size), np.float32) for layer in layers]
-    values = np.concatenate((window, np.empty(steps, np.float32)))
-    for now in range(len(values) - 1):
-        for state in states:
-            state[:, now % num_states] = 0  # this state starts with this value
-        inputs = values[now : now + 1, None]  # (1, 1): the same for every state
+    states = [np.zeros((2, num_states, num_windows, layer.size), np.float32) for layer in layers]
+    values = np.empty((window + steps, num_windows), np.float32)
+    values[:window] = windows.T
+    for now in range(window + steps - 1):
+        if now < steps:
+            for state in states:
+                state[:, now % num_states] = 0  # this state starts with this value
+        inputs = values[now, :, None]  # (N, 1): the same for every state of a window
         for layer, state in zip(layers, states, strict=True):
-            inputs = layer.read(inputs, state)  # (W, H)
-        if now + 1 >= num_states:
-            values[now + 1] = output @ inputs[(now + 1) % num_states] + bias
-    return values[num_states:]
+            inputs = layer.read(inputs, state)  # (S * N, H)
+        if now + 1 >= window:
+            ready = (now + 1 - window) % num_states * num_windows
+            values[now + 1] = inputs[ready : ready + num_windows] @ output + bias
+    return values[window:].T
 
 
 class _Layer:
@@ -55,9 +71,20 @@ class _Layer:
         self._bias = (weights[f"rnn.bias_ih_l{index}"] + weights[f"rnn.bias_hh_l{index}"]) * halved
 
     def read(self, inputs: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Advance all states by one step, in place; returns their outputs (W, H)."""
-        hidden, cell = state
-        tanh = np.tanh(hidden @ self._from_state + (inputs @ self._from_input + self._bias))
+        """Advance all states by one step, in place.
+
+        Args:
+            inputs: (N, D), the same for the S states of each window; or (S * N, D).
+            state: hidden and cell, (2, S, N, H).
+
+        Returns:
+            their outputs, (S * N, H).
+        """
+        hidden, cell = state.reshape(2, -1, self.size)  # (S * N, H) each
+        driven = inputs @ self._from_input + self._bias
+        gates = (hidden @ self._from_state).reshape(-1, *driven.shape)
+        gates += driven
+        tanh = np.tanh(gates, out=gates).reshape(-1, 4 * self.size)
         kept, written = slice(self.size, 2 * self.size), slice(2 * self.size, 3 * self.size)
         sigmoid = tanh * np.float32(0.5) + np.float32(0.5)
         cell[:] = sigmoid[:, kept] * cell + sigmoid[:, : self.size] * tanh[:, written]
