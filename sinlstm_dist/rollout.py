@@ -2,8 +2,8 @@
 
 Each prediction reads the last W values from a zero state, as in training. To read W values for
 every prediction would take W times as long, so each window has states that start one step after
-the other, at most W. All states read a new value in one matrix product; the state that has now read W values
-predicts the next value, and starts again from zero.
+the other, at most W. All states read a new value in one matrix product; the state that has now
+read W values predicts the next value, and starts again from zero.
 
 Shapes: N windows, W window (time steps), S states of each, H hidden size.
 """
@@ -11,10 +11,13 @@ Shapes: N windows, W window (time steps), S states of each, H hidden size.
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from sinlstm_dist.changes import add_changes, changes_of
+from sinlstm_dist.horizons import Fan
 
 IN_CACHE = 2**16  # float32 gates at a time: several times faster than more
 
@@ -35,6 +38,27 @@ def roll_out(weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: i
     at_once = max(1, IN_CACHE // num_gates)
     groups = [windows[i : i + at_once] for i in range(0, len(windows), at_once)]
     return np.concatenate([_roll_out(weights, layers, group, steps) for group in groups])
+
+
+def continue_series(
+    weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: int
+) -> np.ndarray:
+    """Forecast what follows each window, in the units that the model was trained in.
+
+    Args:
+        weights: of a `Predictor` of one value, by name, as its state holds them: `scaling.mean`,
+            `scaling.std` and `scaling.difference` are there if it has them.
+        windows: (N, W) values; (N, n + W) for a model of the changes over n steps.
+        steps: values to forecast.
+
+    Returns:
+        (N, steps) float64.
+    """
+    mean, std = float(weights.get("scaling.mean", 0)), float(weights.get("scaling.std", 1))
+    n = int(weights.get("scaling.difference", 0))
+    scaled = ((changes_of(windows, n) - mean) / std).astype(np.float32)
+    changes = roll_out(weights, scaled, steps=steps).astype(np.float64) * std + mean
+    return add_changes(windows[:, windows.shape[1] - n :], changes)
 
 
 def _roll_out(
@@ -130,12 +154,16 @@ class Forecast:
         values: (steps,).
         truth: (steps,), or as many as are known.
         period: steps in a cycle.
+        times: (W + steps,), of the window and the forecast; empty if the file has none.
+        fan: of the forecast; None if it has none.
     """
 
     window: np.ndarray
     values: np.ndarray
     truth: np.ndarray
     period: float
+    times: Sequence[str] = ()
+    fan: Fan | None = None
 
     @functools.cached_property
     def cycles(self) -> list[Cycle]:

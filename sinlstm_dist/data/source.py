@@ -1,10 +1,12 @@
 """The data sets that the `[data]` table of a configuration describes."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from sinlstm_dist.config import SINE, Data
+from sinlstm_dist.data.reading import Column
 from sinlstm_dist.data.series import Scale, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
 
@@ -64,15 +66,32 @@ def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
 
 
 def continuation(
-    settings: Data, scale: Scale | None, *, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first test window, and the `steps` values that follow it, or as many as there are.
+    settings: Data, *, from_end: bool, steps: int
+) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+    """The window that a forecast begins with, and the `steps` values that follow it, if known.
+
+    Args:
+        from_end: for a file, with its last window, and not the first test window.
 
     Returns:
-        window (W,) and values, float32, in the model's units; only the window has noise.
+        window, with a difference of n (n + W,), and values, in the user's units; only the window
+        has noise. And the times of both, (n + W + steps,), or () if the file has none.
     """
-    if not scale:
-        settings = settings.model_copy(update={"test_size": steps})
-    _, test = datasets(settings, scale)
-    known = np.arange(min(steps, len(test)))
-    return test[0][0][:, 0].numpy(), test[known][1][:, 0].numpy()
+    if settings.source == SINE:
+        _, test = datasets(settings.model_copy(update={"test_size": steps}))
+        return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy(), ()
+    series = open_series(settings)
+    values, length = series.column.values, settings.difference + settings.window
+    first = len(values) - length if from_end else series.test_start
+    end = first + length
+    times = _times(series.column, first, length + steps)
+    return values[first:end], values[end : end + steps], times
+
+
+def _times(column: Column, first: int, number: int) -> Sequence[str]:
+    """The times of `number` values of a file from the index `first` on, also after its end."""
+    if column.times is None:
+        return ()
+    known = range(first, min(first + number, len(column.values)))
+    texts = [column.times.text(index) for index in known]
+    return [*texts, *column.times.following(number - len(texts))]
