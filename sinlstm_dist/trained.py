@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import nn
 
+from sinlstm_dist.changes import add_changes, changes_of
 from sinlstm_dist.config import SINE, Config, named_build, override
 from sinlstm_dist.data.series import NO_SCALE, Scale
 from sinlstm_dist.data.source import continuation
@@ -58,13 +59,12 @@ class Trained:
             the forecast, in the user's units.
         """
         settings, scale = self.config.data, self.scale or NO_SCALE
-        steps = steps or max(1, round(10 * settings.period))
-        window, truth = continuation(settings, self.scale, steps=steps)
+        n, steps = settings.difference, steps or max(1, round(10 * settings.period))
+        window, truth = continuation(settings, steps=steps)
         weights = {name: value.float().numpy() for name, value in self.weights.items()}
-        values = roll_out(weights, window, steps=steps)
-        return Forecast(
-            scale.undo(window), scale.undo(values), scale.undo(truth), period=settings.period
-        )
+        changes = scale.undo(roll_out(weights, scale.apply(changes_of(window, n)), steps=steps))
+        values = add_changes(window[len(window) - n :], changes)
+        return Forecast(window, values, truth, period=settings.period)
 
 
 def read_saved(path: Path) -> tuple[Config, Tensors]:

@@ -7,6 +7,7 @@ import numpy as np
 from sinlstm_dist.config import SINE, Data
 from sinlstm_dist.data.series import Scale, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
+from sinlstm_dist.words import counted
 
 WindowDataset = SineDataset | SeriesDataset
 
@@ -15,7 +16,10 @@ def describe_source(settings: Data) -> str:
     """Where the windows come from, in words."""
     if settings.source == SINE:
         return f"noise {settings.noise:g}"
-    return f"{settings.column or 'values'} of {settings.source}"
+    source = f"{settings.column or 'values'} of {settings.source}"
+    if settings.difference:
+        return f"changes over {counted(settings.difference, 'step')} of {source}"
+    return source
 
 
 def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset, WindowDataset]:
@@ -47,6 +51,14 @@ def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset,
     )
 
 
+def last_values(test: WindowDataset) -> WindowDataset:
+    """The same targets, each with a window that ends with the value just before it.
+
+    A window of changes does not: what it says of that value is its change.
+    """
+    return test.last_values() if isinstance(test, SeriesDataset) else test
+
+
 def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
     """Windows of one value: the one observed a period before each test window's target."""
     steps = max(1, round(settings.period))
@@ -63,16 +75,17 @@ def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
     )
 
 
-def continuation(
-    settings: Data, scale: Scale | None, *, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
+def continuation(settings: Data, *, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """The first test window, and the `steps` values that follow it, or as many as there are.
 
     Returns:
-        window (W,) and values, float32, in the model's units; only the window has noise.
+        the window, with a difference of n (n + W,), and values, in the user's units; only the
+        window has noise.
     """
-    if not scale:
-        settings = settings.model_copy(update={"test_size": steps})
-    _, test = datasets(settings, scale)
-    known = np.arange(min(steps, len(test)))
-    return test[0][0][:, 0].numpy(), test[known][1][:, 0].numpy()
+    if settings.source != SINE:
+        series = open_series(settings)
+        window = settings.difference + settings.window
+        values = series.column.values[series.test_start :]
+        return values[:window], values[window : window + steps]
+    _, test = datasets(settings.model_copy(update={"test_size": steps}))
+    return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy()
