@@ -32,9 +32,9 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 # What a fresh process loads, directly or not.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
-    "compiled", "philox", "plan", "metrics", "hub", "changes", "horizons", "rollout", "flags", "command_line", "command",
-    "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive", "run.record",
-    "run.files", "run.state",
+    "compiled", "philox", "changes", "plan", "metrics", "horizons", "rollout", "hub", "flags",
+    "command_line", "command", "compare", "__main__", "processes.launcher", "processes.stop",
+    "processes.alive", "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]

@@ -5,27 +5,24 @@
 
 The file's last values are the test part, the values before them the train part; no window has
 values of both. The model sees the values minus the train part's mean, divided by its standard
-deviation.
+deviation. With `data.difference = n` it sees their changes over n time steps, scaled in this way.
 """
 
-import csv
+import copy
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sinlstm_dist.changes import changes_of
 from sinlstm_dist.config import Data
+from sinlstm_dist.data.reading import Column, read_column
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.words import counted
-
-DELIMITERS = ",;\t"
-TEXT, BINARY = (".csv", ".tsv", ".txt"), ".npy"
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,10 @@ class Scale:
     mean: float
     std: float
 
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Values in the user's units, of any shape, scaled to float32."""
+        return np.asarray((values - self.mean) / self.std, dtype=np.float32)
+
     def undo(self, values: np.ndarray) -> np.ndarray:
         """Scaled values, of any shape, in the user's units."""
         return values * self.std + self.mean
@@ -51,19 +52,23 @@ NO_SCALE = Scale(0.0, 1.0)
 class SeriesDataset(Dataset[Batch]):
     """Windows of a series, each with the value that follows it.
 
-    Sample i is the window values[i : i + window], scaled; its target is values[i + window].
+    Sample i is the window values[i : i + window], scaled; its target is values[i + window]. With a
+    difference of n, these are the changes over n time steps in place of the values.
 
     Args:
-        values: (size + window,) float64, in the user's units.
+        values: (n + window + size,) float64, in the user's units.
         window: time steps in a window.
-        scale: of the values.
+        scale: of the values, or of their changes.
+        difference: n; 0 for the values themselves.
     """
 
     by_array = True  # see data/steps.py
 
-    def __init__(self, values: np.ndarray, *, window: int, scale: Scale) -> None:
-        self.scale = scale
-        self._series = ((values - scale.mean) / scale.std).astype(np.float32)  # (size + W,)
+    def __init__(
+        self, values: np.ndarray, *, window: int, scale: Scale, difference: int = 0
+    ) -> None:
+        self.scale, self._values, self._difference = scale, values, difference
+        self._series = scale.apply(changes_of(values, difference))  # (W + size,)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._series[:-1], window)
         self._targets = self._series[window:, None]  # (size, 1)
 
@@ -75,9 +80,33 @@ class SeriesDataset(Dataset[Batch]):
         window, target = self._windows[index, :, None], self._targets[index]
         return torch.from_numpy(window.copy()), torch.from_numpy(target.copy())
 
+    def values(self, index: int) -> np.ndarray:
+        """The values of one sample, in the user's units: n + window, and then its target's."""
+        return self._values[index : len(self._values) - len(self) + index + 1]
+
+    def from_one(self, values: np.ndarray) -> "SeriesDataset":
+        """The same targets, each with a window of one value.
+
+        Args:
+            values: (size,), in the user's units; with a difference of n, a window has the change
+                from n time steps before the target to this value.
+        """
+        other, size = copy.copy(self), len(self)
+        if self._difference:
+            first = len(self._values) - size - self._difference
+            values = values - self._values[first : first + size]
+        other._windows = self.scale.apply(values)[:, None]
+        return other
+
+    def last_values(self) -> "SeriesDataset":
+        """The same targets, each with the value just before it."""
+        return self.from_one(self._values[-1 - len(self) : -1])
+
     def fingerprint(self) -> str:
         """SHA-256 of all values, their scale and their number, hexadecimal."""
-        parts = (self._series.tobytes(), str((self.scale, self._windows.shape)).encode())
+        parts = [self._series.tobytes(), str((self.scale, self._windows.shape)).encode()]
+        if self._difference:  # changes stay the same if all values change alike
+            parts.append(self._values.tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -86,13 +115,13 @@ class Series:
     """The values of a file, divided into a train and a test part.
 
     Args:
-        values: (N,) float64, in the user's units.
+        column: of the file.
         train_start: index of the train part's first value.
         test_start: index of the test part's first value; the train part ends there.
         settings: of the data.
     """
 
-    values: np.ndarray
+    column: Column
     train_start: int
     test_start: int
     settings: Data
@@ -103,11 +132,15 @@ class Series:
         Raises:
             ConfigError: all its values are the same, or float32 cannot hold their scale.
         """
-        part = self.values[self.train_start : self.test_start]
-        where = f"data.source={self.settings.source}: the {counted(len(part), 'value')} to train on"
-        if part.min() == part.max():
-            raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
+        n, values = self.settings.difference, self._train_values
         with np.errstate(over="ignore", invalid="ignore"):
+            part = changes_of(values, n)
+            # Changes of values that were rounded differ a little even if they are all the same.
+            rounding = 4 * np.spacing(np.abs(values).max()) if n else 0.0
+            what = counted(len(part), "change") if n else counted(len(part), "value")
+            where = f"data.source={self.settings.source}: the {what} to train on"
+            if part.max() - part.min() <= rounding:
+                raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
             exact = _mean(part)
             mean, variance = np.float32(exact), _mean((part - exact) ** 2)
             std = np.float32(math.sqrt(variance))
@@ -118,37 +151,43 @@ class Series:
             )
         return Scale(float(mean), float(std))
 
+    @property
+    def _train_values(self) -> np.ndarray:
+        return self.column.values[self.train_start : self.test_start]
+
     def train(self, scale: Scale) -> SeriesDataset:
         """The train windows."""
-        part = self.values[self.train_start : self.test_start]
-        return SeriesDataset(part, window=self.settings.window, scale=scale)
+        return self._dataset(self._train_values, scale)
 
     def test(self, scale: Scale) -> SeriesDataset:
         """The test windows."""
-        part = self.values[self.test_start :]
-        return SeriesDataset(part, window=self.settings.window, scale=scale)
+        return self._dataset(self.column.values[self.test_start :], scale)
+
+    def _dataset(self, values: np.ndarray, scale: Scale) -> SeriesDataset:
+        window, difference = self.settings.window, self.settings.difference
+        return SeriesDataset(values, window=window, scale=scale, difference=difference)
 
     def before_targets(self, scale: Scale, *, steps: int) -> SeriesDataset:
-        """Windows of one value: the one that came `steps` before each test window's target.
+        """The test targets, each with a window of one value: the one `steps` before it.
 
         Raises:
             ConfigError: the series begins too late for that.
         """
-        start = self.test_start + self.settings.window - steps
+        size, values = self.settings.test_size, self.column.values
+        start = len(values) - size - steps
         if start < 0:
             raise ConfigError(
                 f"data.period={self.settings.period:g}: {self.settings.source} begins less than "
                 "that before its first test target: set a shorter period"
             )
-        part = self.values[start : start + self.settings.test_size + 1]
-        return SeriesDataset(part, window=1, scale=scale)
+        return self.test(scale).from_one(values[start : start + size])
 
 
 def _mean(values: np.ndarray) -> float:
     """The mean, with the same bits on any CPU: numpy adds in another order on each kind."""
     try:
         return math.fsum(values) / len(values)
-    except OverflowError:
+    except (OverflowError, ValueError):  # the latter of inf - inf
         return math.inf
 
 
@@ -158,17 +197,25 @@ def open_series(settings: Data) -> Series:
     Raises:
         ConfigError: the file cannot be read, or holds too few values or values that are no numbers.
     """
-    values = read_values(Path(settings.source), settings.column)
-    window, sizes = settings.window, settings.train_size + settings.test_size
-    if len(values) < sizes + 2 * window:
+    column = read_column(
+        settings.source,
+        settings.column,
+        time=settings.time,
+        gaps=settings.gaps,
+        encoding=settings.encoding,
+    )
+    number, used_up = len(column.values), settings.difference + settings.window
+    needed = settings.train_size + settings.test_size + 2 * used_up
+    if number < needed:
+        n = settings.difference
         raise ConfigError(
-            f"data.source={settings.source} holds {counted(len(values), 'value')}: "
+            f"data.source={settings.source} holds {counted(number, 'value')}: "
             f"data.train_size={settings.train_size} and data.test_size={settings.test_size} "
-            f"windows of data.window={window} steps need {sizes + 2 * window:,}"
-            f"{_advice(len(values) - 2 * window)}"
+            f"windows of data.window={settings.window} steps need {needed:,}"
+            f"{f' with data.difference={n}' if n else ''}{_advice(number - 2 * used_up)}"
         )
-    test_start = len(values) - settings.test_size - window
-    return Series(values, test_start - settings.train_size - window, test_start, settings)
+    test_start = number - settings.test_size - used_up
+    return Series(column, test_start - settings.train_size - used_up, test_start, settings)
 
 
 def _advice(num_windows: int) -> str:
@@ -176,107 +223,3 @@ def _advice(num_windows: int) -> str:
         return ": a shorter window, or a longer series"
     test_size = max(1, num_windows // 5)
     return f"; set them to {num_windows - test_size} and {test_size}, for instance"
-
-
-def read_values(path: str | Path, column: str = "") -> np.ndarray:
-    """Read the values of one column of a file, oldest first.
-
-    Args:
-        path: .csv, .tsv or .txt with one line per time step, or .npy of one or two dimensions.
-        column: its name, or its number from 1 where columns have no names; "" for the only one.
-            A first line in which all cells are words, or one is `column`, holds names.
-
-    Returns:
-        (N,) float64, all of them finite.
-
-    Raises:
-        ConfigError: names the file, and the row that cannot be used.
-
-    Examples:
-        >>> sunspots = read_values("configs/sunspots.csv", "sunspots")
-        >>> len(sunspots), sunspots[:3].tolist()
-        (309, [5.0, 11.0, 16.0])
-    """
-    path = Path(path)
-    try:
-        if path.suffix.lower() in TEXT:
-            values = _read_text(path, column)
-        elif path.suffix.lower() == BINARY:
-            values = _read_binary(path, column)
-        else:
-            raise ConfigError(
-                f'data.source={path}: use "sine", or a file that ends in '
-                f"{', '.join((*TEXT, BINARY))}"
-            )
-    except OSError as error:
-        raise ConfigError(f"data.source={path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error, ValueError, EOFError) as error:
-        raise ConfigError(f"data.source={path}: cannot be read: {error}") from error
-    return values
-
-
-def _read_text(path: Path, column: str) -> np.ndarray:
-    rows = _rows(path)
-    if not rows:
-        raise ConfigError(f"data.source={path}: holds no values")
-    _, first = rows[0]
-    numbers = [str(number) for number in range(1, len(first) + 1)]
-    is_named = column in first and column not in numbers  # a year, for instance
-    has_names = is_named or not any(_is_number(cell) for cell in first)
-    index = _choose(first if has_names else numbers, column, path)
-    cells = [(line, row[index] if index < len(row) else "") for line, row in rows[has_names:]]
-    return np.array([_number(cell, f"{path}, row {line}") for line, cell in cells])
-
-
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Number, from 1, and cells of each line, without the lines at the top that begin with #."""
-    lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    lines = lines[comments:]
-    delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    return [(comments + reader.line_num, [cell.strip() for cell in row]) for row in reader]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _choose(names: Sequence[str], column: str, path: Path) -> int:
-    if column in names:
-        return names.index(column)
-    if not column and len(names) == 1:
-        return 0
-    wrong = f"has no column {column}" if column else "has several columns"
-    raise ConfigError(f"data.source={path}: {wrong}: set data.column to one of {', '.join(names)}")
-
-
-def _number(cell: str, where: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        what = f'"{cell}" is not a number' if cell else "the value is missing"
-        raise ConfigError(f"data.source={where}: {what}") from None
-    if not math.isfinite(value):
-        raise ConfigError(f"data.source={where}: {cell} is not a number to learn from")
-    return value
-
-
-def _read_binary(path: Path, column: str) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
-        raise ConfigError(
-            f"data.source={path}: holds {array.dtype} of shape {array.shape}: numbers of one "
-            "dimension, or of two (time steps, columns), are needed"
-        )
-    columns = array.reshape(len(array), -1)
-    names = [str(number) for number in range(1, columns.shape[1] + 1)]
-    values = columns[:, _choose(names, column, path)].astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
-        _number(str(values[wrong[0]]), f"{path}, row {wrong[0] + 1}")  # raises
-    return values

@@ -9,6 +9,7 @@ from sinlstm_dist.config import SINE, Data
 from sinlstm_dist.data.reading import Column
 from sinlstm_dist.data.series import Scale, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
+from sinlstm_dist.words import counted
 
 WindowDataset = SineDataset | SeriesDataset
 
@@ -17,7 +18,10 @@ def describe_source(settings: Data) -> str:
     """Where the windows come from, in words."""
     if settings.source == SINE:
         return f"noise {settings.noise:g}"
-    return f"{settings.column or 'values'} of {settings.source}"
+    source = f"{settings.column or 'values'} of {settings.source}"
+    if settings.difference:
+        return f"changes over {counted(settings.difference, 'step')} of {source}"
+    return source
 
 
 def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset, WindowDataset]:
@@ -47,6 +51,14 @@ def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset,
         make(size=settings.train_size, stream=TRAIN_NOISE),
         make(size=settings.test_size, stream=TEST_NOISE, phase=settings.test_phase),
     )
+
+
+def last_values(test: WindowDataset) -> WindowDataset:
+    """The same targets, each with a window that ends with the value just before it.
+
+    A window of changes does not: what it says of that value is its change.
+    """
+    return test.last_values() if isinstance(test, SeriesDataset) else test
 
 
 def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
