@@ -150,15 +150,15 @@ class Forecast:
     """A closed-loop forecast, and the values that really came.
 
     Args:
-        window: (W,), the known values that it started from.
+        known: (K,), the values before it: the window that it started from, or more.
         values: (steps,).
         truth: (steps,), or as many as are known.
         period: steps in a cycle.
-        times: (W + steps,), of the window and the forecast; empty if the file has none.
+        times: (K + steps,), of the known values and the forecast; empty if there are none.
         fan: of the forecast; None if it has none.
     """
 
-    window: np.ndarray
+    known: np.ndarray
     values: np.ndarray
     truth: np.ndarray
     period: float

@@ -67,10 +67,11 @@ class Trained:
         """
         settings = self.config.data
         steps = steps or max(1, round((2 if from_end else 10) * settings.period))
-        window, truth, times = continuation(settings, from_end=from_end, steps=steps)
-        (values,) = continue_series(self._arrays, window[None], steps=steps)
+        known, truth, times = continuation(settings, from_end=from_end, steps=steps)
+        window = known[None, -settings.window - settings.difference :]
+        (values,) = continue_series(self._arrays, window, steps=steps)
         fan = self.backtest(steps=steps).fan(values) if from_end else None
-        return Forecast(window, values, truth, period=settings.period, times=times, fan=fan)
+        return Forecast(known, values, truth, period=settings.period, times=times, fan=fan)
 
     def backtest(self, *, steps: int) -> Backtest:
         """Forecast from many windows of a series' test part.

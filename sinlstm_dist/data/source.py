@@ -80,23 +80,25 @@ def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
 def continuation(
     settings: Data, *, from_end: bool, steps: int
 ) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
-    """The window that a forecast begins with, and the `steps` values that follow it, if known.
+    """The values that a forecast reads, and the `steps` values that follow them, if known.
 
     Args:
-        from_end: for a file, with its last window, and not the first test window.
+        from_end: for a file, its last values, at least `steps`, and not the first test window.
 
     Returns:
-        window, with a difference of n (n + W,), and values, in the user's units; only the window
-        has noise. And the times of both, (n + W + steps,), or () if the file has none.
+        known values, with a difference of n at least (n + W,), and those that follow, in the
+        user's units; only the known ones have noise. And the times of all of them and of the
+        forecast, or () if the file has none.
     """
     if settings.source == SINE:
         _, test = datasets(settings.model_copy(update={"test_size": steps}))
         return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy(), ()
     series = open_series(settings)
     values, length = series.column.values, settings.difference + settings.window
-    first = len(values) - length if from_end else series.test_start
-    end = first + length
-    times = _times(series.column, first, length + steps)
+    first, end = series.test_start, series.test_start + length
+    if from_end:
+        first, end = max(0, len(values) - max(length, steps)), len(values)
+    times = _times(series.column, first, end - first + steps)
     return values[first:end], values[end : end + steps], times
 
 
