@@ -14,6 +14,7 @@ from torch import nn
 
 from sinlstm_dist import hub, lstm
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.rollout import continue_series
 
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
 Values = TypeVar("Values", torch.Tensor, np.ndarray)
@@ -168,6 +169,45 @@ class Predictor(nn.Module):
             values = values[:, lag:] - values[:, :-lag]  # (B, W, D)
         predictions = self.scaling.undo(self(self.scaling(values).type(weight.dtype)))
         return predictions + windows[:, -lag] if lag else predictions
+
+    def forecast(self, window: Values, steps: int) -> Values:
+        """Predict the next value, then the one after it from the window moved on, and so on.
+
+        Args:
+            window: (W,) or (B, W, 1) values in the user's units, an array or a tensor; W + n values
+                if the model learns differences to the value n time steps before.
+            steps: values to predict, at least 1.
+
+        Returns:
+            (steps,) or (B, steps) values in the user's units, an array for an array: float64 for a
+            series, float32 for the sine.
+
+        Raises:
+            ValueError: the model has several features, `window` has another shape or holds no real
+                numbers, or there are no steps.
+        """
+        if isinstance(window, torch.Tensor):
+            found = self.forecast(window.double().numpy(force=True), steps)
+            return window.new_tensor(found, dtype=torch.from_numpy(found).dtype)
+        windows = window[None, :, None] if window.ndim == 1 else window
+        lag, features = self.scaling.lag if self.scaling else 0, self.output_layer.out_features
+        if not self.rnn.input_size == features == 1:
+            raise ValueError("a model of several features does not predict its own next input")
+        if windows.ndim != 3 or windows.shape[1] <= lag or windows.shape[2] != 1:
+            wanted = f"window{f' + {lag}' if lag else ''}"
+            raise ValueError(
+                f"window has shape {window.shape}: ({wanted},) or (batch, {wanted}, 1) is needed"
+            )
+        if windows.dtype.kind not in "fiu" or steps < 1:
+            raise ValueError(
+                f"steps={steps} from {windows.dtype}: 1 or more, from real numbers, are needed"
+            )
+        weights = {
+            name: value.float().numpy(force=True) for name, value in self.state_dict().items()
+        }
+        found = continue_series(weights, windows[:, :, 0].astype(np.float64), steps=steps)
+        found = found if self.scaling else found.astype(np.float32)
+        return found[0] if window.ndim == 1 else found
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **download: Any) -> "Predictor":
