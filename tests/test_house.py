@@ -22,8 +22,9 @@ ORDER = [
     "config", "compiled", "philox", "changes", "plan", "randomness", "data", "lstm", "metrics",
     "run", "hub", "model", "golden", "optim", "rollout", "trained", "task", "sine", "optimizers",
     "processes", "arithmetic", "tree", "piece_rows", "reduction", "gradient", "agreement", "screen",
-    "gallery", "flags", "command_line", "command", "splits", "snapshot", "probe", "job", "logbook", "train",
-    "quality", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "gallery", "flags", "command_line", "command", "splits", "snapshot", "probe", "job",
+    "logbook", "train", "quality", "evaluate", "forecast", "plot", "export", "compare", "verify",
+    "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -32,8 +33,8 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
     "compiled", "philox", "changes", "plan", "metrics", "hub", "rollout", "flags", "command_line",
-    "command", "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive", "run.record",
-    "run.files", "run.state",
+    "command", "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive",
+    "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]
