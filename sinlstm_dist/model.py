@@ -4,8 +4,9 @@ Shapes: B samples, W window (time steps), D features of a time step, H hidden si
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -15,21 +16,34 @@ from sinlstm_dist import hub, lstm
 from sinlstm_dist.errors import ConfigError
 
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
+Values = TypeVar("Values", torch.Tensor, np.ndarray)
 
 
 class StoredScale(nn.Module):
-    """Mean and standard deviation of a series from a file: its units.
+    """What turns the values of a series from a file into the model's numbers, and back.
 
-    They are buffers, saved with the weights as `scaling.mean` and `scaling.std`.
+    They are buffers, saved with the weights as `scaling.mean`, `scaling.std` and, if the model
+    learns differences, `scaling.difference`.
+
+    Args:
+        difference: 0 if the model learns the values; n if it learns by how much they differ from
+            those n time steps before.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    difference: torch.Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, difference: int = 0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("std", torch.tensor(1.0))
+        self.register_buffer("difference", torch.tensor(difference) if difference else None)
+
+    @property
+    def lag(self) -> int:
+        """Time steps between the two values of a difference; 0 if the model learns the values."""
+        return 0 if self.difference is None else int(self.difference)
 
     def set(self, mean: float, std: float) -> None:
         """Set both numbers, in the user's units."""
@@ -57,6 +71,8 @@ class Predictor(nn.Module):
         output_size: values in a prediction.
         num_layers: stacked LSTM layers.
         scaled: whether the model learns from a series in the user's units; see `predict`.
+        difference: 0, or n if a scaled model learns by how much each value differs from the one
+            n time steps before.
         fused: use the compiled kernel in `forward` (CPU only; on a GPU only `sine.py` uses a
             fused kernel). `lstm.choose` says whether it can be used.
 
@@ -76,14 +92,21 @@ class Predictor(nn.Module):
         *,
         num_layers: int = 1,
         scaled: bool = False,
+        difference: int = 0,
         fused: bool = False,
     ) -> None:
         super().__init__()
+        if difference and not (difference > 0 and scaled and input_size == output_size):
+            raise ValueError(
+                f"difference={difference} with scaled={scaled}, input_size={input_size} and "
+                f"output_size={output_size}: it must be 0, or positive in a scaled model whose "
+                "output is the next value of its input"
+            )
         self.fused = fused
         self.card = ""  # the model card, in Markdown
         self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
         self.output_layer = nn.Linear(hidden_size, output_size)
-        self.scaling = StoredScale() if scaled else None
+        self.scaling = StoredScale(difference) if scaled else None
 
     def forward(self, inputs: torch.Tensor, hidden0: State | None = None) -> torch.Tensor:
         """Predict the value that follows each window.
@@ -113,18 +136,38 @@ class Predictor(nn.Module):
         return self.output_layer(outputs[:, -1])  # (B, output_size)
 
     @torch.no_grad()
-    def predict(self, windows: torch.Tensor) -> torch.Tensor:
+    def predict(self, windows: Values) -> Values:
         """Predict in the units of the series that the model was trained on.
 
         Args:
-            windows: (B, W, D), in the user's units.
+            windows: (B, W, D) values in the user's units, an array or a tensor; (B, W + n, D) if
+                the model learns differences to the value n time steps before.
 
         Returns:
-            (B, output_size), in the user's units: float64 for a series, float32 for the sine.
+            (B, output_size) values in the user's units, an array for an array: float64 for a
+            series, float32 for the sine.
+
+        Raises:
+            ValueError: `windows` has another shape, or holds no real numbers.
         """
+        weight, lag = self.output_layer.weight, self.scaling.lag if self.scaling else 0
+        if isinstance(windows, np.ndarray):
+            if windows.dtype.kind not in "fiu":
+                raise ValueError(f"windows are {windows.dtype}: real numbers are needed")
+            values = weight.new_tensor(windows.astype(np.float64, "C"), dtype=torch.float64)
+            return self.predict(values).numpy(force=True)
+        if windows.dim() != 3 or windows.shape[1] <= lag or windows.shape[2] != self.rnn.input_size:
+            raise ValueError(
+                f"windows have shape {tuple(windows.shape)}: (batch, window"
+                f"{f' + {lag}' if lag else ''}, {self.rnn.input_size}) is needed"
+            )
         if self.scaling is None:
-            return self(windows)
-        return self.scaling.undo(self(self.scaling(windows)))
+            return self(windows.type(weight.dtype))
+        values = windows.double()
+        if lag:
+            values = values[:, lag:] - values[:, :-lag]  # (B, W, D)
+        predictions = self.scaling.undo(self(self.scaling(values).type(weight.dtype)))
+        return predictions + windows[:, -lag] if lag else predictions
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **download: Any) -> "Predictor":
@@ -170,6 +213,7 @@ def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         "output_size": output_size,
         "num_layers": sum(name.startswith("rnn.weight_ih_l") for name in weights),
         "scaled": "scaling.mean" in weights,
+        "difference": int(weights.get("scaling.difference", 0)),
     }
 
 

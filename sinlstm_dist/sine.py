@@ -39,6 +39,7 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         hidden_size=config.model.hidden_size,
         num_layers=config.model.num_layers,
         scaled=config.data.source != SINE,
+        difference=config.data.difference,
         fused=recurrence.name == "fused",
     )
     draw_weights(model, seed=config.train.seed)

@@ -27,7 +27,7 @@ from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.run.layout import shapes, unlike
 from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, SUMMARY, WEIGHTS, Summary, read_run
 
-MEAN, STD = "scaling.mean", "scaling.std"
+MEAN, STD, DIFFERENCE = "scaling.mean", "scaling.std", "scaling.difference"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Trained:
         if MEAN not in self.weights:
             return None
         return Scale(float(self.weights[MEAN]), float(self.weights[STD]))
+
+    @property
+    def difference(self) -> int:
+        """Time steps between the two values of the differences that it has learned; 0 if none."""
+        return int(self.weights.get(DIFFERENCE, 0))
 
     def forecast(self, *, steps: int | None = None) -> Forecast:
         """Feed the model its own predictions, from the first test window on.
@@ -114,6 +119,10 @@ def to_trained(
             f"data.source={source}: {origin} was trained on {config.data.source}; a model trained "
             "on the sine has no units for a series (and vice versa)"
         )
+    if (asked := trained.config.data.difference) != trained.difference:
+        raise ConfigError(
+            f"data.difference={asked}: the model in {origin} was trained with {trained.difference}"
+        )
     return trained
 
 
@@ -154,6 +163,7 @@ def _check(weights: Tensors, config: Config, *, origin: Path) -> None:
             hidden_size=config.model.hidden_size,
             num_layers=config.model.num_layers,
             scaled=config.data.source != SINE,
+            difference=config.data.difference,
         )
     if problem := unlike(weights, shapes(model.state_dict())):
         raise ConfigError(f"{origin}: the weights do not fit its configuration: {problem}")
@@ -197,7 +207,7 @@ def read_weights(path: Path, model: nn.Module) -> Tensors:
     wanted, buffers = model.state_dict(), dict(model.named_buffers())
     if isinstance(model, Predictor):
         wanted = dict(model.named_parameters())
-        weights = {k: v.float() for k, v in weights.items() if k not in (MEAN, STD)}
+        weights = {k: v.float() for k, v in weights.items() if k not in (MEAN, STD, DIFFERENCE)}
     if problem := unlike(weights, shapes(wanted), buffers=buffers):
         raise ConfigError(f"train.init_from={path}: weights of another model: {problem}")
     return weights
