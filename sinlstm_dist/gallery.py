@@ -7,7 +7,7 @@ import numpy as np
 
 from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import SeriesDataset
-from sinlstm_dist.data.source import WindowDataset, datasets, last_values
+from sinlstm_dist.data.source import WindowDataset, datasets, last_values, open_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.rollout import Forecast
@@ -108,7 +108,7 @@ def _curve(name: str, run: RunRecord) -> Curve:
 
 def _baseline(config: Config) -> tuple[float, float]:
     """Loss and accuracy of "the last value again" on the test windows."""
-    _, test = datasets(config.data)
+    _, test = datasets(config.data, open_source(config.data))
     windows, targets = last_values(test)[np.arange(min(len(test), BASELINE_SAMPLES))]
     tolerance = config.train.tolerance
     squared_error, correct = totals(Persistence(), (windows, targets), tolerance=tolerance)
@@ -168,7 +168,7 @@ def windows_to_draw(settings: Data) -> list[tuple[int, np.ndarray, float]]:
         first step, values of the window (W,), with a difference of n (n + W,), and next value of
         each, in the user's units.
     """
-    train, _ = datasets(settings)
+    train, _ = datasets(settings, open_source(settings))
     starts = dict.fromkeys(round(settings.period * i / 3) for i in range(3))
     samples = {first: _values(train, first) for first in starts if first < len(train)}
     return [(first, values[:-1], float(values[-1])) for first, values in samples.items()]

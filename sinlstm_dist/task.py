@@ -85,6 +85,7 @@ class Task:
             `Baseline` has test data of its own.
         preview: gives one cycle's targets and predictions, for a picture of the running training.
         facts: lines for the start panel.
+        data_record: what the run folder keeps about the data, if anything: JSON values.
         advice: what to try, in words, if a baseline's test loss is below the model's.
 
     Raises:
@@ -103,6 +104,7 @@ class Task:
     baselines: Mapping[str, nn.Module | Baseline] = field(default_factory=dict)
     preview: Preview | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    data_record: Mapping[str, Any] | None = None
     advice: str = "more epochs (train.epochs) or another learning rate"
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ It is named by the folder of a finished run, or by one of the run's checkpoints.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,15 +18,25 @@ from torch import nn
 
 from sinlstm_dist.changes import add_changes, changes_of
 from sinlstm_dist.config import SINE, Config, named_build, override
-from sinlstm_dist.data.series import NO_SCALE, Scale
-from sinlstm_dist.data.source import continuation
+from sinlstm_dist.data.seen import Seen
+from sinlstm_dist.data.series import NO_SCALE, Scale, Series
+from sinlstm_dist.data.source import continuation, open_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.rollout import Forecast, roll_out
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.run.layout import shapes, unlike
-from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, SUMMARY, WEIGHTS, Summary, read_run
+from sinlstm_dist.run.record import (
+    CHECKPOINTS,
+    CONFIG,
+    SUMMARY,
+    WEIGHTS,
+    DataRecord,
+    Summary,
+    read_data,
+    read_run,
+)
 
 MEAN, STD, DIFFERENCE = "scaling.mean", "scaling.std", "scaling.difference"
 
@@ -37,10 +48,26 @@ class Trained:
     Args:
         config: of the run, with the user's overrides.
         weights: by parameter name, on the CPU.
+        seen: what it was trained on.
     """
 
     config: Config
     weights: Tensors
+    seen: Seen
+
+    @functools.cached_property
+    def series(self) -> Series | None:
+        """The series of its configuration's file, read once; None for the sine.
+
+        Raises:
+            ConfigError: the series cannot be used.
+        """
+        return open_source(self.config.data)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of figures about its test windows must know."""
+        return self.seen.notes(self.series) if self.series else []
 
     @property
     def scale(self) -> Scale | None:
@@ -65,7 +92,7 @@ class Trained:
         """
         settings, scale = self.config.data, self.scale or NO_SCALE
         n, steps = settings.difference, steps or max(1, round(10 * settings.period))
-        window, truth = continuation(settings, steps=steps)
+        window, truth = continuation(settings, self.series, steps=steps)
         weights = {name: value.float().numpy() for name, value in self.weights.items()}
         changes = scale.undo(roll_out(weights, scale.apply(changes_of(window, n)), steps=steps))
         values = add_changes(window[len(window) - n :], changes)
@@ -89,11 +116,17 @@ def read_saved(path: Path) -> tuple[Config, Tensors]:
 
 def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
     """Read a trained model of the built-in task; arguments and errors as for `to_trained`."""
-    return to_trained(*read_saved(path), overrides or {}, origin=path)
+    data = read_data(path)
+    return to_trained(*read_saved(path), overrides or {}, origin=path, data=data)
 
 
 def to_trained(
-    config: Config, weights: Tensors, overrides: Mapping[str, Any], *, origin: Path
+    config: Config,
+    weights: Tensors,
+    overrides: Mapping[str, Any],
+    *,
+    origin: Path,
+    data: DataRecord | None = None,
 ) -> Trained:
     """The trained model with this configuration and these weights.
 
@@ -102,6 +135,7 @@ def to_trained(
         weights: by name.
         overrides: dotted configuration keys to values, as for `load_config`.
         origin: the folder that they come from.
+        data: what that folder keeps about the run's series.
 
     Raises:
         ConfigError: they do not fit together, or are not of the built-in task.
@@ -112,7 +146,8 @@ def to_trained(
             "such a model"
         )
     _check(weights, config, origin=origin)
-    trained = Trained(override(config, overrides), weights)
+    seen = Seen(config.data, data.model_dump() if data else None)
+    trained = Trained(override(config, overrides), weights, seen)
     source = trained.config.data.source
     if (source == SINE) != (trained.scale is None):
         raise ConfigError(

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from sinlstm_dist.config import SINE, Data
-from sinlstm_dist.data.series import Scale, SeriesDataset, open_series
+from sinlstm_dist.data.series import Scale, Series, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
 from sinlstm_dist.words import counted
 
@@ -22,20 +22,31 @@ def describe_source(settings: Data) -> str:
     return source
 
 
-def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset, WindowDataset]:
+def open_source(settings: Data) -> Series | None:
+    """The series from a file; None for the sine.
+
+    Raises:
+        ConfigError: the series cannot be used.
+    """
+    return None if settings.source == SINE else open_series(settings)
+
+
+def datasets(
+    settings: Data, series: Series | None, scale: Scale | None = None
+) -> tuple[WindowDataset, WindowDataset]:
     """Train and test windows.
 
     Those of the sine differ by phase and by stream of noise; those of a series follow each other in
     time.
 
     Args:
+        series: what `open_source` returns.
         scale: of a series; None for the scale of its train part.
 
     Raises:
-        ConfigError: the series cannot be used. The functions below raise it too.
+        ConfigError: the train part has no scale.
     """
-    if settings.source != SINE:
-        series = open_series(settings)
+    if series:
         scale = scale or series.fit()
         return series.train(scale), series.test(scale)
     make = functools.partial(
@@ -59,11 +70,15 @@ def last_values(test: WindowDataset) -> WindowDataset:
     return test.last_values() if isinstance(test, SeriesDataset) else test
 
 
-def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
-    """Windows of one value: the one observed a period before each test window's target."""
+def period_ago(settings: Data, series: Series | None, scale: Scale | None) -> WindowDataset:
+    """Windows of one value: the one observed a period before each test window's target.
+
+    Raises:
+        ConfigError: the series is too short for that.
+    """
     steps = max(1, round(settings.period))
-    if scale:
-        return open_series(settings).before_targets(scale, steps=steps)
+    if series and scale:
+        return series.before_targets(scale, steps=steps)
     return SineDataset(
         size=settings.test_size,
         window=1,
@@ -75,17 +90,17 @@ def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
     )
 
 
-def continuation(settings: Data, *, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def continuation(
+    settings: Data, series: Series | None, *, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The first test window, and the `steps` values that follow it, or as many as there are.
 
     Returns:
         the window, with a difference of n (n + W,), and values, in the user's units; only the
         window has noise.
     """
-    if settings.source != SINE:
-        series = open_series(settings)
-        window = settings.difference + settings.window
-        values = series.column.values[series.test_start :]
-        return values[:window], values[window : window + steps]
-    _, test = datasets(settings.model_copy(update={"test_size": steps}))
+    if series:
+        values, used_up = series.column.values[series.test_start :], settings.used_up
+        return values[:used_up], values[used_up : used_up + steps]
+    _, test = datasets(settings.model_copy(update={"test_size": steps}), None)
     return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy()
