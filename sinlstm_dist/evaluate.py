@@ -33,14 +33,15 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.quality import SECTORS, Evaluation, evaluate_trained
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import Tensors
-from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.run.record import DataRecord, read_data
+from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.splits import deal_out_test, prepared
 from sinlstm_dist.task import counts_of
 from sinlstm_dist.trained import Trained, read_saved, to_trained
 from sinlstm_dist.words import counted, first_of
 
 
-def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors]:
+def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors, DataRecord | None]:
     """Read a run on the main process for all: no other process needs to see the folder.
 
     Raises:
@@ -51,7 +52,8 @@ def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors]:
     read = functools.cache(lambda: read_saved(path))
     config = world.on_main(lambda: read()[0].model_dump(mode="json"))
     weights = world.tensors_from_main(lambda: read()[1])
-    return Config.model_validate(config), weights
+    data = world.on_main(lambda: (found := read_data(path)) and found.model_dump())
+    return Config.model_validate(config), weights, data and DataRecord(**data)
 
 
 def evaluate_task(config: Config, weights: Tensors, *, world: World) -> Totals:
@@ -87,20 +89,19 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
+        of = "'s changes" if trained.difference else ""
         shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
-            "of them, the train part's standard deviation"
+            f"of them, the standard deviation of the train part{of}"
         )
     return shown
 
 
 def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
     """Rows of the table of model and baselines."""
-    named = {
-        "the model": evaluation.model,
-        "the last value again": evaluation.last_value,
-        f"the value {counted(period, 'step')} ago": evaluation.period_ago,
-    }
+    named = {"the model": evaluation.model, "the last value again": evaluation.last_value}
+    if evaluation.period_ago:
+        named[f"the value {counted(period, 'step')} ago"] = evaluation.period_ago
     return [
         {
             "prediction": name,
@@ -157,12 +158,12 @@ def main(options: Namespace) -> int:
     """Test a trained model."""
     path, timeout_s = Path(options.path), options.config.train.timeout_s
     with join_world(timeout_s=timeout_s, one_thread=True) as world:
-        config, weights = share_saved(path, world=world)
+        config, weights, data = share_saved(path, world=world)
         if config.task.build:
             config = _with_code(config, options.keys, origin=path)
             totals = evaluate_task(config, weights, world=world)
         else:
-            trained = to_trained(config, weights, options.keys, origin=path)
+            trained = to_trained(config, weights, options.keys, origin=path, data=data)
             evaluation = evaluate_trained(trained, world=world)
     if world.is_main and config.task.build:  # and not while others wait: the screen may be slow
         _show_task(path, config, totals)
@@ -201,13 +202,15 @@ def _show_task(path: Path, config: Config, totals: Totals) -> None:
 
 
 def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
-    backtest = trained.backtest(steps=HORIZONS[-1]) if trained.scale else None
+    backtest = trained.backtest(steps=HORIZONS[-1])
     shown = facts(path, trained)
     if backtest:
         shown["MASE"] = (
             f"MAE relative to {backtest.unit:.4g}, that of {backtest.naive} in the train part"
         )
     show_facts(shown)
+    for note in evaluation.notes:
+        show_sentence(f"note: {note}")
     period = max(1, round(trained.config.data.period))
     tables = [overall(evaluation, period=period), by_position(evaluation)]
     tables += [by_horizon(backtest)] if backtest else []

@@ -13,12 +13,14 @@ import itertools
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from sinlstm_dist.changes import add_changes
 from sinlstm_dist.command import as_program, command
 from sinlstm_dist.errors import ConfigError, MissingPackage, RunError
 from sinlstm_dist.model import Predictor
@@ -27,6 +29,7 @@ from sinlstm_dist.trained import refuse_task
 from sinlstm_dist.words import counted
 
 FLOAT, DOUBLE = 1, 11  # ONNX's numbers of its types
+LAST = 2**63 - 1  # as the end of a slice: after its last element
 OPSET, IR_VERSION = 17, 8  # of 2022: runtimes of today and of some years ago read it
 CHECKED_BATCHES, CHECKED_WINDOWS = (1, 7, 1000), (10, 50, 200)  # sizes of the check's inputs
 TOLERANCE = 1e-5  # float32 sums in another order differ by some 1e-7
@@ -34,6 +37,8 @@ TOLERANCE = 1e-5  # float32 sums in another order differ by some 1e-7
 
 def to_onnx(model: Predictor) -> bytes:
     """The content of an ONNX file: "windows" (batch, window, D) to "predictions" (batch, O).
+
+    A model that learns changes over n time steps reads windows of n more values.
 
     Both are in the user's units, float32 of the sine and float64 of a series, whose values may be
     large compared with their differences.
@@ -59,16 +64,10 @@ def to_onnx(model: Predictor) -> bytes:
 
 def _graph(model: Predictor, node: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
     """The operators, in the order of their computation, and their constants."""
-    nodes, scaled, predictions = [], "windows", "predictions"
-    constants = {"first_axis": np.array([0])}
-    if model.scaling:
-        scaled, predictions = "scaled", "scaled_predictions"
-        mean, std = model.scaling.mean.double(), model.scaling.std.double()
-        constants |= {"mean": _array(mean), "std": _array(std)}
-        nodes.append(node("Sub", ["windows", "mean"], ["centred"]))
-        nodes.append(node("Div", ["centred", "std"], ["exact"]))
-        nodes.append(node("Cast", ["exact"], [scaled], to=FLOAT))
-    nodes.append(node("Transpose", [scaled], ["steps_0"], perm=[1, 0, 2]))  # (W, B, D)
+    before, after, units = _units(model, node)
+    constants = {"first_axis": np.array([0]), **units}
+    inputs, outputs = ("inputs", "outputs") if model.scaling else ("windows", "predictions")
+    nodes = [*before, node("Transpose", [inputs], ["steps_0"], perm=[1, 0, 2])]  # (W, B, D)
     constants |= {
         "output_weight": _array(model.output_layer.weight),
         "output_bias": _array(model.output_layer.bias),
@@ -82,21 +81,56 @@ def _graph(model: Predictor, node: Any) -> tuple[list[Any], dict[str, np.ndarray
             f"bias_{layer}": np.concatenate((bias_ih, bias_hh))[None],
         }
         constants |= weights
-        outputs = ["", "last"] if layer == last_layer else [f"all_{layer}"]
-        inputs, hidden_size = [f"steps_{layer}", *weights], model.rnn.hidden_size
-        nodes.append(node("LSTM", inputs, outputs, hidden_size=hidden_size))
+        results = ["", "last"] if layer == last_layer else [f"all_{layer}"]
+        operands, hidden_size = [f"steps_{layer}", *weights], model.rnn.hidden_size
+        nodes.append(node("LSTM", operands, results, hidden_size=hidden_size))
         if layer < last_layer:
             constants["direction_axis"] = np.array([1])
             all_steps = [f"all_{layer}", "direction_axis"]  # (W, 1, B, H)
             nodes.append(node("Squeeze", all_steps, [f"steps_{layer + 1}"]))  # (W, B, H)
     nodes.append(node("Squeeze", ["last", "first_axis"], ["state"]))  # (1, B, H) to (B, H)
     output = ["state", "output_weight", "output_bias"]
-    nodes.append(node("Gemm", output, [predictions], transB=1))
-    if model.scaling:
-        nodes.append(node("Cast", [predictions], ["widened"], to=DOUBLE))
-        nodes.append(node("Mul", ["widened", "std"], ["spread"]))
-        nodes.append(node("Add", ["spread", "mean"], ["predictions"]))
-    return nodes, constants
+    nodes.append(node("Gemm", output, [outputs], transB=1))
+    return [*nodes, *after], constants
+
+
+def _units(model: Predictor, node: Any) -> tuple[list[Any], list[Any], dict[str, np.ndarray]]:
+    """What takes "windows" of a series to the model's "inputs", and its "outputs" to "predictions".
+
+    Returns:
+        the operators of both, and their constants; none for the sine.
+    """
+    if not model.scaling:
+        return [], [], {}
+    values, predictions, lag = "windows", "predictions", model.scaling.lag
+    mean, std = model.scaling.mean.double(), model.scaling.std.double()
+    constants, before, after = {"mean": _array(mean), "std": _array(std)}, [], []
+    if lag:
+        values, predictions = "changes", "change"
+        ends = {"start": 0, "lag": lag, "lag_from_end": -lag, "end": LAST, "steps_axis": 1}
+        constants |= {name: np.array([number]) for name, number in ends.items()}
+        constants["target_lag"] = np.array(-lag)
+        before = [
+            node("Slice", ["windows", "lag", "end", "steps_axis"], ["later"]),
+            node("Slice", ["windows", "start", "lag_from_end", "steps_axis"], ["earlier"]),
+            node("Sub", ["later", "earlier"], ["changes"]),
+        ]
+        after = [
+            node("Gather", ["windows", "target_lag"], ["changed"], axis=1),  # (B, D)
+            node("Add", ["changed", "change"], ["predictions"]),
+        ]
+    before += [
+        node("Sub", [values, "mean"], ["centred"]),
+        node("Div", ["centred", "std"], ["exact"]),
+        node("Cast", ["exact"], ["inputs"], to=FLOAT),
+    ]
+    after = [
+        node("Cast", ["outputs"], ["widened"], to=DOUBLE),
+        node("Mul", ["widened", "std"], ["spread"]),
+        node("Add", ["spread", "mean"], [predictions]),
+        *after,
+    ]
+    return before, after, constants
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -123,9 +157,7 @@ def check(content: bytes, model: Predictor) -> float:
     generator = torch.Generator().manual_seed(0)
     worst, unit = 0.0, float(model.scaling.std) if model.scaling else 1.0
     for batch, window in itertools.product(CHECKED_BATCHES, CHECKED_WINDOWS):
-        windows = torch.randn(batch, window, model.rnn.input_size, generator=generator)
-        if model.scaling:
-            windows = model.scaling.undo(windows)
+        windows = _windows(model, (batch, window, model.rnn.input_size), generator)
         expected = model.predict(windows).numpy()
         (predictions,) = session.run(None, {"windows": windows.numpy()})
         difference = float(np.abs(predictions - expected).max()) / unit
@@ -137,6 +169,17 @@ def check(content: bytes, model: Predictor) -> float:
             )
         worst = max(worst, difference)
     return worst
+
+
+def _windows(model: Predictor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Random windows in the user's units whose inputs to the model have this shape."""
+    inputs = torch.randn(*shape, generator=generator)
+    if not model.scaling:
+        return inputs
+    changes = model.scaling.undo(inputs).transpose(1, 2)  # (B, D, W)
+    before = torch.randn(*changes.shape[:2], model.scaling.lag, generator=generator).double()
+    values = add_changes(before.numpy(), changes.numpy())
+    return torch.from_numpy(np.concatenate((before, values), axis=2)).transpose(1, 2)
 
 
 def _import(package: str) -> Any:

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import SINE, Config
+from sinlstm_dist.config import Config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gallery import draw_forecast
 from sinlstm_dist.horizons import BOUNDS, LEAST_ERRORS, Fan
 from sinlstm_dist.rollout import Forecast
-from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
 from sinlstm_dist.trained import read_trained, refuse_task
 from sinlstm_dist.words import counted
@@ -109,16 +109,17 @@ def main(options: Namespace) -> int:
         raise ConfigError(f"--steps {options.steps}: at least 1 is needed")
     refuse_task(Path(options.path), "a forecast")
     trained = read_trained(Path(options.path), options.keys)
-    has_end = trained.config.data.source != SINE
-    if options.start == "end" and not has_end:
+    if options.start == "end" and not trained.series:
         raise ConfigError("--from end: the sine has no end: leave it out, or give --from test")
-    from_end = has_end and options.start != "test"
+    from_end = options.start != "test" and trained.series is not None
     forecast = trained.forecast(from_end=from_end, steps=options.steps)
     if options.csv:  # the files that were asked for come before the screen
         _write(Path(options.csv), to_csv(forecast))
     if options.output:
         draw_forecast(forecast, trained.config.data, Path(options.output))
     show_facts(facts(options.path, trained.config, forecast))
+    for note in trained.notes if from_end else []:  # about the errors that make the fan
+        show_sentence(f"note: {note}")
     if rows := future(forecast) if from_end else growth(forecast):
         show_text("\n")
         show_table(rows, numbers=set(rows[0]) - {"time"})

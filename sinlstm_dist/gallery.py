@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.config import SINE, Config, Data
-from sinlstm_dist.data.series import NO_SCALE, SeriesDataset
-from sinlstm_dist.data.source import datasets
+from sinlstm_dist.data.series import SeriesDataset
+from sinlstm_dist.data.source import WindowDataset, datasets, last_values, open_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.rollout import Forecast
@@ -108,8 +108,8 @@ def _curve(name: str, run: RunRecord) -> Curve:
 
 def _baseline(config: Config) -> tuple[float, float]:
     """Loss and accuracy of "the last value again" on the test windows."""
-    _, test = datasets(config.data)
-    windows, targets = test[np.arange(min(len(test), BASELINE_SAMPLES))]
+    _, test = datasets(config.data, open_source(config.data))
+    windows, targets = last_values(test)[np.arange(min(len(test), BASELINE_SAMPLES))]
     tolerance = config.train.tolerance
     squared_error, correct = totals(Persistence(), (windows, targets), tolerance=tolerance)
     return squared_error.item() / len(windows), correct.item() / len(windows)
@@ -165,13 +165,18 @@ def windows_to_draw(settings: Data) -> list[tuple[int, np.ndarray, float]]:
     """Three train windows, a third of a cycle apart, or as many as there are.
 
     Returns:
-        first step, window (W,) and next value of each, in the user's units.
+        first step, values of the window (W,), with a difference of n (n + W,), and next value of
+        each, in the user's units.
     """
-    train, _ = datasets(settings)
+    train, _ = datasets(settings, open_source(settings))
     starts = dict.fromkeys(round(settings.period * i / 3) for i in range(3))
-    samples = {first: train[first] for first in starts if first < len(train)}
-    scale = train.scale if isinstance(train, SeriesDataset) else NO_SCALE
-    return [
-        (first, scale.undo(window[:, 0].numpy()), scale.undo(target.numpy()).item())
-        for first, (window, target) in samples.items()
-    ]
+    samples = {first: _values(train, first) for first in starts if first < len(train)}
+    return [(first, values[:-1], float(values[-1])) for first, values in samples.items()]
+
+
+def _values(data: WindowDataset, index: int) -> np.ndarray:
+    """The values of a sample's window and of its target, in the user's units."""
+    if isinstance(data, SeriesDataset):
+        return data.values(index)
+    window, target = data[index]
+    return np.append(window[:, 0].numpy(), target.numpy())

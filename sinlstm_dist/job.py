@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.utils import set_seed
+from torch import nn
 
 from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model
@@ -31,8 +32,8 @@ from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import Layout, shapes, unlike
-from sinlstm_dist.splits import check_same_data, prepared, splits
-from sinlstm_dist.task import Task
+from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, splits
+from sinlstm_dist.task import Baseline, Task
 from sinlstm_dist.trained import read_weights
 
 
@@ -46,7 +47,7 @@ class Job:
         test: the test samples, dealt out.
         fingerprint: SHA-256 of the data.
         rows: computes the rows of the model's pieces.
-        baselines: the same for each of the task's baselines, by name.
+        baselines: the same for each of the task's baselines, by name, and its test samples.
         gradient: computes a step's gradient over all processes.
         update: makes an optimizer step along it.
         agreement: compares what the processes compute.
@@ -58,7 +59,7 @@ class Job:
     test: Split
     fingerprint: str
     rows: PieceRows
-    baselines: Mapping[str, PieceRows]
+    baselines: Mapping[str, tuple[PieceRows, Split]]
     gradient: Gradient
     update: Update
     agreement: Agreement
@@ -87,10 +88,6 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     _take_weights(task, config, world)
     probed = probe(task, train, config, world) if config.task.build else Probed()
     rows = _new_rows(task, probed, config, world)
-    baselines = {
-        name: _new_rows(replace(task, model=model, rows=None), probed, config, world)
-        for name, model in task.baselines.items()
-    }
     layout = _layout(task, train.plan, build=config.task.build)
     gradient, train, test = _prepare(rows, train, test, config, world, probed)
     is_exact = config.train.reduction == "ordered"
@@ -104,7 +101,10 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
         test=test,
         fingerprint=fingerprint,
         rows=rows,
-        baselines=baselines,
+        baselines={
+            name: _baseline(task, baseline, test, probed, config, world)
+            for name, baseline in task.baselines.items()
+        },
         gradient=gradient,
         update=new_update(task, rows, config, train.plan),
         agreement=agreement,
@@ -218,6 +218,23 @@ def _new_rows(task: Task, probed: Probed, config: Config, world: World) -> Piece
     return PieceRows(
         task, probed.counts, seed=config.train.seed, device=world.device, num_threads=num_threads
     )
+
+
+def _baseline(
+    task: Task,
+    baseline: nn.Module | Baseline,
+    test: Split,
+    probed: Probed,
+    config: Config,
+    world: World,
+) -> tuple[PieceRows, Split]:
+    """What computes a baseline's rows, and its test samples; `test` has those of the model."""
+    if isinstance(baseline, nn.Module):
+        baseline = Baseline(baseline, task.test_data)
+    task = replace(task, model=baseline.model, test_data=baseline.test_data, rows=None)
+    if task.test_data is not test.data:
+        test = prepared(deal_out_test(task, config, world, num_pieces=test.plan.num_pieces), world)
+    return _new_rows(task, probed, config, world), test
 
 
 def _prepare(

@@ -103,8 +103,12 @@ class Logbook:
         self.history = start.history
         self._tracker_id = start.state["tracker_id"] if start.state else ""
         self._start_trackers()  # first: a tracker may refuse, and then nothing has been written
-        arithmetic = self.job.agreement.arithmetic
-        self.world.on_main(self.folder.begin, toml=to_toml(self.config), arithmetic=arithmetic)
+        self.world.on_main(
+            self.folder.begin,
+            toml=to_toml(self.config),
+            arithmetic=self.job.agreement.arithmetic,
+            data=self.job.task.data_record,
+        )
         progress = self._restore(start.state) if start.state else Progress()
         if not start.state and self.config.output.trackers:
             self.save(self.checkpoint(progress))  # keeps the tracker's id if the run is killed soon

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import NO_SCALE
-from sinlstm_dist.data.source import WindowDataset, datasets, period_ago
+from sinlstm_dist.data.source import WindowDataset, datasets, last_values, period_ago
 from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
@@ -56,12 +57,14 @@ class Evaluation:
     Args:
         model: of the trained model.
         last_value: of the baseline "the last value again".
-        period_ago: of the baseline "the value one period ago".
+        period_ago: of the baseline "the value one period ago"; None if there is no such value.
+        notes: what a reader must know.
     """
 
     model: Quality
     last_value: Quality
-    period_ago: Quality
+    period_ago: Quality | None
+    notes: list[str]
 
 
 def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
@@ -75,14 +78,21 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """
     config = trained.config
     task = trained_task(config, trained.weights, world)
-    _, test = datasets(config.data, trained.scale)
+    data = config.data, trained.series, trained.scale
+    _, test = datasets(*data)
+    notes = trained.notes
     unit = (trained.scale or NO_SCALE).std
     assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
     persistence = replace(task, model=Persistence(), rows=None)
+    try:
+        ago = period_ago(*data)
+    except ConfigError as error:  # the same on every process
+        ago, notes = None, [*notes, str(error)]
     return Evaluation(
         model=assess(task, inputs=test),
-        last_value=assess(persistence, inputs=test),
-        period_ago=assess(persistence, inputs=period_ago(config.data, trained.scale)),
+        last_value=assess(persistence, inputs=last_values(test)),
+        period_ago=assess(persistence, inputs=ago) if ago else None,
+        notes=notes,
     )
 
 
@@ -94,7 +104,7 @@ class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
         phase = settings.test_phase if settings.source == SINE else 0.0
-        self._first, self._period = phase + settings.window, settings.period
+        self._first, self._period = phase + settings.used_up, settings.period
 
     def __len__(self) -> int:
         return len(self._targets)

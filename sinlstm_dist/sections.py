@@ -54,6 +54,11 @@ class Data(Section):
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the noise")
 
+    @property
+    def used_up(self) -> int:
+        """The first values of a series that are in windows only, and no target."""
+        return self.difference + self.window
+
 
 class Model(Section):
     """The model: its size and the implementation of the LSTM."""

@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from sinlstm_dist import lstm
 from sinlstm_dist.config import SINE, Config
+from sinlstm_dist.data.seen import record_of
 from sinlstm_dist.data.series import SeriesDataset
 from sinlstm_dist.data.sine import Batch
-from sinlstm_dist.data.source import WindowDataset, datasets, describe_source
+from sinlstm_dist.data.source import (
+    WindowDataset,
+    datasets,
+    describe_source,
+    last_values,
+    open_source,
+)
 from sinlstm_dist.lstm import reference
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.optim import SGD
-from sinlstm_dist.task import BatchRows, Task
+from sinlstm_dist.task import Baseline, BatchRows, Task
 from sinlstm_dist.words import counted
 
 _WEIGHTS = 2  # separates initial weights from sample orders of the same seed, see plan.py
@@ -34,7 +41,8 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
     Raises:
         ConfigError: the series cannot be used.
     """
-    train, test = datasets(config.data)
+    series = open_source(config.data)
+    train, test = datasets(config.data, series)
     model = Predictor(
         hidden_size=config.model.hidden_size,
         num_layers=config.model.num_layers,
@@ -53,7 +61,8 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         totals=functools.partial(totals, tolerance=config.train.tolerance),
         optimizer=SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum),
         rows=_rows(recurrence, tolerance=config.train.tolerance),
-        baselines={"last value again": Persistence()},
+        data_record=record_of(series) if series else None,
+        baselines={"last value again": Baseline(Persistence(), last_values(test))},
         preview=functools.partial(_preview, model, test, period=config.data.period),
         facts={
             "data": f"{len(train):,} train and {counted(len(test), 'test window')} of "

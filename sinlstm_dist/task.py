@@ -51,6 +51,19 @@ class BatchRows(Protocol):
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A prediction that learns nothing.
+
+    Args:
+        model: what predicts.
+        test_data: the task's test samples, with inputs that this model reads.
+    """
+
+    model: nn.Module
+    test_data: Any
+
+
+@dataclass(frozen=True)
 class Task:
     """What is trained.
 
@@ -68,9 +81,12 @@ class Task:
         clip_norm: the largest norm of the gradient of the mean loss over the global batch; 0 for
             no limit.
         rows: computes all pieces in one call, where there is a faster way than autograd.
-        baselines: models that learn nothing, by name, which are tested as the model is.
+        baselines: models that learn nothing, by name, which are tested as the model is; a
+            `Baseline` has test data of its own.
         preview: gives one cycle's targets and predictions, for a picture of the running training.
         facts: lines for the start panel.
+        data_record: what the run folder keeps about the data, if anything: JSON values.
+        advice: what to try, in words, if a baseline's test loss is below the model's.
 
     Raises:
         TypeError: a part is not what it must be.
@@ -85,9 +101,11 @@ class Task:
     lr_factor: Callable[[int, int], float] | None = None
     clip_norm: float = 0.0
     rows: BatchRows | None = None
-    baselines: Mapping[str, nn.Module] = field(default_factory=dict)
+    baselines: Mapping[str, nn.Module | Baseline] = field(default_factory=dict)
     preview: Preview | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    data_record: Mapping[str, Any] | None = None
+    advice: str = "more epochs (train.epochs) or another learning rate"
 
     def __post_init__(self) -> None:
         kinds = {"model": nn.Module, "optimizer": torch.optim.Optimizer}

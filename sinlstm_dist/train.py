@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sinlstm_dist.command import as_program, command, exit_code_of, exit_code_of_run
 from sinlstm_dist.config import Config
+from sinlstm_dist.data.steps import Split
 from sinlstm_dist.gallery import Pictures
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.logbook import Logbook
@@ -149,7 +150,7 @@ class Training:
     def _end_epoch(self) -> None:
         """Test, record and, when it is due, save."""
         train_s = time.perf_counter() - self.epoch_began
-        trained, test = self.progress.totals, self._count(self.job.rows)
+        trained, test = self.progress.totals, self._count(self.job.rows, self.job.test)
         if not test.is_finite:
             self._fail(f"the test loss became {test.loss} after step {self.progress.step}")
             return
@@ -172,14 +173,14 @@ class Training:
         else:
             self._stop_or_save()
 
-    def _count(self, rows: PieceRows) -> Totals:
+    def _count(self, rows: PieceRows, test: Split) -> Totals:
         """The totals of a model's predictions for the test samples. Collective: yes."""
         self.job.gradient.settle()
-        return totals_over(rows, self.job.test, peers=self.world)
+        return totals_over(rows, test, peers=self.world)
 
     def _count_baselines(self) -> dict[str, Totals]:
         """The totals of the baselines for the test samples, by name. Collective: yes."""
-        return {name: self._count(rows) for name, rows in self.job.baselines.items()}
+        return {name: self._count(*baseline) for name, baseline in self.job.baselines.items()}
 
     def _save(self) -> str:
         """Publish a checkpoint of this instant. Returns its folder; "" if a value is not finite.
@@ -201,7 +202,9 @@ class Training:
 
     def _final_outcome(self) -> Outcome:
         """The outcome of a run whose epochs are all done. Collective: yes."""
-        accuracy = self._count(self.job.rows).accuracy  # metrics.jsonl may have been removed
+        accuracy = self._count(
+            self.job.rows, self.job.test
+        ).accuracy  # metrics.jsonl may have been removed
         target = self.config.train.target_accuracy
         if accuracy is not None and accuracy < target:
             reason = f"test accuracy {accuracy:.4f} is below train.target_accuracy={target:g}"

@@ -4,6 +4,7 @@ It is named by the folder of a finished run, or by one of the run's checkpoints.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from safetensors.torch import load, load_file
 from torch import nn
 
 from sinlstm_dist.config import SINE, Config, named_build, override
-from sinlstm_dist.data.series import Scale, open_series
-from sinlstm_dist.data.source import continuation
+from sinlstm_dist.data.seen import Seen
+from sinlstm_dist.data.series import Scale, Series
+from sinlstm_dist.data.source import continuation, open_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.horizons import Backtest, backtest, last_horizon, starts
 from sinlstm_dist.model import Predictor
@@ -26,7 +28,16 @@ from sinlstm_dist.rollout import Forecast, continue_series
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.run.layout import shapes, unlike
-from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, SUMMARY, WEIGHTS, Summary, read_run
+from sinlstm_dist.run.record import (
+    CHECKPOINTS,
+    CONFIG,
+    SUMMARY,
+    WEIGHTS,
+    DataRecord,
+    Summary,
+    read_data,
+    read_run,
+)
 
 MEAN, STD, DIFFERENCE = "scaling.mean", "scaling.std", "scaling.difference"
 
@@ -38,10 +49,26 @@ class Trained:
     Args:
         config: of the run, with the user's overrides.
         weights: by parameter name, on the CPU.
+        seen: what it was trained on.
     """
 
     config: Config
     weights: Tensors
+    seen: Seen
+
+    @functools.cached_property
+    def series(self) -> Series | None:
+        """The series of its configuration's file, read once; None for the sine.
+
+        Raises:
+            ConfigError: the series cannot be used.
+        """
+        return open_source(self.config.data)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of figures about its test windows must know."""
+        return self.seen.notes(self.series) if self.series else []
 
     @property
     def scale(self) -> Scale | None:
@@ -67,14 +94,15 @@ class Trained:
         """
         settings = self.config.data
         steps = steps or max(1, round((2 if from_end else 10) * settings.period))
-        known, truth, times = continuation(settings, from_end=from_end, steps=steps)
-        window = known[None, -settings.window - settings.difference :]
+        known, truth, times = continuation(settings, self.series, from_end=from_end, steps=steps)
+        window = known[None, -settings.used_up :]
         (values,) = continue_series(self._arrays, window, steps=steps)
-        fan = self.backtest(steps=steps).fan(values) if from_end else None
+        backtest = self.backtest(steps=steps) if from_end else None
+        fan = backtest.fan(values) if backtest else None
         return Forecast(known, values, truth, period=settings.period, times=times, fan=fan)
 
-    def backtest(self, *, steps: int) -> Backtest:
-        """Forecast from many windows of a series' test part.
+    def backtest(self, *, steps: int) -> Backtest | None:
+        """Forecast from many windows of a series' test part; None for the sine.
 
         Args:
             steps: values in each forecast, at most.
@@ -82,11 +110,13 @@ class Trained:
         Raises:
             ConfigError: the series cannot be used.
         """
-        settings, series = self.config.data, open_series(self.config.data)
+        settings, series = self.config.data, self.series
+        if not series:
+            return None
         steps = min(steps, last_horizon(settings.test_size))
         period, values = max(1, round(settings.period)), series.column.values
         ends = len(values) - settings.test_size - 1 + starts(settings.test_size)
-        windows = values[ends[:, None] + np.arange(1 - settings.window - settings.difference, 1)]
+        windows = values[ends[:, None] + np.arange(1 - settings.used_up, 1)]
         return backtest(
             values,
             continue_series(self._arrays, windows, steps=steps),
@@ -117,11 +147,17 @@ def read_saved(path: Path) -> tuple[Config, Tensors]:
 
 def read_trained(path: Path, overrides: Mapping[str, Any] | None = None) -> Trained:
     """Read a trained model of the built-in task; arguments and errors as for `to_trained`."""
-    return to_trained(*read_saved(path), overrides or {}, origin=path)
+    data = read_data(path)
+    return to_trained(*read_saved(path), overrides or {}, origin=path, data=data)
 
 
 def to_trained(
-    config: Config, weights: Tensors, overrides: Mapping[str, Any], *, origin: Path
+    config: Config,
+    weights: Tensors,
+    overrides: Mapping[str, Any],
+    *,
+    origin: Path,
+    data: DataRecord | None = None,
 ) -> Trained:
     """The trained model with this configuration and these weights.
 
@@ -130,6 +166,7 @@ def to_trained(
         weights: by name.
         overrides: dotted configuration keys to values, as for `load_config`.
         origin: the folder that they come from.
+        data: what that folder keeps about the run's series.
 
     Raises:
         ConfigError: they do not fit together, or are not of the built-in task.
@@ -140,7 +177,8 @@ def to_trained(
             "such a model"
         )
     _check(weights, config, origin=origin)
-    trained = Trained(override(config, overrides), weights)
+    seen = Seen(config.data, data.model_dump() if data else None)
+    trained = Trained(override(config, overrides), weights, seen)
     source = trained.config.data.source
     if (source == SINE) != (trained.scale is None):
         raise ConfigError(

@@ -34,9 +34,9 @@ def build(world: World, **settings: object) -> job.Job:
 @pytest.mark.parametrize("size", [21, 2 * FETCH_SAMPLES + 5])
 def test_evaluation_counts_every_test_window_once(world, lstm, size):
     built = build(world, **{"model.lstm": lstm, "data.test_size": size})
-    windows, targets = built.test.data[np.arange(size)]
-    for rows in (built.rows, *built.baselines.values()):
-        totals = totals_over(rows, built.test, peers=world)
+    for rows, test in ((built.rows, built.test), *built.baselines.values()):
+        windows, targets = test.data[np.arange(size)]
+        totals = totals_over(rows, test, peers=world)
         errors = (rows.model(windows) - targets).detach()
         assert totals.samples == size
         assert totals.correct == int((errors.abs() < 0.3).sum())

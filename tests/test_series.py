@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from launching import environment, flags, metrics, weights_digest
@@ -360,3 +361,21 @@ def test_sunspots_are_predicted_better_than_by_either_baseline(nursery, tmp_path
         [sys.executable, "-c", example], env=environment(), capture_output=True, text=True
     )
     assert abs(float(ended.stdout.split(": ")[1]) - 15.5) < 3, ended.stderr
+
+
+@pytest.mark.parametrize("difference", [1, 12])
+def test_exports_learn_changes_and_give_values(difference):
+    model = Predictor(scaled=True, difference=difference, num_layers=2)
+    model.scaling.set(30.0, 4.0)
+    content = export.to_onnx(model)
+    assert export.check(content, model) < 1e-5
+    walk = np.random.default_rng(0).normal(30, 4, (5, 40 + difference, 1)).cumsum(axis=1)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"windows": walk})
+    np.testing.assert_allclose(found, model.predict(walk), rtol=0, atol=1e-5)
+    other = Predictor(scaled=True, difference=difference + 1, num_layers=2)
+    other.load_state_dict(
+        {**model.state_dict(), "scaling.difference": torch.tensor(difference + 1)}
+    )
+    with pytest.raises(RunError):
+        export.check(content, other)

@@ -178,7 +178,7 @@ class Series:
         if start < 0:
             raise ConfigError(
                 f"data.period={self.settings.period:g}: {self.settings.source} begins less than "
-                "that before its first test target: set a shorter period"
+                "that before its first test target, so the value one period ago is not known"
             )
         return self.test(scale).from_one(values[start : start + size])
 
@@ -204,7 +204,7 @@ def open_series(settings: Data) -> Series:
         gaps=settings.gaps,
         encoding=settings.encoding,
     )
-    number, used_up = len(column.values), settings.difference + settings.window
+    number, used_up = len(column.values), settings.used_up
     needed = settings.train_size + settings.test_size + 2 * used_up
     if number < needed:
         n = settings.difference

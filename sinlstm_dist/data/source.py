@@ -7,7 +7,7 @@ import numpy as np
 
 from sinlstm_dist.config import SINE, Data
 from sinlstm_dist.data.reading import Column
-from sinlstm_dist.data.series import Scale, SeriesDataset, open_series
+from sinlstm_dist.data.series import Scale, Series, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
 from sinlstm_dist.words import counted
 
@@ -24,20 +24,31 @@ def describe_source(settings: Data) -> str:
     return source
 
 
-def datasets(settings: Data, scale: Scale | None = None) -> tuple[WindowDataset, WindowDataset]:
+def open_source(settings: Data) -> Series | None:
+    """The series from a file; None for the sine.
+
+    Raises:
+        ConfigError: the series cannot be used.
+    """
+    return None if settings.source == SINE else open_series(settings)
+
+
+def datasets(
+    settings: Data, series: Series | None, scale: Scale | None = None
+) -> tuple[WindowDataset, WindowDataset]:
     """Train and test windows.
 
     Those of the sine differ by phase and by stream of noise; those of a series follow each other in
     time.
 
     Args:
+        series: what `open_source` returns.
         scale: of a series; None for the scale of its train part.
 
     Raises:
-        ConfigError: the series cannot be used. The functions below raise it too.
+        ConfigError: the train part has no scale.
     """
-    if settings.source != SINE:
-        series = open_series(settings)
+    if series:
         scale = scale or series.fit()
         return series.train(scale), series.test(scale)
     make = functools.partial(
@@ -61,11 +72,15 @@ def last_values(test: WindowDataset) -> WindowDataset:
     return test.last_values() if isinstance(test, SeriesDataset) else test
 
 
-def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
-    """Windows of one value: the one observed a period before each test window's target."""
+def period_ago(settings: Data, series: Series | None, scale: Scale | None) -> WindowDataset:
+    """Windows of one value: the one observed a period before each test window's target.
+
+    Raises:
+        ConfigError: the series is too short for that.
+    """
     steps = max(1, round(settings.period))
-    if scale:
-        return open_series(settings).before_targets(scale, steps=steps)
+    if series and scale:
+        return series.before_targets(scale, steps=steps)
     return SineDataset(
         size=settings.test_size,
         window=1,
@@ -78,7 +93,7 @@ def period_ago(settings: Data, scale: Scale | None) -> WindowDataset:
 
 
 def continuation(
-    settings: Data, *, from_end: bool, steps: int
+    settings: Data, series: Series | None, *, from_end: bool, steps: int
 ) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
     """The values that a forecast reads, and the `steps` values that follow them, if known.
 
@@ -90,14 +105,13 @@ def continuation(
         user's units; only the known ones have noise. And the times of all of them and of the
         forecast, or () if the file has none.
     """
-    if settings.source == SINE:
-        _, test = datasets(settings.model_copy(update={"test_size": steps}))
+    if not series:
+        _, test = datasets(settings.model_copy(update={"test_size": steps}), None)
         return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy(), ()
-    series = open_series(settings)
-    values, length = series.column.values, settings.difference + settings.window
-    first, end = series.test_start, series.test_start + length
+    values = series.column.values
+    first, end = series.test_start, series.test_start + settings.used_up
     if from_end:
-        first, end = max(0, len(values) - max(length, steps)), len(values)
+        first, end = max(0, len(values) - max(settings.used_up, steps)), len(values)
     times = _times(series.column, first, end - first + steps)
     return values[first:end], values[end : end + steps], times
 

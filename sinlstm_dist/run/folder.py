@@ -83,12 +83,15 @@ class RunFolder:
         self._start, self._checkpoint = search.start()
         return asdict(self._start)
 
-    def begin(self, *, toml: str, arithmetic: Mapping[str, str]) -> None:
+    def begin(
+        self, *, toml: str, arithmetic: Mapping[str, str], data: Mapping[str, Any] | None = None
+    ) -> None:
         """Bring the files to the point that `find` has found.
 
         Args:
             toml: the configuration, as the folder keeps it.
             arithmetic: what decides the last bits of this start's results; recorded.
+            data: of a series from a file, a `DataRecord` as a JSON value; recorded.
         """
         folder = self._held()
         self._has_begun = self.is_open = True
@@ -105,6 +108,7 @@ class RunFolder:
         files.replace_synced(folder / CONFIG, self._toml)
         files.replace_synced(folder / METRICS, b"".join(map(_line, self._start.history)))
         start = {"step": self._start.step, "arithmetic": dict(arithmetic)}
+        start |= {"data": dict(data)} if data else {}
         files.append(folder / STARTS, _line(start))
 
     def loaded(self) -> Checkpoint:

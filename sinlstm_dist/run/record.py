@@ -60,12 +60,27 @@ class NoRun(ConfigError):
     """A folder that holds no run."""
 
 
+class DataRecord(BaseModel):
+    """What a run folder keeps about the series that the run is trained on.
+
+    Args:
+        values: of the file.
+        sha256: of those that the run uses.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    values: Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class _Start(BaseModel):
-    """A line of starts.jsonl."""
+    """A line of starts.jsonl; one of the sine or of an older version has no `data`."""
 
     model_config = ConfigDict(strict=True)
 
     step: Count
+    data: DataRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +157,7 @@ def read_run(path: Path) -> RunRecord:
         file = path / SUMMARY
         summary = read_summary(file)
         file = path / STARTS
-        steps = {_read_start(line) for line in whole_lines(file)}
+        steps = {start.step for start in _read_starts(file)}
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -186,9 +201,23 @@ def _summaries() -> TypeAdapter[Summary]:
     return TypeAdapter(Summary)
 
 
-def _read_start(line: bytes) -> int:
-    """The step in a line of starts.jsonl."""
-    return _Start.model_validate(files.parse_json(line)).step
+def read_data(path: Path) -> DataRecord | None:
+    """What the folder of a run, or of one of its checkpoints, keeps about the run's series.
+
+    Returns:
+        None if it keeps nothing, or has been taken out of its run's folder.
+    """
+    is_checkpoint = path.resolve().parent.name == CHECKPOINTS
+    folder = path.resolve().parent.parent if is_checkpoint else path
+    try:
+        starts = _read_starts(folder / STARTS)
+    except (OSError, ValueError):
+        return None
+    return starts[-1].data if starts else None
+
+
+def _read_starts(path: Path) -> list[_Start]:
+    return [_Start.model_validate(files.parse_json(line)) for line in whole_lines(path)]
 
 
 def whole_lines(path: Path) -> list[bytes]:
