@@ -106,23 +106,16 @@ COMMANDS = {
         "Forecast far ahead by a trained model's own predictions",
         {
             "path": _TRAINED,
+            "--output": {"metavar": "FILE", "help": "draw it, with truth or fan: .png, .svg or .pdf"},
+            "--csv": {"metavar": "FILE", "help": "write it, with truth or fan"},
             "--from": {
-                "dest": "start", "choices": ["end", "test"],
-                "help": "where to begin: at the end of the file, into the future (default for a "
-                "series), or at the first test window (default for the sine)",
+                "choices": ["end", "test"], "metavar": "WHERE", "dest": "start",
+                "help": "end: of the file, into the future (default for a series); test: the first "
+                "test window (default for the sine)",
             },
             "--steps": {
                 "type": int, "metavar": "N",
-                "help": "values to forecast (default: two cycles from the end, else ten)",
-            },
-            "--output": {
-                "metavar": "FILE",
-                "help": "draw the known values, the forecast, and its fan or the truth: .png, "
-                ".svg or .pdf",
-            },
-            "--csv": {
-                "metavar": "FILE",
-                "help": "write step, time, forecast, and the fan's bounds or the truth",
+                "help": "values to forecast (default: two cycles from the end, ten otherwise)",
             },
         },
         keys=_DATA_KEYS,

@@ -35,7 +35,7 @@ def roll_out(weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: i
     """
     layers = _layers(weights)
     num_gates = 4 * min(windows.shape[1], steps) * max(layer.size for layer in layers)  # a window's
-    at_once = max(1, IN_CACHE // num_gates)
+    at_once = max(1, IN_CACHE // max(1, num_gates))
     groups = [windows[i : i + at_once] for i in range(0, len(windows), at_once)]
     return np.concatenate([_roll_out(weights, layers, group, steps) for group in groups])
 

@@ -2,7 +2,9 @@
 
 import csv
 import re
+from pathlib import Path
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -41,10 +43,141 @@ def test_the_forecast_starts_from_the_first_test_window(trained_run, tmp_path, c
     assert printed.endswith(f"\nwritten: {file}\n")
 
 
-def test_tables_fit_80_columns(trained_run, capsys):
+@pytest.fixture(scope="module")
+def monthly(nursery, tmp_path_factory) -> Path:
+    """The folder of a short run on 100 months with a trend; to be read, not changed."""
+    folder = tmp_path_factory.mktemp("monthly")
+    steps = np.arange(100)
+    values = 1e6 + 300 * steps + 9000 * np.sin(2 * np.pi * steps / 12)
+    lines = [f"{1990 + i // 12}-{i % 12 + 1:02}-01 00:00:00,{v:.1f}\n" for i, v in enumerate(values)]
+    (folder / "a.csv").write_text("moment,load\n" + "".join(lines))
+    settings = {
+        "data.source": str(folder / "a.csv"), "data.column": "load", "data.time": "moment",
+        "data.window": 12, "data.train_size": 40, "data.test_size": 34, "data.period": 12,
+        "data.difference": 1, "train.epochs": 2, "output.dir": "run",
+    }  # fmt: skip
+    ended = nursery.run(launching.flags(settings), cwd=folder)
+    assert ended.codes == [0], ended.stderr
+    return folder / "run"
+
+
+def test_a_series_is_forecast_from_the_end_of_its_file(monthly, tmp_path, capsys):
+    file = tmp_path / "future.csv"
+    assert forecast.main([str(monthly), "--steps", "27", "--csv", str(file)]) == 0
+    rows = list(csv.DictReader(file.open()))
+    assert list(rows[0]) == [
+        "step", "time", "forecast", "lower_80", "lower_50", "upper_50", "upper_80"
+    ]  # fmt: skip
+    assert len(rows) == 27
+    assert rows[0]["time"] == "1998-05-01 00:00:00"
+    assert rows[26]["time"] == "2000-07-01 00:00:00"
+    assert [bool(row["lower_80"]) for row in rows] == [True] * 25 + [False] * 2
+    values = np.loadtxt(monthly.parent / "a.csv", delimiter=",", skiprows=1, usecols=1)
+    expected = Predictor.from_pretrained(monthly).forecast(values[-13:], 27)
+    np.testing.assert_allclose([float(row["forecast"]) for row in rows], expected, rtol=1e-8)
+    for row in rows[:25]:
+        bounds = [float(row[name]) for name in list(row)[3:]]
+        assert bounds == sorted(bounds)
+
+    printed = capsys.readouterr().out
+    assert "forecast  27 steps after the end of " in printed
+    assert "errors of 34 forecasts in the test part; none after step 25, where fewer" in printed
+    listed = re.findall(r"^ +(\d+)   (\d+-\d\d-01 00:00:00) ", printed, flags=re.MULTILINE)
+    assert [int(step) for step, _ in listed] == [*range(1, 13), 20, 27]
+    assert listed[-1][1] == rows[26]["time"]
+    assert printed.endswith(f"\nwritten: {file}\n")
+
+
+def test_a_series_is_forecast_from_its_first_test_window(monthly, tmp_path, capsys):
+    """With the truth and its times, also those after the end of the file; without a fan."""
+    file = tmp_path / "far.csv"
+    arguments = [str(monthly), "--from", "test", "--steps", "40", "--csv", str(file)]
+    assert forecast.main(arguments) == 0
+    rows = list(csv.DictReader(file.open()))
+    assert list(rows[0]) == ["step", "time", "forecast", "truth"]
+    text = (monthly.parent / "a.csv").read_text().splitlines()[-34:]
+    assert [f"{row['time']},{float(row['truth']):.1f}" for row in rows[:34]] == text
+    assert {row["truth"] for row in rows[34:]} == {""}
+    assert rows[39]["time"] == "1998-10-01 00:00:00"
+    assert "fan" not in capsys.readouterr().out
+
+
+def test_two_cycles_are_the_default_from_the_end(monthly, capsys):
+    assert forecast.main([str(monthly), "--from", "end"]) == 0
+    printed = capsys.readouterr().out
+    assert "24 steps after the end of " in printed
+    assert "2 cycles of 12 steps" in printed
+    assert forecast.main([str(monthly), "--from", "test"]) == 0
+    assert "120 steps from the first test window" in capsys.readouterr().out
+
+
+def test_errors_of_trained_windows_are_noted(monthly, capsys):
+    """They would make the fan too narrow."""
+    arguments = [str(monthly), "--data.train_size", "20", "--data.test_size", "50"]
+    assert forecast.main(arguments) == 0
+    assert "hold values that the run was trained on" in capsys.readouterr().out
+    few = [str(monthly), "--data.test_size", "9"]
+    assert forecast.main(few) == 0
+    assert "fan       none: the test part has only 9 forecasts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_the_terminal(columns, trained_run, monthly, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     assert forecast.main([str(trained_run), "--steps", "600"]) == 0
     assert evaluate.main([str(trained_run)]) == 0
-    assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 80
+    for command in (forecast, evaluate):
+        assert command.main([str(monthly)]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    facts = re.compile(r"(run|data|units|MASE|forecast|fan)  ")  # a file has them on one line
+    assert max(len(line) for line in lines if not facts.match(line)) <= 80
+
+
+def test_scores_by_horizon_are_shown_for_a_series(monthly, nursery, trained_run, capsys):
+    """The same on any number of processes, and by one of them."""
+    said = set()
+    for processes in (1, 2):
+        ended = nursery.run([str(monthly)], cwd=monthly, processes=processes, module="evaluate")
+        assert set(ended.codes) == {0}, ended.stderr
+        said.add(ended.stdout)
+    (printed,) = said
+    assert re.findall(r"^ +(\d+)   the model +(\d+) ", printed, flags=re.MULTILINE) == [
+        ("1", "34"), ("2", "33"), ("5", "30"), ("10", "25"), ("20", "15")
+    ]  # fmt: skip
+    assert printed.count("the last 12 steps again") == 1 + 5
+    assert evaluate.main([str(trained_run)]) == 0
+    assert "MASE" not in capsys.readouterr().out
+
+
+def test_a_forecast_in_python_has_the_form_of_what_is_given():
+    model = Predictor(scaled=True, difference=2)
+    window = np.arange(8.0)
+    alone = model.forecast(window, 5)
+    assert (alone.shape, alone.dtype) == ((5,), np.float64)
+    batch = torch.from_numpy(np.stack((window, window + 1))[..., None]).requires_grad_()
+    found = model.forecast(batch, 5)
+    assert (found.shape, found.dtype, found.requires_grad) == ((2, 5), torch.float64, False)
+    np.testing.assert_allclose(found, [alone, alone + 1], atol=1e-5)
+    assert Predictor().forecast(torch.zeros(4), 3).dtype == torch.float32
+    assert model.forecast(window.astype(np.int64), 5).tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize(
+    ("model", "window", "steps", "message"),
+    [
+        ({}, np.zeros((3, 4)), 2, r"has shape \(3, 4\): \(window,\) or \(batch, window, 1\)"),
+        ({}, np.zeros((3, 4, 2)), 2, r"has shape \(3, 4, 2\)"),
+        ({}, np.zeros(0), 2, r"has shape \(0,\)"),
+        ({"scaled": True, "difference": 4}, np.zeros(4), 2, r"\(window \+ 4,\) or"),
+        ({}, np.zeros(4), 0, "steps=0 from float64: 1 or more, from real numbers, are needed"),
+        ({}, np.array(["a"]), 1, "from real numbers"),
+        ({"input_size": 2}, np.zeros((1, 4, 2)), 1, "several features"),
+        ({"output_size": 2}, np.zeros(4), 1, "several features"),
+    ],
+)
+def test_a_wrong_window_in_python_is_named(model, window, steps, message):
+    with pytest.raises(ValueError, match=message):
+        Predictor(**model).forecast(window, steps)
 
 
 def test_a_checkpoint_and_other_data_will_do(trained_run, capsys):
@@ -121,6 +254,8 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         "far.png": [run, "--output", f"{absent}/far.png"],
         "'xyz' is not supported": [run, "--output", str(tmp_path / "far.xyz")],
         "--train.epochs": [run, "--train.epochs", "3"],
+        "the sine has no end": [run, "--from", "end"],
+        "invalid choice: 'middle'": [run, "--from", "middle"],
     }
 
     def check(expected: str, arguments: list[str]) -> None:

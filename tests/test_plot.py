@@ -318,6 +318,31 @@ def test_words_of_a_forecast_are_readable(trained_run, tmp_path, figures):
         check_readable(figure)
 
 
+@pytest.mark.parametrize("stamp", ["", "{}", "{}-01", "{}-01-31", "{}-01-31 13:00:00+02:00"])
+@pytest.mark.parametrize("steps", [1, 24, 300])
+def test_the_future_has_a_fan_and_times_that_are_readable(stamp, steps, tmp_path, figures):
+    random = np.random.default_rng(steps)
+    known, values = 1e5 + random.normal(size=24), 1e5 + random.normal(size=steps)
+    times = [stamp.format(1900 + i) for i in range(24 + steps)] if stamp else ()
+    fan = Fan(values[:20] + np.array([[-3], [-1], [2], [4]]), 30)
+    future = Forecast(known, values, np.empty(0), period=12.0, times=times, fan=fan)
+    forecast_picture(tmp_path / "a.png", future, quantity="load")
+    (figure,) = figures
+    check_readable(figure)
+    (axes,) = figure.axes
+    before, predicted, _ = axes.lines
+    assert before.get_xdata().tolist() == list(range(-23, 1))
+    assert predicted.get_xdata().tolist() == list(range(1, steps + 1))
+    labels = [text.get_text() for text in axes.legend_.get_texts()]
+    assert labels == ["known values", "forecast", "80 %", "50 %"]
+    shown = [axes.xaxis.get_major_formatter()(place) for place in axes.get_xticks()]
+    if stamp:
+        assert len([text for text in shown if text]) >= 2
+        assert axes.xaxis.get_major_formatter()(0) == times[23]
+    else:
+        assert axes.get_xlabel() == "time steps after the end of the file"
+
+
 def test_pictures_at_the_end_of_a_run_change_nothing_else(trained_run, tmp_path, nursery):
     settings = {**launching.SMALL, "output.dir": "run", "output.plots": "true"}
     ended = nursery.run(launching.flags(settings), cwd=tmp_path, processes=2)

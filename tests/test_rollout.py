@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sinlstm_dist import rollout
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.rollout import by_cycle, roll_out
 
@@ -23,7 +24,7 @@ def test_each_value_is_what_the_model_says_of_the_window_before_it(window, hidde
     with torch.no_grad():
         model.output_layer.weight *= 4  # so that the values move
     seed = np.sin(np.arange(window, dtype=np.float32))
-    found = roll_out(weights_of(model), seed, steps=130)
+    (found,) = roll_out(weights_of(model), seed[None], steps=130)
     assert found.shape == (130,)
     values = torch.from_numpy(np.concatenate((seed, found)))
     windows = values.unfold(0, window, 1)[:130, :, None]
@@ -34,9 +35,49 @@ def test_each_value_is_what_the_model_says_of_the_window_before_it(window, hidde
 
 
 def test_a_seed_window_is_not_changed():
-    seed = np.zeros(5, np.float32)
+    seed = np.zeros((1, 5), np.float32)
     roll_out(weights_of(Predictor()), seed, steps=9)
     assert not seed.any()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 8, 60])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_many_windows_are_forecast_as_each_alone(steps, layers, monkeypatch):
+    """Fewer steps than the window has values, as many, and more; in groups, the last smaller."""
+    torch.manual_seed(steps)
+    weights = weights_of(Predictor(hidden_size=6, num_layers=layers))
+    windows = np.random.default_rng(0).normal(size=(23, 7)).astype(np.float32)
+    alone = np.concatenate([roll_out(weights, window[None], steps=steps) for window in windows])
+    whole = roll_out(weights, windows, steps=steps)
+    monkeypatch.setattr(rollout, "IN_CACHE", 5 * 4 * 6 * min(7, steps))
+    for found in (whole, roll_out(weights, windows, steps=steps)):
+        np.testing.assert_allclose(found, alone, atol=1e-6, rtol=0)  # rounding of float32
+    assert len(np.unique(alone[:, 0])) == 23
+
+
+def test_a_short_forecast_is_the_beginning_of_a_long_one():
+    """Though it keeps fewer states: not a bit may depend on that."""
+    weights, seed = weights_of(Predictor()), np.sin(np.arange(50, dtype=np.float32))[None]
+    long = roll_out(weights, seed, steps=200)
+    for steps in (1, 10, 49, 50, 51):
+        assert roll_out(weights, seed, steps=steps).tolist() == long[:, :steps].tolist()
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_series_continues_in_its_units_as_predict_does(n):
+    """Step by step with the model's own `predict`, in float64 and with a large mean."""
+    torch.manual_seed(n)
+    model = Predictor(scaled=True, difference=n)
+    model.scaling.set(3.0 if n else 1e6, 40.0)
+    with torch.no_grad():
+        model.output_layer.weight *= 4
+    windows = 1e6 + 40 * np.random.default_rng(1).normal(size=(3, 9 + n))
+    found = model.forecast(windows[..., None], 20)
+    assert (found.shape, found.dtype) == ((3, 20), np.float64)
+    for step in range(20):
+        (expected,) = model.predict(windows[..., None]).T
+        np.testing.assert_allclose(found[:, step], expected, atol=1e-3, rtol=0)
+        windows = np.concatenate((windows[:, 1:], expected[:, None]), axis=1)
 
 
 @pytest.mark.parametrize("period", [60.0, 59.5, 4.0, 60.3])
