@@ -17,12 +17,16 @@ def counted(number: float, noun: str, form: str = ",") -> str:
     return f"{text} {noun if text == '1' else plural}"
 
 
-def first_of(things: Sequence[str], most: int = 3) -> str:
+def first_of(things: Sequence[str], most: int = 3, *, total: int | None = None) -> str:
     """The first things of a list that may be long.
 
     >>> first_of(["a", "b", "c", "d"]), first_of(["a", "b", "c", "d", "e"])
     ('a, b, c, d', 'a, b, c, and 2 more')
+
+    Args:
+        total: how many things there are, if the list has only the first `most + 1` of them.
     """
-    if len(things) <= most + 1:  # "1 more" would be no shorter
+    total = len(things) if total is None else total
+    if total <= most + 1:  # "1 more" would be no shorter
         return ", ".join(things)
-    return f"{', '.join(things[:most])}, and {len(things) - most} more"
+    return f"{', '.join(things[:most])}, and {total - most} more"

@@ -1,18 +1,29 @@
-"""One column of a file: its values, oldest first, and their times."""
+"""One column of a file: its values, oldest first, and their times.
 
-import csv
-import math
-from collections.abc import Sequence
+A reader that is not sure refuses: the error says what it found, and the keys that decide.
+"""
+
+import lzma
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from sinlstm_dist.data.times import Times
+from sinlstm_dist.data.cells import NUMBER, refuse, to_numbers
+from sinlstm_dist.data.dates import DAY, Writer, is_date, to_dates
+from sinlstm_dist.data.table import ArrayTable, Cells, FrameTable, Table, TextTable
+from sinlstm_dist.data.text import OPENERS, read_text
+from sinlstm_dist.data.times import NONE, Times, put_in_order
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.words import first_of
 
-DELIMITERS = ",;\t"
-TEXT, BINARY = (".csv", ".tsv", ".txt"), ".npy"
+TEXT, ARRAY, FRAME = (".csv", ".tsv", ".txt"), ".npy", ".parquet"
+OF_TIMES = {"time", "date", "datetime", "timestamp", "year"}  # names of columns of numbers
+OF_INDEX = {"", "Unnamed: 0"}  # names that pandas and R give
+LISTED = 10  # names in a message
 
 
 @dataclass(frozen=True)
@@ -62,96 +73,163 @@ def read_column(
     gaps: str = "refuse",
     encoding: str = "utf-8",
 ) -> Column:
-    """Read one column of a file.
+    """Read one column of a file, oldest first.
 
     Args:
-        path: .csv, .tsv or .txt with one line per time step, or .npy of one or two dimensions.
-        column: its name, or its number from 1 where columns have no names; "" for the only one.
-            A first line in which all cells are words, or one is `column`, holds names.
+        path: .csv, .tsv or .txt with one line per time step, also packed as .gz, .bz2 or .xz; .npy
+            of one or two dimensions; .parquet.
+        column: its name, or its number from 1 where columns have no names; "" for the only column
+            of numbers, an index and the times not counted.
+        time: the column of times, named likewise; "" for the one that holds dates, or numbers and
+            has the name of times; "none" for no times.
+        gaps: "refuse" or "allow" missing times and uneven steps.
+        encoding: of a text file.
 
     Raises:
-        ConfigError: names the file, and the row that cannot be used.
+        ConfigError: names the file, what was found in it, and the keys that decide.
+        MissingPackage: only pandas can read the file, and it is not installed.
     """
     path = Path(path)
+    where = f"data.source={path}"
     try:
-        if path.suffix.lower() in TEXT:
-            values = _read_text(path, column)
-        elif path.suffix.lower() == BINARY:
-            values = _read_binary(path, column)
-        else:
-            raise ConfigError(
-                f'data.source={path}: use "sine", or a file that ends in '
-                f"{', '.join((*TEXT, BINARY))}"
-            )
+        table = _open(path, where=where, encoding=encoding, column=column)
+        return _read(table, where, column=column, time=time, gaps=gaps)
     except OSError as error:
-        raise ConfigError(f"data.source={path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error, ValueError, EOFError) as error:
-        raise ConfigError(f"data.source={path}: cannot be read: {error}") from error
-    return Column(column, values, None, "")
+        reason = error.strerror or error
+        raise ConfigError(f"{where}: cannot be read: {reason}") from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ConfigError(f"{where}: cannot be unpacked: {error}") from error
 
 
-def _read_text(path: Path, column: str) -> np.ndarray:
-    rows = _rows(path)
-    if not rows:
-        raise ConfigError(f"data.source={path}: holds no values")
-    _, first = rows[0]
-    numbers = [str(number) for number in range(1, len(first) + 1)]
-    is_named = column in first and column not in numbers  # a year, for instance
-    has_names = is_named or not any(_is_number(cell) for cell in first)
-    index = _choose(first if has_names else numbers, column, path)
-    cells = [(line, row[index] if index < len(row) else "") for line, row in rows[has_names:]]
-    return np.array([_number(cell, f"{path}, row {line}") for line, cell in cells])
+def _open(path: Path, *, where: str, encoding: str, column: str) -> Table:
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower() if suffix in OPENERS else suffix
+    if inner in TEXT:
+        text = read_text(path, where=where, encoding=encoding, column=column)
+        return TextTable(text, column)
+    if suffix == ARRAY:
+        return ArrayTable(path, where=where)
+    if suffix == FRAME:
+        return FrameTable(path, where=where)
+    raise ConfigError(
+        f'{where}: use "sine", or a file that ends in {", ".join((*TEXT, ARRAY, FRAME))}; text may '
+        f"also be packed: {', '.join(OPENERS)}"
+    )
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Number, from 1, and cells of each line, without the lines at the top that begin with #."""
-    lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    lines = lines[comments:]
-    delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    return [(comments + reader.line_num, [cell.strip() for cell in row]) for row in reader]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _choose(names: Sequence[str], column: str, path: Path) -> int:
-    if column in names:
-        return names.index(column)
-    if not column and len(names) == 1:
-        return 0
-    wrong = f"has no column {column}" if column else "has several columns"
-    raise ConfigError(f"data.source={path}: {wrong}: set data.column to one of {', '.join(names)}")
-
-
-def _number(cell: str, where: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        what = f'"{cell}" is not a number' if cell else "the value is missing"
-        raise ConfigError(f"data.source={where}: {what}") from None
-    if not math.isfinite(value):
-        raise ConfigError(f"data.source={where}: {cell} is not a number to learn from")
-    return value
-
-
-def _read_binary(path: Path, column: str) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)
-    if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
-        raise ConfigError(
-            f"data.source={path}: holds {array.dtype} of shape {array.shape}: numbers of one "
-            "dimension, or of two (time steps, columns), are needed"
+def _read(table: Table, where: str, *, column: str, time: str, gaps: str) -> Column:
+    index = _find(table, column, key="data.column", where=where) if column else None
+    times_index = _find_times(table, time, index, where=where)
+    if index is None:
+        index = _only_numbers(table, times_index, where=where)
+    indices = [index] if times_index is None else [index, times_index]
+    cells, *others = table.columns(indices)
+    if not len(cells):
+        raise ConfigError(f"{where}: holds no values")
+    names = [f"{where}: column {table.names[i] or i + 1}" for i in indices]
+    values, has_commas = _numbers(cells, names[0], table.place)
+    notes = ["decimal commas"] if has_commas else []
+    times = None
+    for of_times in others:
+        stamps, write = _stamps(of_times, names[1], table.place)
+        times, is_backwards = put_in_order(
+            stamps, write, gaps=gaps, what=names[1], place=table.place
         )
-    columns = array.reshape(len(array), -1)
-    names = [str(number) for number in range(1, columns.shape[1] + 1)]
-    values = columns[:, _choose(names, column, path)].astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
-        _number(str(values[wrong[0]]), f"{path}, row {wrong[0] + 1}")  # raises
-    return values
+        if is_backwards:
+            values = values[::-1].copy()
+            notes.append("newest first in the file: read backwards")
+    name = table.names[index] if table.is_named else ""
+    return Column(name, values, times, ", ".join(notes))
+
+
+def _find(table: Table, name: str, *, key: str, where: str) -> int:
+    """The column that has this name."""
+    found = [index for index, known in enumerate(table.names) if known == name]
+    if len(found) > 1:
+        raise ConfigError(
+            f"{where}: {len(found)} columns have the name {name}: give each a name of its own"
+        )
+    if not found:
+        raise ConfigError(f"{where}: has no column {name}: set {key} to one of {_list(table)}")
+    return found[0]
+
+
+def _list(table: Table, indices: Sequence[int] | None = None) -> str:
+    names = [name or '""' for name in table.names]
+    return first_of(names if indices is None else [names[i] for i in indices], LISTED)
+
+
+def _find_times(table: Table, time: str, column: int | None, *, where: str) -> int | None:
+    """The column of times, if there is one: never the column of values."""
+    if time == NONE:
+        return None
+    if time:
+        found = [_find(table, time, key="data.time", where=where)]
+        if found[0] == column:
+            raise ConfigError(f"{where}: data.column and data.time are the same column, {time}")
+        return found[0]
+    others = [index for index in range(len(table.names)) if index != column]
+    found = [index for index in others if is_date(table.first[index])]
+    if not found and table.is_named:
+        numbers = [i for i in others if NUMBER.fullmatch(table.first[i])]
+        found = [index for index in numbers if table.names[index].lower() in OF_TIMES]
+    if len(found) > 1:
+        raise ConfigError(
+            f"{where}: {len(found)} columns may hold the times: set data.time to one of "
+            f"{_list(table, found)}, or to {NONE}"
+        )
+    return found[0] if found else None
+
+
+def _only_numbers(table: Table, times: int | None, *, where: str) -> int:
+    """The only column that can be meant: not the times, not an index."""
+    names = table.names
+    numbers = [index for index in table.with_numbers() if index != times]
+    left = [index for index in numbers if index or len(names) == 1 or not _is_index(table)]
+    if len(left) == 1:
+        return left[0]
+    if left:
+        what, choice = f"has {len(left)} columns of numbers", _list(table, left)
+    else:
+        what, choice = "has no column of numbers beside times and an index", _list(table)
+    raise ConfigError(f"{where}: {what}: set data.column to one of {choice}")
+
+
+def _is_index(table: Table) -> bool:
+    """Whether the first column only numbers the rows."""
+    if table.is_named and table.names[0] in OF_INDEX:
+        return True
+    (cells,) = table.columns([0])
+    if not isinstance(cells, list):
+        return any(np.array_equal(cells, np.arange(len(cells)) + start) for start in (0, 1))
+    start = cells[0] if cells else ""
+    return start in ("0", "1") and all(
+        cell == str(number) for number, cell in enumerate(cells, int(start))
+    )
+
+
+def _numbers(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, bool]:
+    if isinstance(cells, list):
+        return to_numbers(cells, what=what, place=place)
+    if cells.dtype.kind == "M":
+        raise ConfigError(f"{what} holds times, not numbers")
+    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, place)
+    return cells, False
+
+
+def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, Writer]:
+    """The times of a column: numbers, or dates."""
+    if not isinstance(cells, list) and cells.dtype.kind == "M":
+        cells = [str(cell) for cell in np.datetime_as_string(cells, "auto")]
+    if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
+        return to_dates(cells, what=what, place=place)
+    if isinstance(cells, list) and all(map(DAY.fullmatch, cells)):
+        return to_dates(cells, what=what, place=place)
+    stamps, _ = _numbers(cells, what, place)
+    shown = cells if isinstance(cells, list) else [f"{stamp:.12g}" for stamp in stamps]
+    decimals = max(len(cell.partition(".")[2]) for cell in shown)
+    return stamps, partial(_write_number, decimals=decimals)
+
+
+def _write_number(value: float, *, decimals: int) -> str:
+    return f"{value:.{decimals}f}"

@@ -1,0 +1,217 @@
+"""What a file holds, as columns with names: text, an array of numpy, or a table of pandas."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sinlstm_dist.data.cells import is_number
+from sinlstm_dist.data.dates import is_date
+from sinlstm_dist.data.text import Text
+from sinlstm_dist.errors import ConfigError, MissingPackage
+from sinlstm_dist.words import first_of
+
+Cells = list[str] | np.ndarray  # of one column: text, or what is no text any more
+MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "."}
+
+
+class Table(Protocol):
+    """The columns of a file.
+
+    Args:
+        names: of the columns; their numbers from 1 where the file has no names.
+        is_named: whether the file has names.
+        first: the first cell of each column, "" where that is no text and no number.
+    """
+
+    names: list[str]
+    is_named: bool
+    first: list[str]
+
+    def columns(self, indices: Sequence[int]) -> list[Cells]:
+        """The cells of some columns."""
+
+    def with_numbers(self) -> list[int]:
+        """The columns that hold a number, if only in one row."""
+
+    def place(self, index: int) -> str:
+        """Where in the file the cells of an index are, such as "line 3"."""
+
+
+class TextTable:
+    """A text file as a table.
+
+    Args:
+        text: the file.
+        column: the column that the user asks for, which may be a name or a number; "" for none.
+
+    Raises:
+        ConfigError: the first line may hold names, and may hold values.
+    """
+
+    def __init__(self, text: Text, column: str) -> None:
+        first, *others = text.head()
+        self._text = text
+        self.is_named = _has_names(first, others[0] if others else [], column, text.where)
+        self.names = first if self.is_named else _numbers(len(first))
+        self.first = (others[0] if others else []) if self.is_named else first
+
+    def columns(self, indices: Sequence[int]) -> list[Cells]:
+        """The cells of some columns."""
+        return [*self._text.columns(indices, self.is_named)]
+
+    def with_numbers(self) -> list[int]:
+        """The columns that hold a number, if only in one row."""
+        found: set[int] = set()
+        for rows in self._text.chunks(self.is_named):
+            left = [index for index in range(len(self.names)) if index not in found]
+            found |= {i for i in left if any(is_number(row[i].strip()) for row in rows)}
+        return sorted(found)
+
+    def place(self, index: int) -> str:
+        """Where in the file the cells of an index are."""
+        return f"line {self._text.line(index + self.is_named)}"
+
+
+class ArrayTable:
+    """An .npy file as a table.
+
+    Args:
+        path: of the file.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: the file holds no numbers of one or two dimensions.
+    """
+
+    is_named = False
+
+    def __init__(self, path: Path, *, where: str) -> None:
+        try:
+            array = np.lib.format.open_memmap(path, mode="r")  # reads the asked column alone
+        except (ValueError, EOFError) as error:
+            raise ConfigError(
+                f"{where}: cannot be read: it is no .npy array of numbers, as np.save writes them"
+            ) from error
+        if array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
+            raise ConfigError(
+                f"{where}: holds {array.dtype} of shape {array.shape}: numbers of one dimension, "
+                "or of two (time steps, columns), are needed"
+            )
+        self._array = array.reshape(len(array), -1)
+        self.names = _numbers(self._array.shape[1])
+        self.first = [""] * len(self.names)
+
+    def columns(self, indices: Sequence[int]) -> list[Cells]:
+        """The numbers of some columns."""
+        return [self._array[:, index].astype(np.float64) for index in indices]
+
+    def with_numbers(self) -> list[int]:
+        """All columns."""
+        return list(range(len(self.names)))
+
+    def place(self, index: int) -> str:
+        """Where in the file the numbers of an index are."""
+        return f"row {index + 1}"
+
+
+class FrameTable:
+    """A .parquet file as a table; pandas reads it.
+
+    Args:
+        path: of the file.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        MissingPackage: pandas or pyarrow is not installed.
+    """
+
+    is_named = True
+
+    def __init__(self, path: Path, *, where: str) -> None:
+        try:
+            import pandas
+            import pyarrow  # noqa: F401  pandas asks for it late
+        except ImportError as error:
+            name = error.name or "pandas"
+            raise MissingPackage(where, package=name, install="sinlstm-dist[series]") from error
+        try:
+            frame = pandas.read_parquet(path)
+        except (ValueError, KeyError) as error:  # pyarrow's errors are such
+            raise ConfigError(f"{where}: cannot be read: {error}") from error
+        is_counting = isinstance(frame.index, pandas.RangeIndex)
+        self._frame = frame if is_counting else frame.reset_index()
+        self.names = [str(name) for name in self._frame.columns]
+        self.first = [self._cell(index) for index in range(len(self.names))]
+
+    def columns(self, indices: Sequence[int]) -> list[Cells]:
+        """Numbers and times as arrays, other cells as text."""
+        return [self._column(index) for index in indices]
+
+    def with_numbers(self) -> list[int]:
+        """The columns of numbers."""
+        return [i for i in range(len(self.names)) if self._frame.dtypes.iloc[i].kind in "fiu"]
+
+    def place(self, index: int) -> str:
+        """Where in the file the cells of an index are."""
+        return f"row {index + 1}"
+
+    def _column(self, index: int) -> Cells:
+        series = self._frame.iloc[:, index]
+        kind = series.dtype.kind
+        if kind in "fiu":
+            return series.to_numpy(np.float64, na_value=np.nan)
+        if kind == "M":
+            zoned = getattr(series.dt, "tz", None) is not None
+            return (series.dt.tz_convert(None) if zoned else series).to_numpy()
+        return [
+            "" if cell is None else str(cell)
+            for cell in series.astype(object).where(series.notna(), None)
+        ]
+
+    def _cell(self, index: int) -> str:
+        return str(self._frame.iloc[0, index]) if len(self._frame) else ""
+
+
+def _numbers(width: int) -> list[str]:
+    return [str(number) for number in range(1, width + 1)]
+
+
+def _is_value(cell: str) -> bool:
+    """Whether a cell looks like a value or a time, and so less like a name."""
+    has_digit, has_letter = re.search("[0-9]", cell), any(map(str.isalpha, cell))
+    return bool(has_digit and not has_letter) or is_number(cell) or is_date(cell)
+
+
+def _has_names(first: list[str], second: list[str], column: str, where: str) -> bool:
+    """Whether the first line holds the columns' names.
+
+    Raises:
+        ConfigError: that is not certain.
+    """
+    counting, numbers = [str(index) for index in range(len(first))], _numbers(len(first))
+    words = [index for index, cell in enumerate(first) if not _is_value(cell)]
+    if len(words) == len(first) or (len(first) > 1 and first == ["", *counting[:-1]]):
+        return True  # the latter is how pandas writes an index, and columns that it has numbered
+    below = second + [""] * (len(first) - len(second))
+    if any(_is_value(below[i]) and first[i].lower() not in MISSING for i in words):
+        return True
+    if column in first and column not in numbers:
+        return True
+    if first == ["0"] and column == "1":
+        return False
+    if (
+        first != counting
+        and (not column or column not in first)
+        and all(first[i] == below[i] != "" for i in words)
+    ):
+        return False  # no words, or such as the next line repeats
+    advice = "put a line of names above it, or words in place of its numbers"
+    if first == ["0"]:
+        advice = "set data.column=0 if it is a name, data.column=1 if it is a value"
+    raise ConfigError(
+        f"{where}: the first line, {first_of(first)}, may hold names or values: {advice}"
+    )
