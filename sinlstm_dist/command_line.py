@@ -106,7 +106,7 @@ COMMANDS = {
         "Forecast far ahead by a trained model's own predictions",
         {
             "path": _TRAINED,
-            "--output": {"metavar": "FILE", "help": "draw it, with truth or fan: .png, .svg or .pdf"},
+            "--output": {"metavar": "FILE", "help": "draw it, with truth or fan: .png, .svg, .pdf"},
             "--csv": {"metavar": "FILE", "help": "write it, with truth or fan"},
             "--from": {
                 "choices": ["end", "test"], "metavar": "WHERE", "dest": "start",

@@ -49,7 +49,9 @@ def monthly(nursery, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("monthly")
     steps = np.arange(100)
     values = 1e6 + 300 * steps + 9000 * np.sin(2 * np.pi * steps / 12)
-    lines = [f"{1990 + i // 12}-{i % 12 + 1:02}-01 00:00:00,{v:.1f}\n" for i, v in enumerate(values)]
+    lines = [
+        f"{1990 + i // 12}-{i % 12 + 1:02}-01 00:00:00,{v:.1f}\n" for i, v in enumerate(values)
+    ]
     (folder / "a.csv").write_text("moment,load\n" + "".join(lines))
     settings = {
         "data.source": str(folder / "a.csv"), "data.column": "load", "data.time": "moment",
@@ -64,7 +66,7 @@ def monthly(nursery, tmp_path_factory) -> Path:
 def test_a_series_is_forecast_from_the_end_of_its_file(monthly, tmp_path, capsys):
     file = tmp_path / "future.csv"
     assert forecast.main([str(monthly), "--steps", "27", "--csv", str(file)]) == 0
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     assert list(rows[0]) == [
         "step", "time", "forecast", "lower_80", "lower_50", "upper_50", "upper_80"
     ]  # fmt: skip
@@ -93,7 +95,7 @@ def test_a_series_is_forecast_from_its_first_test_window(monthly, tmp_path, caps
     file = tmp_path / "far.csv"
     arguments = [str(monthly), "--from", "test", "--steps", "40", "--csv", str(file)]
     assert forecast.main(arguments) == 0
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     assert list(rows[0]) == ["step", "time", "forecast", "truth"]
     text = (monthly.parent / "a.csv").read_text().splitlines()[-34:]
     assert [f"{row['time']},{float(row['truth']):.1f}" for row in rows[:34]] == text

@@ -20,9 +20,11 @@ from sinlstm_dist import forecast, plot, train
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.gallery import Pictures, windows_to_draw
+from sinlstm_dist.horizons import Fan
+from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen import pictures
 from sinlstm_dist.screen.curves import Curve, curves_picture
-from sinlstm_dist.screen.pictures import BLUE, COLORS, GREEN, RED, tint
+from sinlstm_dist.screen.pictures import BLUE, COLORS, GREEN, RED, forecast_picture, tint
 
 
 @pytest.fixture
