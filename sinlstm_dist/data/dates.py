@@ -28,6 +28,7 @@ DAYS = [
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 FORMS = [day + clock for day in DAYS for clock in CLOCKS]
 LONGEST = 40  # characters of a date
+CHUNK = 1000  # cells at a time
 
 
 def is_date(cell: str) -> bool:
@@ -90,7 +91,9 @@ def _zeros(text: str) -> str:
 
 def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     form = _iso(cells[0])
-    shapes = set(_zeros("\n".join(cells)).split("\n"))
+    shapes = set[str]()
+    for start in range(0, len(cells), CHUNK):
+        shapes.update(_zeros("\n".join(cells[start : start + CHUNK])).split("\n"))
     if {_iso(shape) for shape in shapes} != {form}:
         raise _NoDate(lambda cell: _iso(cell) == form)
     match = next(filter(None, map(SHAPE.fullmatch, sorted(shapes, key=len, reverse=True))))

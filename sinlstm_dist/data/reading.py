@@ -184,7 +184,7 @@ def _find_times(table: Table, time: str, column: int | None, *, where: str) -> i
 def _only_numbers(table: Table, times: int | None, *, where: str) -> int:
     """The only column that can be meant: not the times, not an index."""
     names = table.names
-    numbers = [index for index in table.with_numbers() if index != times]
+    numbers = table.with_numbers([index for index in range(len(names)) if index != times])
     left = [index for index in numbers if index or len(names) == 1 or not _is_index(table)]
     if len(left) == 1:
         return left[0]

@@ -33,8 +33,8 @@ class Table(Protocol):
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
 
-    def with_numbers(self) -> list[int]:
-        """The columns that hold a number, if only in one row."""
+    def with_numbers(self, indices: Sequence[int]) -> list[int]:
+        """Those of these columns that hold a number, if only in one row."""
 
     def place(self, index: int) -> str:
         """Where in the file the cells of an index are, such as "line 3"."""
@@ -53,22 +53,24 @@ class TextTable:
 
     def __init__(self, text: Text, column: str) -> None:
         first, *others = text.head()
+        second = (others[0] if others else []) + [""] * len(first)
         self._text = text
-        self.is_named = _has_names(first, others[0] if others else [], column, text.where)
+        self.is_named = _has_names(first, second, column, text.where)
         self.names = first if self.is_named else _numbers(len(first))
-        self.first = (others[0] if others else []) if self.is_named else first
+        self.first = second if self.is_named else first
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
         return [*self._text.columns(indices, self.is_named)]
 
-    def with_numbers(self) -> list[int]:
-        """The columns that hold a number, if only in one row."""
-        found: set[int] = set()
-        for rows in self._text.chunks(self.is_named):
-            left = [index for index in range(len(self.names)) if index not in found]
-            found |= {i for i in left if any(is_number(row[i].strip()) for row in rows)}
-        return sorted(found)
+    def with_numbers(self, indices: Sequence[int]) -> list[int]:
+        """Those of these columns that hold a number, if only in one row."""
+        left = list(indices)
+        for rows in self._text.chunks(self.is_named) if left else ():
+            left = [i for i in left if not any(is_number(row[i].strip()) for row in rows)]
+            if not left:
+                break
+        return [index for index in indices if index not in left]
 
     def place(self, index: int) -> str:
         """Where in the file the cells of an index are."""
@@ -108,9 +110,9 @@ class ArrayTable:
         """The numbers of some columns."""
         return [self._array[:, index].astype(np.float64) for index in indices]
 
-    def with_numbers(self) -> list[int]:
-        """All columns."""
-        return list(range(len(self.names)))
+    def with_numbers(self, indices: Sequence[int]) -> list[int]:
+        """All of them."""
+        return list(indices)
 
     def place(self, index: int) -> str:
         """Where in the file the numbers of an index are."""
@@ -151,9 +153,9 @@ class FrameTable:
         """Numbers and times as arrays, other cells as text."""
         return [self._column(index) for index in indices]
 
-    def with_numbers(self) -> list[int]:
-        """The columns of numbers."""
-        return [i for i in range(len(self.names)) if self._frame.dtypes.iloc[i].kind in "fiu"]
+    def with_numbers(self, indices: Sequence[int]) -> list[int]:
+        """Those of these columns that hold numbers."""
+        return [index for index in indices if self._frame.dtypes.iloc[index].kind in "fiu"]
 
     def place(self, index: int) -> str:
         """Where in the file the cells of an index are."""
@@ -196,8 +198,7 @@ def _has_names(first: list[str], second: list[str], column: str, where: str) -> 
     words = [index for index, cell in enumerate(first) if not _is_value(cell)]
     if len(words) == len(first) or (len(first) > 1 and first == ["", *counting[:-1]]):
         return True  # the latter is how pandas writes an index, and columns that it has numbered
-    below = second + [""] * (len(first) - len(second))
-    if any(_is_value(below[i]) and first[i].lower() not in MISSING for i in words):
+    if any(_is_value(second[i]) and first[i].lower() not in MISSING for i in words):
         return True
     if column in first and column not in numbers:
         return True
@@ -206,7 +207,7 @@ def _has_names(first: list[str], second: list[str], column: str, where: str) -> 
     if (
         first != counting
         and (not column or column not in first)
-        and all(first[i] == below[i] != "" for i in words)
+        and all(first[i] == second[i] != "" for i in words)
     ):
         return False  # no words, or such as the next line repeats
     advice = "put a line of names above it, or words in place of its numbers"

@@ -19,7 +19,7 @@ OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 BLANKS = " "  # separate cells where no other separator is in the file's first lines
 ADVICE = 'a first line "sep=;" names the separator that is meant'
-CHUNK = 20_000  # records
+CHUNK = 500  # records at a time; 20,000 take three times as long (2026-11-26)
 
 
 @dataclass(frozen=True)
