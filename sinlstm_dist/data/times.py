@@ -145,7 +145,8 @@ def _with_step(stamps: np.ndarray, write: Writer) -> tuple[Times, np.ndarray]:
 def _differences(stamps: np.ndarray) -> tuple[np.ndarray, bool]:
     """Between neighbours, in months where a calendar counts; and whether from their ends."""
     plain = np.diff(stamps)
-    if stamps.dtype.kind == "M" and (plain >= SHORTEST_MONTH).all():
+    is_by_day = stamps.dtype.kind == "M" and not _is_calendar(plain[0])
+    if is_by_day and (plain >= SHORTEST_MONTH).all():
         for month_end in (False, True):
             months = stamps.astype("datetime64[M]") + month_end
             rest = stamps - months.astype(stamps.dtype)
