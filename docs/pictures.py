@@ -110,7 +110,8 @@ PICTURES = {
     "windows.png": functools.partial(draw, "plot data --data.noise 0.05"),
     "curves.png": functools.partial(draw, "plot RUNS/default RUNS/noisy RUNS/faster"),
     "forecast.png": functools.partial(draw, "forecast RUNS/article --steps 600"),
-    "sunspots.png": functools.partial(draw, "forecast RUNS/sunspots --steps 53"),
+    "sunspots.png": functools.partial(draw, "forecast RUNS/sunspots --from test --steps 53"),
+    "future.png": functools.partial(draw, "forecast RUNS/sunspots"),
     "out-of-step.png": draw_out_of_step,
 }
 
