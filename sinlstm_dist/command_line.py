@@ -106,14 +106,24 @@ COMMANDS = {
         "Forecast far ahead by a trained model's own predictions",
         {
             "path": _TRAINED,
+            "--from": {
+                "dest": "start", "choices": ["end", "test"],
+                "help": "where to begin: at the end of the file, into the future (default for a "
+                "series), or at the first test window (default for the sine)",
+            },
             "--steps": {
-                "type": int, "metavar": "N", "help": "values to forecast (default: ten cycles)"
+                "type": int, "metavar": "N",
+                "help": "values to forecast (default: two cycles from the end, else ten)",
             },
             "--output": {
                 "metavar": "FILE",
-                "help": "draw truth, seed window and forecast: .png, .svg or .pdf",
+                "help": "draw the known values, the forecast, and its fan or the truth: .png, "
+                ".svg or .pdf",
             },
-            "--csv": {"metavar": "FILE", "help": "write step, forecast and truth"},
+            "--csv": {
+                "metavar": "FILE",
+                "help": "write step, time, forecast, and the fan's bounds or the truth",
+            },
         },
         keys=_DATA_KEYS,
     ),

@@ -24,6 +24,7 @@ from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import Config, override
 from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.horizons import HORIZONS, MODEL, Backtest
 from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import PieceRows
@@ -132,6 +133,21 @@ def by_position(evaluation: Evaluation) -> list[dict[str, str]]:
     ]
 
 
+def by_horizon(backtest: Backtest) -> list[dict[str, str]]:
+    """Rows of the table of forecasts several steps ahead; empty if too few end in the test part."""
+    return [
+        {
+            "steps\nahead": f"{score.horizon:,}" if score.prediction == MODEL else "",
+            "forecast": score.prediction,
+            "forecasts": f"{score.num_forecasts:,}" if score.prediction == MODEL else "",
+            "MAE": f"{score.mae:.4f}",
+            "RMSE": f"{score.rmse:.4f}",
+            "MASE": f"{score.mase:.3f}",
+        }
+        for score in backtest.scores()
+    ]
+
+
 def _ratio(model: float, baseline: float) -> str:
     ratio = model / baseline if baseline else math.inf
     return f"{ratio:.2f}" if ratio < 1000 else "over 1000"
@@ -186,14 +202,21 @@ def _show_task(path: Path, config: Config, totals: Totals) -> None:
 
 
 def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
-    show_facts(facts(path, trained))
+    backtest = trained.backtest(steps=HORIZONS[-1]) if trained.scale else None
+    shown = facts(path, trained)
+    if backtest:
+        shown["MASE"] = (
+            f"MAE relative to {backtest.unit:.4g}, that of {backtest.naive} in the train part"
+        )
+    show_facts(shown)
     for note in evaluation.notes:
         show_sentence(f"note: {note}")
     period = max(1, round(trained.config.data.period))
-    tables = overall(evaluation, period=period), by_position(evaluation)
-    for rows in tables:
+    tables = [overall(evaluation, period=period), by_position(evaluation)]
+    tables += [by_horizon(backtest)] if backtest else []
+    for rows in filter(None, tables):
         show_text("\n")
-        show_table(rows, numbers=list(rows[0])[1:])
+        show_table(rows, numbers=set(rows[0]) - {"prediction", "target at", "forecast"})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """Forecast far ahead: feed a trained model its own predictions.
 
     python -m sinlstm_dist.forecast runs/default --steps 600
-    python -m sinlstm_dist.forecast runs/default --steps 10000 --output far.svg --csv far.csv
+    python -m sinlstm_dist.forecast runs/sunspots --csv future.csv
+    python -m sinlstm_dist.forecast runs/sunspots --from test --steps 53 --output sunspots.png
 
-The forecast starts from the first test window.
+The forecast of a series starts from the end of its file, that of the sine from the first test
+window.
 """
 
+import csv
+import io
 import sys
 from argparse import Namespace
 from itertools import zip_longest
@@ -14,33 +18,56 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import Config
+from sinlstm_dist.config import SINE, Config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gallery import draw_forecast
+from sinlstm_dist.horizons import BOUNDS, LEAST_ERRORS, Fan
 from sinlstm_dist.rollout import Forecast
-from sinlstm_dist.screen.console import show_facts, show_table, show_text
+from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
 from sinlstm_dist.trained import read_trained, refuse_task
 from sinlstm_dist.words import counted
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
+FIRST_STEPS = 12  # of a forecast into the future, that are all listed
 
 
 def to_csv(forecast: Forecast) -> str:
-    """A forecast as CSV: `step` (from 1), `forecast`, and `truth` where it is known."""
-    rows = zip_longest(forecast.values, forecast.truth)
-    lines = [
-        f"{step},{value:.9g},{'' if true is None else format(true, '.9g')}"
-        for step, (value, true) in enumerate(rows, start=1)
-    ]
-    return "\n".join(["step,forecast,truth", *lines]) + "\n"
+    """A forecast as CSV, one line per step; see `columns`."""
+    text = io.StringIO()
+    writer, shown = csv.writer(text, lineterminator="\n"), columns(forecast, digits=9)
+    writer.writerow(shown)
+    writer.writerows(zip_longest(*shown.values(), fillvalue=""))
+    return text.getvalue()
+
+
+def columns(forecast: Forecast, *, digits: int) -> dict[str, list[str]]:
+    """A forecast as columns of text: the later steps have no truth, or no fan, if it is unknown.
+
+    Returns:
+        `step`, from 1; `time`, if the file has times; `forecast`; `truth`, if any is known; of a
+        forecast with a fan `lower_80`, `lower_50`, `upper_50` and `upper_80`.
+    """
+
+    def numbers(values: np.ndarray) -> list[str]:
+        return [f"{value:.{digits}g}" for value in values]
+
+    found = {"step": [str(step) for step in range(1, len(forecast.values) + 1)]}
+    if forecast.times:
+        found["time"] = list(forecast.times[len(forecast.known) :])
+    found["forecast"] = numbers(forecast.values)
+    if len(forecast.truth):
+        found["truth"] = numbers(forecast.truth)
+    if forecast.fan:
+        found |= dict(zip(BOUNDS, map(numbers, forecast.fan.bounds), strict=True))
+    return found
 
 
 def growth(forecast: Forecast) -> list[dict[str, str]]:
     """Rows of the table that shows how the error grows; empty if no truth is known."""
     listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
     listed |= {cycle.number for cycle in forecast.cycles[-1:]}
-    held = np.abs(forecast.window[-1] - forecast.truth)
+    held = np.abs(forecast.known[-1] - forecast.truth)
     return [
         {
             "cycle": str(cycle.number or ""),
@@ -61,40 +88,72 @@ def _known(text: str) -> str:
     return "" if "nan" in text else text
 
 
+def future(forecast: Forecast) -> list[dict[str, str]]:
+    """Rows of the table of a forecast into the future: its first steps, some later, the last."""
+    shown = columns(forecast, digits=6)
+    names = [name for name in shown if "_50" not in name]
+    listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
+    listed |= {*range(1, FIRST_STEPS + 1), len(forecast.values)}
+    rows = zip_longest(*(shown[name] for name in names), fillvalue="")
+    return [
+        dict(zip(names, row, strict=True)) for step, row in enumerate(rows, 1) if step in listed
+    ]
+
+
 @command("forecast", by_one=True)
 def main(options: Namespace) -> int:
-    """Forecast from the first test window on, by a trained model's own predictions."""
+    """Forecast by a trained model's own predictions."""
     if options.output:
         check_matplotlib()
     if options.steps is not None and options.steps < 1:
         raise ConfigError(f"--steps {options.steps}: at least 1 is needed")
     refuse_task(Path(options.path), "a forecast")
     trained = read_trained(Path(options.path), options.keys)
-    forecast = trained.forecast(steps=options.steps)
+    has_end = trained.config.data.source != SINE
+    if options.start == "end" and not has_end:
+        raise ConfigError("--from end: the sine has no end: leave it out, or give --from test")
+    from_end = has_end and options.start != "test"
+    forecast = trained.forecast(from_end=from_end, steps=options.steps)
     if options.csv:  # the files that were asked for come before the screen
         _write(Path(options.csv), to_csv(forecast))
     if options.output:
         draw_forecast(forecast, trained.config.data, Path(options.output))
-    show_facts(facts(options.path, trained.config, steps=len(forecast.values)))
-    if rows := growth(forecast):
+    show_facts(facts(options.path, trained.config, forecast))
+    for note in trained.notes:
+        show_sentence(f"note: {note}")
+    if rows := future(forecast) if from_end else growth(forecast):
         show_text("\n")
-        show_table(rows, numbers=list(rows[0]))
+        show_table(rows, numbers=set(rows[0]) - {"time"})
     written = [file for file in (options.csv, options.output) if file]
     if written:
         show_text(f"\nwritten: {', '.join(written)}\n")
     return 0
 
 
-def facts(path: str, config: Config, *, steps: int) -> dict[str, str]:
+def facts(path: str, config: Config, forecast: Forecast) -> dict[str, str]:
     """The facts above the table: the run, and how the forecast was made."""
-    return {
+    data, steps = config.data, len(forecast.values)
+    start = f"after the end of {data.source}" if forecast.fan else "from the first test window"
+    shown = {
         "run": path,
-        "forecast": f"{counted(steps, 'step')} from the first test window, "
-        f"{counted(steps / config.data.period, 'cycle', '.3g')} of "
-        f"{counted(config.data.period, 'step', 'g')}",
-        "memory": "each prediction reads only the last "
-        f"{counted(config.data.window, 'value')}, as in training",
+        "forecast": f"{counted(steps, 'step')} {start}, "
+        f"{counted(steps / data.period, 'cycle', '.3g')} of {counted(data.period, 'step', 'g')}",
+        "memory": f"each prediction reads only the last {counted(data.window, 'value')}, "
+        "as in training",
     }
+    if forecast.fan:
+        shown["fan"] = _describe(forecast.fan, steps=steps)
+    return shown
+
+
+def _describe(fan: Fan, *, steps: int) -> str:
+    tests, reached = counted(fan.num_forecasts, "forecast"), fan.bounds.shape[1]
+    if not reached:
+        return f"none: the test part has only {tests}, and {LEAST_ERRORS} are needed"
+    text = f"holds 50 % and 80 % of the errors of {tests} in the test part"
+    if reached < steps:
+        text += f"; none after step {reached:,}, where fewer than {LEAST_ERRORS} have ended"
+    return text
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,46 +1,86 @@
 """The closed loop: the model is fed its own predictions, and its errors grow.
 
 Each prediction reads the last W values from a zero state, as in training. To read W values for
-every prediction would take W times as long, so W states are kept, which start one step after the
-other. All states read a new value in one matrix product; the state that has now read W values
-predicts the next value, and starts again from zero.
+every prediction would take W times as long, so each window has states that start one step after
+the other, at most W. All states read a new value in one matrix product; the state that has now
+read W values predicts the next value, and starts again from zero.
 
-Shapes: W window (time steps), H hidden size.
+Shapes: N windows, W window (time steps), S states of each, H hidden size.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sinlstm_dist.changes import add_changes, changes_of
+from sinlstm_dist.horizons import Fan
 
-def roll_out(weights: Mapping[str, np.ndarray], window: np.ndarray, *, steps: int) -> np.ndarray:
-    """Predict the value after `window`, then the value after that, and so on.
+IN_CACHE = 2**16  # float32 gates at a time: several times faster than more
+
+
+def roll_out(weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: int) -> np.ndarray:
+    """Predict the value after each window, then the value after that, and so on.
 
     Args:
         weights: of a `Predictor` of one value, float32, by parameter name.
-        window: (W,) float32, the known values.
+        windows: (N, W) float32, the known values.
         steps: values to predict.
 
     Returns:
-        (steps,) float32.
+        (N, steps) float32.
     """
-    num_states, layers = len(window), _layers(weights)
+    layers = _layers(weights)
+    num_gates = 4 * min(windows.shape[1], steps) * max(layer.size for layer in layers)  # a window's
+    at_once = max(1, IN_CACHE // num_gates)
+    groups = [windows[i : i + at_once] for i in range(0, len(windows), at_once)]
+    return np.concatenate([_roll_out(weights, layers, group, steps) for group in groups])
+
+
+def continue_series(
+    weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: int
+) -> np.ndarray:
+    """Forecast what follows each window, in the units that the model was trained in.
+
+    Args:
+        weights: of a `Predictor` of one value, by name, as its state holds them: `scaling.mean`,
+            `scaling.std` and `scaling.difference` are there if it has them.
+        windows: (N, W) values; (N, n + W) for a model of the changes over n steps.
+        steps: values to forecast.
+
+    Returns:
+        (N, steps) float64.
+    """
+    mean, std = float(weights.get("scaling.mean", 0)), float(weights.get("scaling.std", 1))
+    n = int(weights.get("scaling.difference", 0))
+    scaled = ((changes_of(windows, n) - mean) / std).astype(np.float32)
+    changes = roll_out(weights, scaled, steps=steps).astype(np.float64) * std + mean
+    return add_changes(windows[:, windows.shape[1] - n :], changes)
+
+
+def _roll_out(
+    weights: Mapping[str, np.ndarray], layers: "list[_Layer]", windows: np.ndarray, steps: int
+) -> np.ndarray:
+    num_windows, window = windows.shape
+    num_states = min(window, steps)  # of each window: no more will have read W values
     output, bias = weights["output_layer.weight"][0], weights["output_layer.bias"][0]
-    states = [np.zeros((2, num_states, layer.size), np.float32) for layer in layers]
-    values = np.concatenate((window, np.empty(steps, np.float32)))
-    for now in range(len(values) - 1):
-        for state in states:
-            state[:, now % num_states] = 0  # this state starts with this value
-        inputs = values[now : now + 1, None]  # (1, 1): the same for every state
+    states = [np.zeros((2, num_states, num_windows, layer.size), np.float32) for layer in layers]
+    values = np.empty((window + steps, num_windows), np.float32)
+    values[:window] = windows.T
+    for now in range(window + steps - 1):
+        if now < steps:
+            for state in states:
+                state[:, now % num_states] = 0  # this state starts with this value
+        inputs = values[now, :, None]  # (N, 1): the same for every state of a window
         for layer, state in zip(layers, states, strict=True):
-            inputs = layer.read(inputs, state)  # (W, H)
-        if now + 1 >= num_states:
-            values[now + 1] = output @ inputs[(now + 1) % num_states] + bias
-    return values[num_states:]
+            inputs = layer.read(inputs, state)  # (S * N, H)
+        if now + 1 >= window:
+            ready = (now + 1 - window) % num_states * num_windows
+            values[now + 1] = inputs[ready : ready + num_windows] @ output + bias
+    return values[window:].T
 
 
 class _Layer:
@@ -55,9 +95,20 @@ class _Layer:
         self._bias = (weights[f"rnn.bias_ih_l{index}"] + weights[f"rnn.bias_hh_l{index}"]) * halved
 
     def read(self, inputs: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Advance all states by one step, in place; returns their outputs (W, H)."""
-        hidden, cell = state
-        tanh = np.tanh(hidden @ self._from_state + (inputs @ self._from_input + self._bias))
+        """Advance all states by one step, in place.
+
+        Args:
+            inputs: (N, D), the same for the S states of each window; or (S * N, D).
+            state: hidden and cell, (2, S, N, H).
+
+        Returns:
+            their outputs, (S * N, H).
+        """
+        hidden, cell = state.reshape(2, -1, self.size)  # (S * N, H) each
+        driven = inputs @ self._from_input + self._bias
+        gates = (hidden @ self._from_state).reshape(-1, *driven.shape)
+        gates += driven
+        tanh = np.tanh(gates, out=gates).reshape(-1, 4 * self.size)
         kept, written = slice(self.size, 2 * self.size), slice(2 * self.size, 3 * self.size)
         sigmoid = tanh * np.float32(0.5) + np.float32(0.5)
         cell[:] = sigmoid[:, kept] * cell + sigmoid[:, : self.size] * tanh[:, written]
@@ -99,16 +150,20 @@ class Forecast:
     """A closed-loop forecast, and the values that really came.
 
     Args:
-        window: (W,), the known values that it started from.
+        known: (K,), the values before it: the window that it started from, or more.
         values: (steps,).
         truth: (steps,), or as many as are known.
         period: steps in a cycle.
+        times: (K + steps,), of the known values and the forecast; empty if there are none.
+        fan: of the forecast; None if it has none.
     """
 
-    window: np.ndarray
+    known: np.ndarray
     values: np.ndarray
     truth: np.ndarray
     period: float
+    times: Sequence[str] = ()
+    fan: Fan | None = None
 
     @functools.cached_property
     def cycles(self) -> list[Cycle]:

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import nn
 
-from sinlstm_dist.changes import add_changes, changes_of
 from sinlstm_dist.config import SINE, Config, named_build, override
 from sinlstm_dist.data.seen import Seen
-from sinlstm_dist.data.series import NO_SCALE, Scale, Series
+from sinlstm_dist.data.series import Scale, Series
 from sinlstm_dist.data.source import continuation, open_source
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.horizons import Backtest, backtest, last_horizon, starts
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.rollout import Forecast, roll_out
+from sinlstm_dist.rollout import Forecast, continue_series
 from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.checkpoint import DamagedCheckpoint, Tensors
 from sinlstm_dist.run.layout import shapes, unlike
@@ -81,22 +82,50 @@ class Trained:
         """Time steps between the two values of the differences that it has learned; 0 if none."""
         return int(self.weights.get(DIFFERENCE, 0))
 
-    def forecast(self, *, steps: int | None = None) -> Forecast:
-        """Feed the model its own predictions, from the first test window on.
+    def forecast(self, *, from_end: bool = False, steps: int | None = None) -> Forecast:
+        """Feed the model its own predictions, in the user's units.
 
         Args:
-            steps: values to predict, at least 1; None for ten cycles.
+            from_end: begin at the end of a file, with a fan, and not at the first test window.
+            steps: values to predict, at least 1; None for ten cycles, or two from the end.
 
-        Returns:
-            the forecast, in the user's units.
+        Raises:
+            ConfigError: the series cannot be used.
         """
-        settings, scale = self.config.data, self.scale or NO_SCALE
-        n, steps = settings.difference, steps or max(1, round(10 * settings.period))
-        window, truth = continuation(settings, self.series, steps=steps)
-        weights = {name: value.float().numpy() for name, value in self.weights.items()}
-        changes = scale.undo(roll_out(weights, scale.apply(changes_of(window, n)), steps=steps))
-        values = add_changes(window[len(window) - n :], changes)
-        return Forecast(window, values, truth, period=settings.period)
+        settings = self.config.data
+        steps = steps or max(1, round((2 if from_end else 10) * settings.period))
+        known, truth, times = continuation(settings, self.series, from_end=from_end, steps=steps)
+        window = known[None, -settings.used_up :]
+        (values,) = continue_series(self._arrays, window, steps=steps)
+        fan = self.backtest(steps=steps).fan(values) if from_end else None
+        return Forecast(known, values, truth, period=settings.period, times=times, fan=fan)
+
+    def backtest(self, *, steps: int) -> Backtest:
+        """Forecast from many windows of a series' test part.
+
+        Args:
+            steps: values in each forecast, at most.
+
+        Raises:
+            ConfigError: the series cannot be used.
+        """
+        settings, series = self.config.data, self.series
+        assert series is not None
+        steps = min(steps, last_horizon(settings.test_size))
+        period, values = max(1, round(settings.period)), series.column.values
+        ends = len(values) - settings.test_size - 1 + starts(settings.test_size)
+        windows = values[ends[:, None] + np.arange(1 - settings.used_up, 1)]
+        return backtest(
+            values,
+            continue_series(self._arrays, windows, steps=steps),
+            ends=ends,
+            train=slice(series.train_start, series.test_start),
+            period=period,
+        )
+
+    @property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: value.float().numpy() for name, value in self.weights.items()}
 
 
 def read_saved(path: Path) -> tuple[Config, Tensors]:

@@ -1,10 +1,12 @@
 """The data sets that the `[data]` table of a configuration describes."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from sinlstm_dist.config import SINE, Data
+from sinlstm_dist.data.reading import Column
 from sinlstm_dist.data.series import Scale, Series, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
 from sinlstm_dist.words import counted
@@ -91,16 +93,34 @@ def period_ago(settings: Data, series: Series | None, scale: Scale | None) -> Wi
 
 
 def continuation(
-    settings: Data, series: Series | None, *, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first test window, and the `steps` values that follow it, or as many as there are.
+    settings: Data, series: Series | None, *, from_end: bool, steps: int
+) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+    """The values that a forecast reads, and the `steps` values that follow them, if known.
+
+    Args:
+        series: what `open_source` returns.
+        from_end: for a file, its last values, at least `steps`, and not the first test window.
 
     Returns:
-        the window, with a difference of n (n + W,), and values, in the user's units; only the
-        window has noise.
+        known values, with a difference of n at least (n + W,), and those that follow, in the
+        user's units; only the known ones have noise. And the times of all of them and of the
+        forecast, or () if the file has none.
     """
-    if series:
-        values, used_up = series.column.values[series.test_start :], settings.used_up
-        return values[:used_up], values[used_up : used_up + steps]
-    _, test = datasets(settings.model_copy(update={"test_size": steps}), None)
-    return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy()
+    if not series:
+        _, test = datasets(settings.model_copy(update={"test_size": steps}), None)
+        return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy(), ()
+    values, length = series.column.values, settings.used_up
+    first, end = series.test_start, series.test_start + length
+    if from_end:
+        first, end = max(0, len(values) - max(length, steps)), len(values)
+    times = _times(series.column, first, end - first + steps)
+    return values[first:end], values[end : end + steps], times
+
+
+def _times(column: Column, first: int, number: int) -> Sequence[str]:
+    """The times of `number` values of a file from the index `first` on, also after its end."""
+    if column.times is None:
+        return ()
+    known = range(first, min(first + number, len(column.values)))
+    texts = [column.times.text(index) for index in known]
+    return [*texts, *column.times.following(number - len(texts))]

@@ -27,6 +27,7 @@ COLORS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)  # in the order of use
 DPI = 200  # twice a web page's, for screens of high resolution
 MARKED_POINTS = 40  # of a curve; more points would hide the line
 DRAWN_CYCLES = 24  # of a wave in lines of full width; more cycles have thinner lines
+AXIS_CHARACTERS = 100  # of all labels along an x axis
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -139,32 +140,62 @@ def windows_picture(
 
 
 def forecast_picture(path: Path, forecast: Forecast, *, quantity: str) -> None:
-    """Draw a closed-loop forecast over the truth, and below it how its error grows.
+    """Draw a closed-loop forecast: over the truth, and below how its error grows; or with its fan.
 
     Args:
         path: the picture's file; its ending says the format.
         quantity: what the values are, such as "sunspots".
     """
-    title = f"closed-loop forecast of {counted(len(forecast.values), 'step')}"
+    title = f"forecast of {counted(len(forecast.values), 'step')}"
+    if not forecast.cycles:
+        with drawing(path, heights=[1], size=(8, 3.6)) as (axes,):
+            draw_waves(axes, forecast, title=title, quantity=quantity)
+            time_axis(axes, forecast)
+        return
     with drawing(path, heights=(3, 2), size=(8, 4.6)) as (waves, errors):
-        draw_waves(waves, forecast, title=title, quantity=quantity)
-        if forecast.cycles:
-            _errors(errors, forecast.cycles[1:])
+        draw_waves(waves, forecast, title=f"closed-loop {title}", quantity=quantity)
+        _errors(errors, forecast.cycles[1:])
         errors.set_ylabel("absolute error")
-        whole_numbers(errors, "time steps after the seed window")
+        time_axis(errors, forecast)
+
+
+def time_axis(axes: "Axes", forecast: Forecast) -> None:
+    """The x axis of a forecast: the times of the file, or time steps."""
+    start = "end of the file" if forecast.fan else "seed window"
+    whole_numbers(axes, "" if forecast.times else f"time steps after the {start}")
+    if forecast.times:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        times, first = forecast.times, 1 - len(forecast.known)
+        fitting = AXIS_CHARACTERS // (max(map(len, times)) + 3)
+        axes.xaxis.set_major_locator(MaxNLocator(max(1, min(9, fitting)), integer=True))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda x, _: times[int(x) - first] if 0 <= x - first < len(times) else "")
+        )
 
 
 def draw_waves(axes: "Axes", forecast: Forecast, *, title: str, quantity: str) -> None:
-    """Draw a forecast over the truth, after the window that it started from."""
+    """Draw a forecast over the truth or its fan, after the values that it started from."""
     thin = max(0.3, min(1.0, DRAWN_CYCLES * forecast.period / len(forecast.values)))
+    known = "known values" if forecast.fan else "seed window"
     for first, values, color, width, label in (
-        (1 - len(forecast.window), forecast.window, GREEN, 1.6, "seed window"),
+        (1 - len(forecast.known), forecast.known, GREEN, 1.6, known),
         (1, forecast.truth, PALE, 3, "truth"),
         (1, forecast.values, BLUE, 1.6, "forecast"),
     ):
-        marker = "." if first == 1 and len(values) <= MARKED_POINTS else ""
-        axes.plot(range(first, first + len(values)), values, color=color, linewidth=width * thin,
-                  marker=marker, markersize=4 * width, label=label)  # fmt: skip
+        if len(values):
+            marker = "." if first == 1 and len(values) <= MARKED_POINTS else ""
+            axes.plot(range(first, first + len(values)), values, color=color,
+                      linewidth=width * thin, marker=marker, markersize=4 * width,
+                      label=label)  # fmt: skip
+    if forecast.fan:
+        lower_80, lower_50, upper_50, upper_80 = forecast.fan.bounds
+        for lower, upper, color, label in (
+            (lower_80, upper_80, tint(SKY), "80 %"),
+            (lower_50, upper_50, SKY, "50 %"),
+        ):
+            axes.fill_between(range(1, len(lower) + 1), lower, upper, color=color, linewidth=0,
+                              label=label)  # fmt: skip
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_ylabel(quantity)
     axes.margins(x=0.01)
