@@ -1,6 +1,7 @@
 """Runs that learn the changes of a series: everything that a user gives and gets is values."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -354,3 +355,37 @@ def test_one_impossible_baseline_leaves_its_row_out(train, tmp_path, series):
     assert note.startswith("data.period=150: series.csv begins less than that before")
     assert "the last value again" in told
     assert "150 steps ago" not in told
+
+
+# What to try
+
+
+def advised(launch: Launch) -> list[str]:
+    """The differences that the line about a better baseline advises; [] if it has none."""
+    lines = [line for line in launch.stdout.splitlines() if line.startswith("worse than")]
+    return [n for line in lines for n in re.findall(r"try --data\.difference (\d+), more", line)]
+
+
+@pytest.mark.parametrize(
+    ("values", "difference"),
+    [
+        (lambda t, noise: 10 * t + noise, ["1"]),
+        (lambda t, noise: 5 * t + 100 * np.sin(2 * np.pi * t / PERIOD) + noise, ["12"]),
+        (lambda t, noise: np.where(t < 123, noise, 3 + 0.01 * t), []),  # changes deviate more
+    ],
+    ids=["trend", "season", "neither"],
+)
+def test_a_run_that_a_baseline_beats_says_what_to_try(values, difference, train, tmp_path):
+    steps, noise = np.arange(160), np.random.default_rng(0).normal(size=160)
+    write(tmp_path, values(steps, noise))
+    untrained = {"optim.lr": 1e-9, "train.epochs": 1}
+    ended = train(untrained)
+    assert 'worse than "last value again"' in ended.stdout
+    assert advised(ended) == difference
+    assert advised(train({**untrained, "data.difference": 1, "output.dir": "changes"})) == []
+
+
+def test_what_is_advised_helps(train, tmp_path, series):
+    assert advised(train()) == ["12"]
+    helped = train({"data.difference": 12, "output.dir": "changes", "train.epochs": 30})
+    assert "worse than" not in helped.stdout
