@@ -118,7 +118,7 @@ def main(options: Namespace) -> int:
     if options.output:
         draw_forecast(forecast, trained.config.data, Path(options.output))
     show_facts(facts(options.path, trained.config, forecast))
-    for note in trained.notes if from_end else []:  # about the errors that make the fan
+    for note in trained.notes:
         show_sentence(f"note: {note}")
     if rows := future(forecast) if from_end else growth(forecast):
         show_text("\n")

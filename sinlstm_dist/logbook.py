@@ -245,8 +245,13 @@ class Logbook:
     def _show(
         self, summary: Summary, baselines: Mapping[str, Totals], *, only_missing: bool
     ) -> None:
-        folder = str(self.folder.path)
-        self.report.end(summary, baselines=baselines, folder=folder, history=self.history)
+        self.report.end(
+            summary,
+            baselines=baselines,
+            folder=str(self.folder.path),
+            advice=self.job.task.advice,
+            history=self.history,
+        )
         if drawn := self.world.on_main(self.pictures.draw, only_missing=only_missing):
             self.report.note(f"pictures: {', '.join(drawn)}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sinlstm_dist import lstm
 from sinlstm_dist.config import SINE, Config
 from sinlstm_dist.data.seen import record_of
-from sinlstm_dist.data.series import SeriesDataset
+from sinlstm_dist.data.series import Series, SeriesDataset
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import (
     WindowDataset,
@@ -24,7 +24,7 @@ from sinlstm_dist.data.source import (
 from sinlstm_dist.lstm import reference
 from sinlstm_dist.model import Persistence, Predictor
 from sinlstm_dist.optim import SGD
-from sinlstm_dist.task import Baseline, BatchRows, Task
+from sinlstm_dist.task import ADVICE, Baseline, BatchRows, Task
 from sinlstm_dist.words import counted
 
 _WEIGHTS = 2  # separates initial weights from sample orders of the same seed, see plan.py
@@ -61,6 +61,7 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         totals=functools.partial(totals, tolerance=config.train.tolerance),
         optimizer=SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum),
         rows=_rows(recurrence, tolerance=config.train.tolerance),
+        advice=_advice(series),
         data_record=record_of(series) if series else None,
         baselines={"last value again": Baseline(Persistence(), last_values(test))},
         preview=functools.partial(_preview, model, test, period=config.data.period),
@@ -71,6 +72,12 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
             f"({recurrence.reason})",
         },
     )
+
+
+def _advice(series: Series | None) -> str:
+    """What to try if a baseline is better; differences only where they deviate less than values."""
+    n = 0 if series is None or series.settings.difference else series.steadiest()
+    return f"--data.difference {n}, {ADVICE}" if n else ADVICE
 
 
 def _rows(recurrence: lstm.Choice, *, tolerance: float) -> BatchRows | None:

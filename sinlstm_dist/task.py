@@ -22,6 +22,7 @@ from sinlstm_dist.metrics import NUM_TOTALS, Totals
 
 Number = Tensor | float
 Sums = tuple[Tensor, Number | None] | tuple[Tensor, Number | None, Number]  # see `Task.totals`
+ADVICE = "more epochs (train.epochs) or another learning rate"
 Preview = Callable[[], tuple[list[float], list[float]]]
 
 
@@ -105,7 +106,7 @@ class Task:
     preview: Preview | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     data_record: Mapping[str, Any] | None = None
-    advice: str = "more epochs (train.epochs) or another learning rate"
+    advice: str = ADVICE
 
     def __post_init__(self) -> None:
         kinds = {"model": nn.Module, "optimizer": torch.optim.Optimizer}

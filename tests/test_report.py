@@ -55,7 +55,7 @@ def tell(epochs: int, *, enabled: bool = True) -> None:
         account.epoch(record(epoch))
     account.end_training()
     history = [record(epoch, test_loss=0.1**epoch) for epoch in range(1, epochs + 1)]
-    account.end(summary(), baselines=BASELINES, folder="runs/x", history=history)
+    account.end(summary(), baselines=BASELINES, folder="runs/x", advice="more", history=history)
 
 
 def table_lines(text: str) -> list[str]:
@@ -136,7 +136,7 @@ def test_the_closing_summary_has_a_small_curve_of_the_loss(capsys):
 def test_a_run_that_is_worse_than_its_baseline_says_so(capsys, loss, outcome, is_told):
     account = Report(enabled=True, epochs=3)
     ended = summary(outcome=outcome, metrics=record(3, test_loss=loss))
-    account.end(ended, baselines=BASELINES, folder="runs/x")
+    account.end(ended, baselines=BASELINES, folder="runs/x", advice="more")
     last = capsys.readouterr().out.splitlines()[-3:]
     assert ('worse than "last value again"' in last[1]) == is_told
     assert last[2] == "results in runs/x"
@@ -147,11 +147,11 @@ def test_the_better_baseline_is_named(capsys):
     baselines = {"the mean": Totals(5.0, 1, 10), "the last": Totals(4.0, 1, 10)}
     for loss, better in ((0.6, "the last"), (0.45, "the last"), (0.3, ""), (0.4, "")):
         ended = summary(metrics=record(3, test_loss=loss))
-        account.end(ended, baselines=baselines, folder="runs/x")
+        account.end(ended, baselines=baselines, folder="runs/x", advice="more")
         printed = capsys.readouterr().out
         assert [name for name in baselines if f"│ test, {name} " in printed] == list(baselines)
-        assert (f'worse than "{better}", which learns nothing: try' in printed) == bool(better)
-    account.end(summary(), baselines={}, folder="runs/x")  # a task without any
+        assert (f'worse than "{better}", which learns nothing: try more' in printed) == bool(better)
+    account.end(summary(), baselines={}, folder="runs/x", advice="more")  # a task without any
     assert "worse" not in capsys.readouterr().out
 
 
@@ -170,7 +170,7 @@ def test_a_task_without_correct_predictions_has_no_accuracies(capsys):
     account.end_training()
     ended = summary(metrics=history[-1], best=history[-1])
     baseline = {"the mean": Totals(5.0, None, 100)}
-    account.end(ended, baselines=baseline, folder="runs/x", history=history)
+    account.end(ended, baselines=baseline, folder="runs/x", advice="more", history=history)
     printed = capsys.readouterr().out
     assert "acc" not in printed
     head, *rows = table_lines(printed)
@@ -188,7 +188,9 @@ def test_a_task_without_correct_predictions_has_no_accuracies(capsys):
 
 def test_a_baseline_without_accuracy_leaves_its_cell_empty(capsys):
     account = Report(enabled=True, epochs=3)
-    account.end(summary(), baselines={"the mean": Totals(5.0, None, 100)}, folder="runs/x")
+    account.end(
+        summary(), baselines={"the mean": Totals(5.0, None, 100)}, folder="runs/x", advice="more"
+    )
     [row] = (line for line in capsys.readouterr().out.splitlines() if "the mean" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         "test, the mean", "5.0000e-02", "", "100"
@@ -228,7 +230,7 @@ def test_messages_on_a_terminal_wrap_between_words(monkeypatch):
 def test_a_run_without_an_epoch_has_no_table(capsys):
     account = Report(enabled=True, epochs=3)
     ended = summary(outcome="failed", reason="[why] it was", epochs=0, metrics={}, best={})
-    account.end(ended, baselines=BASELINES, folder="runs/[x]")
+    account.end(ended, baselines=BASELINES, folder="runs/[x]", advice="more")
     assert capsys.readouterr().out == "failed: [why] it was\nresults in runs/[x]\n"
 
 

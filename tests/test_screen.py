@@ -60,7 +60,13 @@ def report_of(text: str) -> None:
     report.begin_training(finished_epochs=0, num_steps=10)
     report.epoch(figures)
     report.end_training()
-    report.end(summary, baselines={text: Totals(5.0, 83, 100)}, folder=text, history=[figures] * 2)
+    report.end(
+        summary,
+        baselines={text: Totals(5.0, 83, 100)},
+        folder=text,
+        advice="more",
+        history=[figures] * 2,
+    )
     report.close()
 
 

@@ -151,6 +151,15 @@ class Series:
             )
         return Scale(float(mean), float(std))
 
+    def steadiest(self) -> int:
+        """The difference, of 0, 1 and a period, whose changes deviate least in the train part.
+
+        Those that are all the same have nothing to teach.
+        """
+        values = self._train_values
+        candidates = [n for n in (0, 1, round(self.settings.period)) if n < len(values)]
+        return min(candidates, key=lambda n: changes_of(values, n).std() or math.inf)
+
     @property
     def _train_values(self) -> np.ndarray:
         return self.column.values[self.train_start : self.test_start]

@@ -98,6 +98,7 @@ def continuation(
     """The values that a forecast reads, and the `steps` values that follow them, if known.
 
     Args:
+        series: what `open_source` returns.
         from_end: for a file, its last values, at least `steps`, and not the first test window.
 
     Returns:

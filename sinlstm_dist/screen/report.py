@@ -20,9 +20,7 @@ from sinlstm_dist.screen.stream import Stream
 
 SPARK_COLUMNS = 40
 VALUES = ("loss", "accuracy", "samples")  # columns of the table of results
-WORSE = (
-    'worse than "{}", which learns nothing: try more epochs (train.epochs) or another learning rate'
-)
+WORSE = 'worse than "{}", which learns nothing: try {}'
 FILE_WIDTH = 100  # columns where no terminal has a width
 
 
@@ -122,6 +120,7 @@ class Report:
         *,
         baselines: Mapping[str, Totals],
         folder: str,
+        advice: str,
         history: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Close with the table of results.
@@ -130,6 +129,7 @@ class Report:
             summary: how the run ended.
             baselines: predictions that learn nothing, by name: their totals over the test data.
             folder: the run folder.
+            advice: what to try if a baseline is better.
             history: metrics of all finished epochs, for the small curve.
         """
         if not self._enabled:
@@ -141,7 +141,7 @@ class Report:
             self._screen.print(_loss_curve(losses))
         self._screen.say(f"{summary.outcome}: {summary.reason}")
         if summary.outcome == "completed" and (better := _better(baselines, summary.metrics)):
-            self._screen.say(WORSE.format(better))
+            self._screen.say(WORSE.format(better, advice))
         self._screen.say(f"results in {folder}")
         if summary.weights_sha256:
             self._screen.say(f"weights {summary.weights_sha256}")
