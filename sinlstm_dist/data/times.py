@@ -59,7 +59,8 @@ class Times:
         return [self.write(later) for later in months + rest]
 
     def _skips_weekends(self) -> bool:
-        if self.step != np.timedelta64(1, "D") or len(self.stamps) < 6:
+        is_date = self.stamps.dtype.kind == "M" and not _is_calendar(self.step)
+        if not is_date or self.step != np.timedelta64(1, "D") or len(self.stamps) < 6:
             return False
         days = self.stamps.astype("datetime64[D]")
         return bool(np.is_busday(days).all())
