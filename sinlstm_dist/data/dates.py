@@ -100,7 +100,7 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     size = len(match["zone"] or "")
     zones = {cell[-size:] for cell in cells} if size else {""}
     bare = [cell[:-size] for cell in cells] if size else cells
-    unit = "M" if len(match["day"]) == 7 else "m" if match["joint"] else "D"
+    unit = "m" if match["joint"] else "D"
     if match["second"]:
         digits = len(match["fraction"] or ".") - 1
         unit = ("s", "ms", "us", "ns")[min(3, (digits + 2) // 3)]
@@ -110,6 +110,8 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
         raise _NoDate(lambda cell: _is_real(cell[: len(cell) - size])) from None
     if len(zones) > 1:  # summer time and winter time
         stamps, zones = stamps - np.array([_minutes(cell) for cell in cells]), {"+00:00"}
+    if len(match["day"]) == len("0000-00"):
+        return stamps, partial(_write_form, form="%Y-%m")
     return stamps, partial(_write_iso, joint=match["joint"] or "T", zone=zones.pop())
 
 
@@ -134,8 +136,8 @@ def _write_iso(stamp: np.datetime64, *, joint: str, zone: str) -> str:
 def _read_quarters(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     if not all(map(QUARTER.fullmatch, cells)):
         raise _NoDate(QUARTER.fullmatch)
-    months = [f"{cell[:4]}-{3 * int(cell[-1]) - 2:02}" for cell in cells]
-    return np.array(months, "datetime64[M]"), partial(_write_quarter, joint=cells[0][4:-1])
+    months = [f"{cell[:4]}-{3 * int(cell[-1]) - 2:02}-01" for cell in cells]
+    return np.array(months, "datetime64[D]"), partial(_write_quarter, joint=cells[0][4:-1])
 
 
 def _write_quarter(stamp: np.datetime64, *, joint: str) -> str:
@@ -204,4 +206,4 @@ def _unpadded(form: str, cells: Sequence[str], stamps: np.ndarray) -> str:
     """The form with days, months and hours of one digit, if the file has them so."""
     short = re.sub("%([dmHI])", r"%-\1", form)
     some = zip(cells, stamps[:100], strict=False)
-    return short if all(_write_form(stamp, form=short) == cell for cell, stamp in some) else form
+    return form if all(_write_form(stamp, form=form) == cell for cell, stamp in some) else short

@@ -196,8 +196,9 @@ def _has_names(first: list[str], second: list[str], column: str, where: str) -> 
     """
     counting, numbers = [str(index) for index in range(len(first))], _numbers(len(first))
     words = [index for index, cell in enumerate(first) if not _is_value(cell)]
-    if len(words) == len(first) or (len(first) > 1 and first == ["", *counting[:-1]]):
-        return True  # the latter is how pandas writes an index, and columns that it has numbered
+    by_number = len(first) > 1 and first[0] == "" and first[1:] in (counting[:-1], numbers[:-1])
+    if len(words) == len(first) or by_number:
+        return True  # the latter as pandas and R write an index and columns without names
     if any(_is_value(second[i]) and first[i].lower() not in MISSING for i in words):
         return True
     if column in first and column not in numbers:

@@ -39,14 +39,18 @@ class Text:
     separator: str
 
     def head(self, most: int = 2) -> list[list[str]]:
-        """The first records, their cells without blanks around them."""
-        return [[cell.strip() for cell in record] for record in islice(self._reader(), most)]
+        """The first records, their cells without blanks around them.
+
+        Raises:
+            ConfigError: a quote encloses no whole cell.
+        """
+        return [[cell.strip() for cell in record] for _, record in islice(self._numbered(), most)]
 
     def widths(self) -> list[int]:
         """The numbers of cells of the first records; [1] if their quotes do not allow any."""
         try:
             return [len(record) for record in self.head()]
-        except csv.Error:
+        except ConfigError:
             return [1]
 
     def chunks(self, start: int) -> Iterator[list[list[str]]]:
@@ -188,5 +192,4 @@ def _cut(text: Text, column: str) -> Text:
     if sum(widths[widest.separator]) > 2:
         return widest  # its lines differ: whoever reads them is told so
     blanks = replace(text, separator=BLANKS)
-    first, *others = blanks.widths()
-    return blanks if first > 1 and others == [first] else texts[0]
+    return blanks if min(blanks.widths()) > 1 else texts[0]

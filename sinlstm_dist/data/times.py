@@ -59,8 +59,9 @@ class Times:
         return [self.write(later) for later in months + rest]
 
     def _skips_weekends(self) -> bool:
-        if _is_calendar(self.step) or self.step != np.timedelta64(1, "D") or len(self.stamps) < 6:
-            return False  # numpy compares no months with days
+        is_date = self.stamps.dtype.kind == "M" and not _is_calendar(self.step)
+        if not is_date or self.step != np.timedelta64(1, "D") or len(self.stamps) < 6:
+            return False
         days = self.stamps.astype("datetime64[D]")
         return bool(np.is_busday(days).all())
 
@@ -145,8 +146,7 @@ def _with_step(stamps: np.ndarray, write: Writer) -> tuple[Times, np.ndarray]:
 def _differences(stamps: np.ndarray) -> tuple[np.ndarray, bool]:
     """Between neighbours, in months where a calendar counts; and whether from their ends."""
     plain = np.diff(stamps)
-    is_by_day = stamps.dtype.kind == "M" and not _is_calendar(plain[0])
-    if is_by_day and (plain >= SHORTEST_MONTH).all():
+    if stamps.dtype.kind == "M" and (plain >= SHORTEST_MONTH).all():
         for month_end in (False, True):
             months = stamps.astype("datetime64[M]") + month_end
             rest = stamps - months.astype(stamps.dtype)

@@ -1,0 +1,247 @@
+"""The times of a series: which column has them, their order, their holes, what follows."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinlstm_dist.data.reading import Column, read_column
+from sinlstm_dist.errors import ConfigError
+
+
+def series(folder: Path, times: list[str], name: str = "date", **keywords: str) -> Column:
+    """A file with these times, one per value, read."""
+    path = folder / "a.csv"
+    rows = "".join(f'"{time}",{value}\n' for value, time in enumerate(times, 5))
+    path.write_text(f"{name},v\n{rows}")
+    return read_column(path, "v", **keywords)
+
+
+def refusal(folder: Path, times: list[str], name: str = "date", **keywords: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        series(folder, times, name, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+FOLLOWING = {
+    "days": (["2020-02-27", "2020-02-28"], ["2020-02-29", "2020-03-01"]),
+    "weeks": (["2020-02-15", "2020-02-22"], ["2020-02-29", "2020-03-07"]),
+    "hours": (["2020-01-01 22:00", "2020-01-01 23:00"], ["2020-01-02 00:00", "2020-01-02 01:00"]),
+    "seconds": (
+        ["2020-01-01T00:00:00Z", "2020-01-01T00:00:30Z"],
+        ["2020-01-01T00:01:00Z", "2020-01-01T00:01:30Z"],
+    ),
+    "a zone": (
+        ["2020-01-01 00:00:00+01:00", "2020-01-02 00:00:00+01:00"],
+        ["2020-01-03 00:00:00+01:00", "2020-01-04 00:00:00+01:00"],
+    ),
+    "milliseconds": (
+        ["2020-01-01T00:00:00.250", "2020-01-01T00:00:00.500"],
+        ["2020-01-01T00:00:00.750", "2020-01-01T00:00:01.000"],
+    ),
+    "months": (["2019-11", "2019-12"], ["2020-01", "2020-02"]),
+    "first days of months": (["2019-11-01", "2019-12-01"], ["2020-01-01", "2020-02-01"]),
+    "last days of months": (["2019-11-30", "2019-12-31"], ["2020-01-31", "2020-02-29"]),
+    "last days of quarters": (["2019-06-30", "2019-09-30"], ["2019-12-31", "2020-03-31"]),
+    "first days of years": (["2019-01-01", "2020-01-01"], ["2021-01-01", "2022-01-01"]),
+    "quarters": (["2019Q3", "2019Q4"], ["2020Q1", "2020Q2"]),
+    "days without signs": (["20200227", "20200228"], ["20200229", "20200301"]),
+    "years": (["2019", "2020"], ["2021", "2022"]),
+    "decimal years": (
+        ["1960.50", "1960.58", "1960.67", "1960.75", "1960.83", "1960.92"],
+        ["1961.00", "1961.09"],
+    ),
+    "numbers": (["0.1", "0.2", "0.3"], ["0.4", "0.5"]),
+}
+
+
+@pytest.mark.parametrize(("times", "later"), FOLLOWING.values(), ids=FOLLOWING)
+def test_the_times_that_follow_have_the_form_of_the_file(times, later, tmp_path):
+    found = series(tmp_path, times).times
+    assert found is not None
+    assert [found.text(index) for index in range(len(times))] == times
+    assert found.following(2) == later
+    backwards = series(tmp_path, times[::-1])
+    assert backwards.values.tolist() == [*range(5, 5 + len(times))][::-1]
+    assert backwards.note == "newest first in the file: read backwards"
+    assert backwards.times is not None
+    assert backwards.times.following(2) == later
+
+
+OTHER = {
+    "German": (["30.01.2020", "31.01.2020"], ["01.02.2020", "02.02.2020"]),
+    "German with hours": (
+        ["31.01.2020 22:00", "31.01.2020 23:00"],
+        ["01.02.2020 00:00", "01.02.2020 01:00"],
+    ),
+    "American": (["1/30/2020", "1/31/2020"], ["2/1/2020", "2/2/2020"]),
+    "American, two digits": (["01/30/2020", "01/31/2020"], ["02/01/2020", "02/02/2020"]),
+    "Excel's": (["30-Jan-20", "31-Jan-20"], ["01-Feb-20", "02-Feb-20"]),
+    "words": (["Nov 2019", "Dec 2019"], ["Jan 2020", "Feb 2020"]),
+    "slashes": (["2020/01/30", "2020/01/31"], ["2020/02/01", "2020/02/02"]),
+    "decided by a later row": (
+        ["11.12.2019", "12.12.2019", "13.12.2019"],
+        ["14.12.2019", "15.12.2019"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("times", "later"), OTHER.values(), ids=OTHER)
+def test_other_dates_are_read_by_pandas(times, later, tmp_path):
+    pytest.importorskip("pandas")
+    found = series(tmp_path, times).times
+    assert found is not None
+    assert [found.text(index) for index in range(len(times))] == times
+    assert found.following(2) == later
+
+
+def test_day_first_or_month_first_must_be_decided(tmp_path):
+    pytest.importorskip("pandas")
+    message = refusal(tmp_path, ["01/02/2020", "02/02/2020", "03/02/2020"])
+    assert "2020-01-02 or 2020-02-01" in message
+    assert "data.time=none" in message
+    found = series(tmp_path, ["11/02/2020", "12/02/2020", "13/02/2020"]).times
+    assert found is not None
+    assert found.following(1) == ["14/02/2020"]
+
+
+BAD = {
+    "holes": (
+        ["2020-01-01", "2020-01-02", "2020-01-05", "2020-01-06"],
+        ["2 times", "2020-01-03, 2020-01-04", "line 4", "data.gaps=allow"],
+    ),
+    "holes, newest first": (
+        ["2020-01-06", "2020-01-05", "2020-01-02", "2020-01-01"],
+        ["2020-01-03, 2020-01-04", "before line 3"],
+    ),
+    "a month": (["2020-01", "2020-02", "2020-04", "2020-05"], ["1 time ", "2020-03"]),
+    "a year": (["2001", "2002", "2004", "2005"], ["1 time ", "2003"]),
+    "many": (["2020-01-01", "2020-01-02", "2021-01-03", "2021-01-04"], ["366 times", "363 more"]),
+    "uneven": (
+        ["2020-01-01 00:00", "2020-01-01 01:00", "2020-01-01 02:00", "2020-01-01 02:45"],
+        ["not evenly spaced", "line 5", "data.gaps=allow"],
+    ),
+    "uneven years": (["1996", "2000", "2004", "2009"], ["not evenly spaced", "line 5"]),
+}
+
+
+@pytest.mark.parametrize(("times", "parts"), BAD.values(), ids=BAD)
+def test_holes_are_named_unless_they_are_allowed(times, parts, tmp_path):
+    message = refusal(tmp_path, times)
+    assert "column date" in message
+    for part in parts:
+        assert part in message
+    assert len(series(tmp_path, times, gaps="allow").values) == len(times)
+    assert series(tmp_path, times, time="none").times is None
+
+
+DISORDER = {
+    "two series": (
+        ["2020-01-01", "2020-01-02", "2020-01-01", "2020-01-02"],
+        ["2020-01-02 to 2020-01-01", "line 4"],
+    ),
+    "twice": (["2020-01-01", "2020-01-02", "2020-01-02"], ["2020-01-02 again", "line 4"]),
+    "twice, newest first": (
+        ["2020-01-03", "2020-01-02", "2020-01-02", "2020-01-01"],
+        ["2020-01-02 again", "line 3"],
+    ),
+    "years of several": (["2001", "2002", "2001", "2002"], ["2002 to 2001", "line 4"]),
+}
+
+
+@pytest.mark.parametrize(("times", "parts"), DISORDER.values(), ids=DISORDER)
+def test_times_that_do_not_go_on_are_refused(times, parts, tmp_path):
+    for gaps in ("refuse", "allow"):
+        message = refusal(tmp_path, times, gaps=gaps)
+        for part in (*parts, "data.time"):
+            assert part in message
+
+
+NO_DATES = {
+    "a word": (["2020-01-01", "soon"], '"soon" in line 3'),
+    "a 13th month": (["2020-12-01", "2020-13-01"], '"2020-13-01" in line 3'),
+    "a 30th of February": (["2020-02-29", "2020-02-30"], '"2020-02-30" in line 3'),
+    "no time of day": (["2020-01-01 00:00", "2020-01-02"], '"2020-01-02" in line 3'),
+    "another form": (["13.01.2020", "01/14/2020"], '"01/14/2020" in line 3'),
+    "missing": (["2020-01-01", ""], '"" in line 3'),
+    "no quarter": (["2020Q4", "2020Q5"], '"2020Q5" in line 3'),
+    "no day": (["20201231", "20201232"], '"20201232" in line 3'),
+}
+
+
+@pytest.mark.parametrize(("times", "part"), NO_DATES.values(), ids=NO_DATES)
+def test_what_is_no_date_is_named(times, part, tmp_path):
+    pytest.importorskip("pandas")
+    message = refusal(tmp_path, times)
+    assert part in message
+    assert "data.time=none" in message
+
+
+def test_summer_time_has_no_hole(tmp_path):
+    zones = [("00:00", "+01:00"), ("01:00", "+01:00"), ("03:00", "+02:00"), ("04:00", "+02:00")]
+    found = series(tmp_path, [f"2020-03-29T{clock}:00{zone}" for clock, zone in zones]).times
+    assert found is not None
+    assert found.following(1) == ["2020-03-29T03:00:00+00:00"]
+
+
+def test_a_file_without_weekends_goes_on_without_them(tmp_path):
+    days = ["02", "03", "04", "05", "06", "09", "10", "11", "12", "13"]  # of March 2020
+    times = [f"2020-03-{day}" for day in days]
+    assert "2020-03-07, 2020-03-08" in refusal(tmp_path, times)
+    found = series(tmp_path, times, gaps="allow").times
+    assert found is not None
+    assert found.following(2) == ["2020-03-16", "2020-03-17"]
+
+
+def test_the_column_of_times_is_found_or_given(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Year,when,n,v\n2001,2020-01-01,3,5\n2001,2020-01-02,4,6\n")
+    found = read_column(path, "v").times
+    assert found is not None
+    assert found.text(1) == "2020-01-02"  # dates come before numbers
+    with pytest.raises(ConfigError, match=r"column Year has 2001 again in line 3"):
+        read_column(path, "v", time="Year")
+    by_number = read_column(path, "v", time="n").times
+    assert by_number is not None
+    assert by_number.following(1) == ["5"]
+    assert read_column(path, "v", time="none").times is None
+    with pytest.raises(
+        ConfigError, match=r"no column w: set data\.time to one of Year, when, n, v"
+    ):
+        read_column(path, "v", time="w")
+    with pytest.raises(ConfigError, match="the same column"):
+        read_column(path, "v", time="v")
+    path.write_text("start,end,v\n2001-01-01,2001-01-02,5\n2001-01-02,2001-01-03,6\n")
+    with pytest.raises(ConfigError, match=r"data\.time to one of start, end, or to none"):
+        read_column(path, "v")
+    path.write_text("year,v\n2001,5\n2002,6\n")
+    assert read_column(path, "year").times is None
+    assert read_column(path).name == "v"
+    path.write_text("2020-01-01,5\n2020-01-02,6\n")
+    found = read_column(path, time="1").times
+    assert found is not None
+    assert found.following(1) == ["2020-01-03"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    start=st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)),
+    minutes=st.integers(1, 10_000),
+    number=st.integers(4, 30),
+    hole=st.integers(1, 2),
+)
+def test_one_missing_time_is_named(start, minutes, number, hole, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    start = start.replace(second=0, microsecond=0)
+    times = [
+        f"{start + index * timedelta(minutes=minutes):%Y-%m-%d %H:%M}" for index in range(number)
+    ]
+    found = series(folder, times[:-2]).times
+    assert found is not None
+    assert found.following(2) == times[-2:]
+    missing = times.pop(hole)
+    if number > 4:
+        assert f"lacks 1 time ({missing}; " in refusal(folder, times)
