@@ -3,6 +3,7 @@
 Shapes: B samples, W window (time steps), D features of a time step, H hidden size.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,15 @@ class StoredScale(nn.Module):
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("std", torch.tensor(1.0))
         self.register_buffer("difference", torch.tensor(difference) if difference else None)
+
+    def _apply(self, change: Callable[..., torch.Tensor], recurse: bool = True) -> "StoredScale":
+        """Follow the model to another device, but not to another dtype: half is no unit."""
+        exact = dict(self.named_buffers())
+        super()._apply(change, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != exact[name].dtype:
+                setattr(self, name, torch.as_tensor(exact[name], device=buffer.device))
+        return self
 
     @property
     def lag(self) -> int:
@@ -102,9 +112,12 @@ class Predictor(nn.Module):
                 f"output_size={output_size}: it must be 0, or positive in a scaled model whose "
                 "output is the next value of its input"
             )
-        self.fused = fused
         self.card = ""  # the model card, in Markdown
-        self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
+        self.rnn: nn.LSTM = (
+            lstm.FusedLSTM(input_size, hidden_size, num_layers)
+            if fused
+            else nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
+        )
         self.output_layer = nn.Linear(hidden_size, output_size)
         self.scaling = StoredScale(difference) if scaled else None
 
@@ -119,20 +132,14 @@ class Predictor(nn.Module):
             (B, output_size).
 
         Raises:
-            ValueError: `hidden0` is of another number of layers.
+            ValueError: `inputs` are no batch of windows; RuntimeError: as torch.nn.LSTM.
         """
-        outputs = inputs
-        if self.fused and inputs.is_cpu:
-            if hidden0 is not None and {len(state) for state in hidden0} != {self.rnn.num_layers}:
-                raise ValueError(
-                    f"hidden0 has states of shapes {[tuple(state.shape) for state in hidden0]}: it "
-                    f"needs one for each of {self.rnn.num_layers} layers"
-                )
-            for n, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
-                state0 = None if hidden0 is None else (hidden0[0][n : n + 1], hidden0[1][n : n + 1])
-                outputs, _ = lstm.lstm(outputs, weight_ih, weight_hh, bias_ih, bias_hh, state0)
-        else:
-            outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
+        if inputs.dim() != 3 or inputs.shape[1] == 0:
+            raise ValueError(
+                f"inputs have shape {list(inputs.shape)}: (batch, window, {self.rnn.input_size}) "
+                "is needed, with a window of at least 1"
+            )
+        outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)
 
     @torch.no_grad()
