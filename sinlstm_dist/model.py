@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sinlstm_dist import hub, lstm
+from sinlstm_dist.card import find_card, write_card
 from sinlstm_dist.errors import ConfigError
 
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each (num_layers, B, H)
@@ -195,7 +196,8 @@ class Predictor(nn.Module):
             model.load_state_dict(weights)
         except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: holds no weights of a Predictor: {error}") from error
-        model.card = hub.find_card(path)
+        std = float(model.scaling.std) if model.scaling else 1.0
+        model.card = find_card(path, sizes=_sizes(weights), std=std)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
@@ -207,8 +209,9 @@ class Predictor(nn.Module):
                 `push_to_hub=True` and `repo_id`.
         """
         weights = self.state_dict()
-        card = self.card or hub.write_card()
-        hub.save(folder, weights=save(weights), config=_sizes(weights), card=card, **options)
+        sizes = _sizes(weights)
+        card = self.card or write_card(sizes=sizes)
+        hub.save(folder, weights=save(weights), config=sizes, card=card, **options)
 
 
 def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ PLACES = (ROOT, PACKAGE)  # to which names on that page are relative
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
     "status", "early", "__init__", "words", "errors", "problems", "sections", "blame", "user_code",
-    "config", "compiled", "philox", "plan", "randomness", "data", "lstm", "metrics", "run", "hub",
-    "model", "golden", "optim", "rollout", "trained", "task", "sine", "optimizers", "processes",
-    "arithmetic", "tree", "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery",
-    "flags", "command_line", "command", "splits", "snapshot", "probe", "job", "logbook", "train",
-    "quality", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "config", "compiled", "philox", "plan", "randomness", "data", "lstm", "metrics", "run", "card",
+    "hub", "model", "golden", "optim", "rollout", "trained", "task", "sine", "optimizers",
+    "processes", "arithmetic", "tree", "piece_rows", "reduction", "gradient", "agreement", "screen",
+    "gallery", "flags", "command_line", "command", "splits", "snapshot", "probe", "job", "logbook",
+    "train", "quality", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -31,8 +31,9 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 # What a fresh process loads, directly or not.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
-    "compiled", "philox", "plan", "metrics", "hub", "rollout", "flags", "command_line", "command",
-    "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive", "run.record",
+    "compiled", "philox", "plan", "metrics", "card", "hub", "rollout", "flags", "command_line",
+    "command", "compare", "__main__", "processes.launcher", "processes.stop", "processes.alive",
+    "run.record",
     "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
