@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run.record import CONFIG, SUMMARY, WEIGHTS, Summary, read_summary
-
-CARD = "README.md"
+from sinlstm_dist.run.record import CONFIG, WEIGHTS
 
 
 def find(source: str | Path, **download: Any) -> Path:
@@ -53,69 +51,6 @@ def _find_here(folder: Path) -> Path:
             f"sinlstm_dist.train --config {folder / CONFIG}, or name one of its checkpoints"
         )
     raise ConfigError(f"{folder} holds no {WEIGHTS}: name the folder of a finished run")
-
-
-def find_card(weights: Path) -> str:
-    """The model card for a file with weights: the one in its folder, or one made of its run."""
-    folder = weights.parent
-    if (folder / CARD).exists():
-        return (folder / CARD).read_text(encoding="utf-8")
-    if not ((folder / CONFIG).is_file() and (folder / SUMMARY).is_file()):
-        return write_card()
-    config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
-    try:
-        return write_card(config, read_summary(folder / SUMMARY))
-    except (OSError, ValueError):  # this program did not write it
-        return write_card(config)
-
-
-def write_card(config: str = "", summary: Summary | None = None) -> str:
-    """A model card in Markdown.
-
-    Args:
-        config: the run's config.toml; "" if it is not known.
-        summary: the run's summary; None if it is not known.
-    """
-    parts = [_HEAD]
-    if summary and (metrics := summary.metrics):
-        parts.append(f"## Measured after epoch {metrics['epoch']}\n\n{_table(metrics)}")
-        versions = ", ".join(f"{name} {value}" for name, value in summary.versions.items())
-        parts.append(
-            f"Trained on {summary.world_size} process(es), {summary.device}, with {versions}.\n"
-        )
-    if config:
-        shared, _, _ = config.partition("\n[output]")  # it names folders of this machine
-        parts.append(f"## Configuration\n\n```toml\n{shared}```\n")
-    return "\n".join(parts)
-
-
-def _table(metrics: Mapping[str, Any]) -> str:
-    """The metrics of an epoch; without accuracies if they were not counted."""
-    has_accuracy = all(f"{kind}_accuracy" in metrics for kind in ("train", "test"))
-    rows = [["windows", "mean squared error", *["accuracy"] * has_accuracy, "number"]]
-    rows.append(["---"] * len(rows[0]))
-    for kind in ("train", "test"):
-        accuracy = [f"{metrics[f'{kind}_accuracy']:.4f}"] if has_accuracy else []
-        loss, samples = metrics[f"{kind}_loss"], metrics[f"{kind}_samples"]
-        rows.append([kind, f"{loss:.4e}", *accuracy, f"{samples:,}"])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-_HEAD = """---
-library_name: sinlstm-dist
-pipeline_tag: time-series-forecasting
-tags: [lstm, time-series]
----
-
-# An LSTM that predicts the next value of a series
-
-```python
-from sinlstm_dist.model import Predictor
-
-model = Predictor.from_pretrained("this folder or its name on the Hub")
-predictions = model(windows)  # (B, W, 1) -> (B, 1)
-```
-"""
 
 
 def save(

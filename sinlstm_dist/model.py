@@ -3,6 +3,7 @@
 Shapes: B samples, W window (time steps), D features of a time step, H hidden size.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sinlstm_dist import hub, lstm
+from sinlstm_dist.card import find_card, write_card
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.rollout import continue_series
 
@@ -40,6 +42,15 @@ class StoredScale(nn.Module):
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("std", torch.tensor(1.0))
         self.register_buffer("difference", torch.tensor(difference) if difference else None)
+
+    def _apply(self, change: Callable[..., torch.Tensor], recurse: bool = True) -> "StoredScale":
+        """Follow the model to another device, but not to another dtype: half is no unit."""
+        exact = dict(self.named_buffers())
+        super()._apply(change, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != exact[name].dtype:
+                setattr(self, name, torch.as_tensor(exact[name], device=buffer.device))
+        return self
 
     @property
     def lag(self) -> int:
@@ -103,9 +114,12 @@ class Predictor(nn.Module):
                 f"output_size={output_size}: it must be 0, or positive in a scaled model whose "
                 "output is the next value of its input"
             )
-        self.fused = fused
         self.card = ""  # the model card, in Markdown
-        self.rnn = nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
+        self.rnn: nn.LSTM = (
+            lstm.FusedLSTM(input_size, hidden_size, num_layers)
+            if fused
+            else nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)
+        )
         self.output_layer = nn.Linear(hidden_size, output_size)
         self.scaling = StoredScale(difference) if scaled else None
 
@@ -120,20 +134,14 @@ class Predictor(nn.Module):
             (B, output_size).
 
         Raises:
-            ValueError: `hidden0` is of another number of layers.
+            ValueError: `inputs` are no batch of windows; RuntimeError: as torch.nn.LSTM.
         """
-        outputs = inputs
-        if self.fused and inputs.is_cpu:
-            if hidden0 is not None and {len(state) for state in hidden0} != {self.rnn.num_layers}:
-                raise ValueError(
-                    f"hidden0 has states of shapes {[tuple(state.shape) for state in hidden0]}: it "
-                    f"needs one for each of {self.rnn.num_layers} layers"
-                )
-            for n, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
-                state0 = None if hidden0 is None else (hidden0[0][n : n + 1], hidden0[1][n : n + 1])
-                outputs, _ = lstm.lstm(outputs, weight_ih, weight_hh, bias_ih, bias_hh, state0)
-        else:
-            outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
+        if inputs.dim() != 3 or inputs.shape[1] == 0:
+            raise ValueError(
+                f"inputs have shape {list(inputs.shape)}: (batch, window, {self.rnn.input_size}) "
+                "is needed, with a window of at least 1"
+            )
+        outputs, _ = self.rnn(inputs, hidden0)  # (B, W, H)
         return self.output_layer(outputs[:, -1])  # (B, output_size)
 
     @torch.no_grad()
@@ -228,7 +236,8 @@ class Predictor(nn.Module):
             model.load_state_dict(weights)
         except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: holds no weights of a Predictor: {error}") from error
-        model.card = hub.find_card(path)
+        std = float(model.scaling.std) if model.scaling else 1.0
+        model.card = find_card(path, sizes=_sizes(weights), std=std)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
@@ -240,8 +249,9 @@ class Predictor(nn.Module):
                 `push_to_hub=True` and `repo_id`.
         """
         weights = self.state_dict()
-        card = self.card or hub.write_card()
-        hub.save(folder, weights=save(weights), config=_sizes(weights), card=card, **options)
+        sizes = _sizes(weights)
+        card = self.card or write_card(sizes=sizes)
+        hub.save(folder, weights=save(weights), config=sizes, card=card, **options)
 
 
 def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:

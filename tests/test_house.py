@@ -20,8 +20,8 @@ PLACES = (ROOT, PACKAGE)  # to which names on that page are relative
 ORDER = [
     "status", "early", "__init__", "words", "errors", "problems", "sections", "blame", "user_code",
     "config", "compiled", "philox", "changes", "plan", "randomness", "data", "lstm", "metrics",
-    "run", "horizons", "rollout", "hub", "model", "golden", "optim", "trained", "task", "sine",
-    "optimizers", "processes", "arithmetic", "tree", "piece_rows", "reduction", "gradient",
+    "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "trained", "task",
+    "sine", "optimizers", "processes", "arithmetic", "tree", "piece_rows", "reduction", "gradient",
     "agreement", "screen", "gallery", "flags", "command_line", "command", "splits", "snapshot",
     "probe", "job", "logbook", "train", "quality", "evaluate", "forecast", "plot", "export",
     "compare", "verify", "__main__",
@@ -32,8 +32,8 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 # What a fresh process loads, directly or not.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
-    "compiled", "philox", "changes", "plan", "metrics", "horizons", "rollout", "hub", "flags",
-    "command_line", "command", "compare", "__main__", "processes.launcher", "processes.stop",
+    "compiled", "philox", "changes", "plan", "metrics", "horizons", "rollout", "card", "hub",
+    "flags", "command_line", "command", "compare", "__main__", "processes.launcher", "processes.stop",
     "processes.alive", "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip

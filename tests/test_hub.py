@@ -1,21 +1,26 @@
 """Predictors to and from folders and the Hub's cache; no test uses the network."""
 
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from launching import SMALL, flags, summary
 from nursery import Nursery
 from safetensors.torch import load_file, save_file
 
+from sinlstm_dist.card import write_card
+from sinlstm_dist.config import read_config
+from sinlstm_dist.data.source import datasets
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.hub import write_card
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.run.record import Summary
+from sinlstm_dist.sections import Task
 
 WINDOWS = torch.linspace(-1, 1, 36).reshape(3, 12, 1)
 
@@ -56,8 +61,9 @@ def test_what_is_saved_is_the_same_model_with_a_card(run, tmp_path):
         "model.safetensors",
     }
     card = (tmp_path / "saved" / "README.md").read_text()
-    assert (run / "config.toml").read_text().partition("\n[output]")[0] in card
+    assert f"```toml\n{(run / 'config.toml').read_text().partition('[output]')[0].strip()}" in card
     metrics = summary(run)["metrics"]
+    assert "| windows | mean squared error | accuracy | number |\n| --- | --- | --- | --- |" in card
     assert f"| test | {metrics['test_loss']:.4e} | {metrics['test_accuracy']:.4f} | 101 |" in card
     again = Predictor.from_pretrained(tmp_path / "saved")
     check_same(model, again)
@@ -66,12 +72,91 @@ def test_what_is_saved_is_the_same_model_with_a_card(run, tmp_path):
 
 def test_a_card_has_no_accuracy_that_was_not_counted(run):
     ended = Summary(**summary(run))
-    card = write_card("", ended)
-    assert "| windows | mean squared error | accuracy | number |\n| --- | --- | --- | --- |" in card
     metrics = {name: value for name, value in ended.metrics.items() if "accuracy" not in name}
-    card = write_card("", replace(ended, metrics=metrics))
+    ended = replace(ended, metrics=metrics)
+    sizes = {"input_size": 1, "output_size": 1, "scaled": False, "difference": 0}
+    card = write_card(sizes=sizes, config=read_config(run / "config.toml"), ended=ended)
     assert "| windows | mean squared error | number |\n| --- | --- | --- |\n| train | " in card
     assert f"| test | {metrics['test_loss']:.4e} | 101 |\n" in card
+
+
+@pytest.fixture(scope="module")
+def series_run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a file that is named by its absolute path, as are its starting weights."""
+    folder = tmp_path_factory.mktemp("alice")
+    values = 400 + 40 * np.sin(np.arange(300) / 5)
+    (folder / "load.csv").write_text("\n".join(["MW", *(repr(v) for v in values.tolist())]))
+    Predictor().save_pretrained(folder / "start")
+    settings = {
+        **SMALL, "data.source": folder / "load.csv", "data.column": "MW", "data.train_size": 200,
+        "data.test_size": 50, "data.period": 31, "output.dir": folder / "run",
+        "train.init_from": folder / "start" / "model.safetensors", "train.global_batch_size": 20,
+    }  # fmt: skip
+    del settings["data.noise"]
+    assert nursery.run(flags(settings), cwd=folder).codes == [0]
+    return folder / "run"
+
+
+def python_of(card: str) -> str:
+    return card.partition("```python\n")[2].partition("```")[0]
+
+
+def test_the_card_of_a_series_has_its_units_and_no_folder(series_run, tmp_path):
+    model = Predictor.from_pretrained(series_run)
+    model.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "`windows` and `predictions` are in the units of `MW` of `load.csv`." in card
+    assert 'source = "load.csv"' in card
+    assert 'init_from = "model.safetensors"' in card
+    folders = [*series_run.parents, Path.home(), Path.cwd()]
+    assert not [str(part) for part in folders if len(str(part)) > 1 and str(part) in card]
+    assert not re.search(r"~|alice|[\"'`(]/", card)
+
+    _, test = datasets(read_config(series_run / "config.toml").data)
+    windows, targets = test[np.arange(50)]
+    units = test.scale.undo
+    predictions = model.predict(units(windows.double().numpy()))
+    error = np.sqrt(np.mean((predictions - units(targets.double().numpy())) ** 2))
+    row = next(line for line in card.splitlines() if line.startswith("| test |")).split(" | ")
+    assert float(row[1]) == pytest.approx(error, rel=1e-3)
+    assert float(row[2]) == pytest.approx((error / model.scaling.std.item()) ** 2, rel=1e-3)
+    assert f"train part ({model.scaling.std.item():.6g} " in card
+
+
+@pytest.mark.parametrize("source", ["run", "series_run", "checkpoint", "untrained", "differences"])
+def test_the_code_of_a_card_runs_as_it_stands(source, run, series_run, tmp_path):
+    model = {
+        "run": lambda: Predictor.from_pretrained(run),
+        "series_run": lambda: Predictor.from_pretrained(series_run),
+        "checkpoint": lambda: Predictor.from_pretrained(
+            max((series_run / "checkpoints").iterdir())
+        ),
+        "untrained": lambda: Predictor(3, 4, 2, num_layers=2),
+        "differences": lambda: Predictor(scaled=True, difference=7),
+    }[source]()
+    model.save_pretrained(tmp_path)
+    code = python_of((tmp_path / "README.md").read_text())
+    assert "model.predict(windows)" in code
+    shown = "print(*windows.shape, *predictions.shape)"
+    words = [sys.executable, "-W", "error", "-c", f"{code}\n{shown}"]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    window = {"run": 12, "series_run": 12, "differences": 57}.get(source, 50)
+    sizes = (3, 2) if source == "untrained" else (1, 1)
+    assert ended.stdout.split() == ["1", str(window), str(sizes[0]), "1", str(sizes[1])], ended
+    has_units = "in the units of" in (tmp_path / "README.md").read_text()
+    assert has_units == (model.scaling is not None)
+
+
+def test_the_loss_of_ones_own_task_is_no_squared_error(run):
+    ended, config = Summary(**summary(run)), read_config(run / "config.toml")
+    own = config.model_copy(
+        update={"task": Task(build="/home/alice/my_task.py:build", data="~/a/b")}
+    )
+    sizes = {"input_size": 1, "output_size": 1, "scaled": False, "difference": 0}
+    card = write_card(sizes=sizes, config=own, ended=ended)
+    assert "| windows | loss | accuracy | number |" in card
+    assert 'build = "my_task.py:build"\ndata = "b"\n' in card
+    assert "alice" not in card
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[]", b"\xff", b'{"metrics": {"epoch": 1}}'])

@@ -92,15 +92,6 @@ def test_hidden0_none_is_zeros_and_another_state_matters():
         assert not torch.allclose(model(windows), model(windows, ones), atol=1e-3)
 
 
-@pytest.mark.kernel
-@pytest.mark.parametrize(("num_layers", "states"), [(1, 3), (2, 1), (2, 3)])
-def test_hidden0_of_another_number_of_layers_is_refused(num_layers, states):
-    hidden0 = (torch.zeros(states, 3, 5), torch.zeros(states, 3, 5))
-    model = Predictor(num_layers=num_layers, fused=True)
-    with pytest.raises(ValueError, match=f"needs one for each of {num_layers} layers"):
-        model(torch.zeros(3, 8, 1), hidden0)
-
-
 def test_prediction_comes_from_the_last_time_step():
     model = Predictor()
     windows = torch.randn(3, 8, 1)

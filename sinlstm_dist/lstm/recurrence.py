@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sinlstm_dist import compiled
 
 State = tuple[Tensor, Tensor]  # hidden and cell, each (1, B, H)
+_INSTEAD = "use torch.nn.LSTM, or Predictor(fused=False)"
 
 
 def lstm(
@@ -95,7 +95,7 @@ class _Lstm(torch.autograd.Function):
         kernel = compiled.kernel()
         (B, W, D), H = inputs.shape, weight_hh.shape[1]
         weights = [w.contiguous() for w in (weight_ih, weight_hh, bias_ih, bias_hh)]
-        hidden0, cell0 = _contiguous(hidden0), _contiguous(cell0)
+        hidden_before, cell_before = _contiguous(hidden0), _contiguous(cell0)
         outputs = inputs.new_empty(B, W, H)
         hidden, cell = inputs.new_empty(1, B, H), inputs.new_empty(1, B, H)
         tapes = None
@@ -106,46 +106,88 @@ class _Lstm(torch.autograd.Function):
         sample, step, feature = inputs.stride()
         kernel.lstm_forward(
             inputs=inputs.data_ptr(), inputs_sample_stride=sample, inputs_step_stride=step,
-            inputs_feature_stride=feature, hidden0=_address(hidden0), cell0=_address(cell0),
+            inputs_feature_stride=feature,
+            hidden0=_address(hidden_before), cell0=_address(cell_before),
             weight_ih=weights[0].data_ptr(), weight_hh=weights[1].data_ptr(),
             bias_ih=weights[2].data_ptr(), bias_hh=weights[3].data_ptr(), num_samples=B,
             window=W, input_size=D, hidden_size=H, num_threads=num_threads,
             outputs=outputs.data_ptr(), hidden=hidden.data_ptr(), cell=cell.data_ptr(),
             tapes=_address(tapes),
         )  # fmt: skip
-        ctx.save_for_backward(tapes, weights[0], weights[1])
+        ctx.save_for_backward(tapes, inputs, weight_ih, weight_hh, bias_ih, bias_hh, hidden0, cell0)
         ctx.shape, ctx.num_threads = (B, W, D, H), num_threads
         ctx.set_materialize_grads(False)
         return outputs, hidden, cell
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad_outputs: Tensor | None, grad_hidden: Tensor | None, grad_cell: Tensor | None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        tapes, *sources = ctx.saved_tensors
+        with torch.no_grad():
+            found = _gradients(ctx, tapes, *sources[1:3], *gradients)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _FirstDerivatives.apply(found, *sources, *gradients)
+        return (*found, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        raise NotImplementedError(
+            "the fused LSTM has no forward-mode derivatives: torch.nn.LSTM has them within "
+            "torch.backends.mkldnn.flags(enabled=False)"
+        )
+
+
+class _FirstDerivatives(torch.autograd.Function):
+    """Gradients that cannot be differentiated: an error, where zeros would be wrong.
+
+    torch's `once_differentiable` gives zeros if the gradient of the outputs is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradients: tuple[Tensor | None, ...], *_: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        tapes, weight_ih, weight_hh = ctx.saved_tensors
-        B, W, D, H = ctx.shape
-        needs = ctx.needs_input_grad
-        gradient = tapes.new_empty(4 * H * (D + H) + 8 * H)
-        grad_inputs = tapes.new_empty(B, W, D) if needs[0] else None
-        grad_hidden0 = tapes.new_empty(1, B, H) if needs[5] else None
-        grad_cell0 = tapes.new_empty(1, B, H) if needs[6] else None
-        grad_hidden, grad_cell = _contiguous(grad_hidden), _contiguous(grad_cell)
-        sample, step, feature = (0, 0, 0) if grad_outputs is None else grad_outputs.stride()
-        compiled.kernel().lstm_backward(
-            tapes=tapes.data_ptr(), weight_ih=weight_ih.data_ptr(), weight_hh=weight_hh.data_ptr(),
-            grad_outputs=_address(grad_outputs), grad_outputs_sample_stride=sample,
-            grad_outputs_step_stride=step, grad_outputs_feature_stride=feature,
-            grad_hidden=_address(grad_hidden), grad_cell=_address(grad_cell), num_samples=B,
-            window=W, input_size=D, hidden_size=H, num_threads=ctx.num_threads,
-            grad_inputs=_address(grad_inputs), grad_hidden0=_address(grad_hidden0),
-            grad_cell0=_address(grad_cell0), gradient=gradient.data_ptr(),
-        )  # fmt: skip
-        ih, hh, bias_ih, bias_hh = gradient.split([4 * H * D, 4 * H * H, 4 * H, 4 * H])
-        return (
-            grad_inputs, ih.view(4 * H, D), hh.view(4 * H, H), bias_ih, bias_hh,
-            grad_hidden0, grad_cell0, None,
-        )  # fmt: skip
+        """`gradients`, as a function of the tensors that follow."""
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        raise RuntimeError(f"the fused LSTM has no second derivatives: {_INSTEAD}")
+
+
+def _gradients(
+    ctx: Any,
+    tapes: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    grad_outputs: Tensor | None,
+    grad_hidden: Tensor | None,
+    grad_cell: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs, the parameters and the state before the first step."""
+    B, W, D, H = ctx.shape
+    weight_ih, weight_hh = weight_ih.contiguous(), weight_hh.contiguous()
+    needs = ctx.needs_input_grad
+    gradient = tapes.new_empty(4 * H * (D + H) + 8 * H)
+    grad_inputs = tapes.new_empty(B, W, D) if needs[0] else None
+    grad_hidden0 = tapes.new_empty(1, B, H) if needs[5] else None
+    grad_cell0 = tapes.new_empty(1, B, H) if needs[6] else None
+    grad_outputs = None if grad_outputs is None else grad_outputs.resolve_neg()
+    grad_hidden, grad_cell = _contiguous(grad_hidden), _contiguous(grad_cell)
+    sample, step, feature = (0, 0, 0) if grad_outputs is None else grad_outputs.stride()
+    compiled.kernel().lstm_backward(
+        tapes=tapes.data_ptr(), weight_ih=weight_ih.data_ptr(), weight_hh=weight_hh.data_ptr(),
+        grad_outputs=_address(grad_outputs), grad_outputs_sample_stride=sample,
+        grad_outputs_step_stride=step, grad_outputs_feature_stride=feature,
+        grad_hidden=_address(grad_hidden), grad_cell=_address(grad_cell), num_samples=B,
+        window=W, input_size=D, hidden_size=H, num_threads=ctx.num_threads,
+        grad_inputs=_address(grad_inputs), grad_hidden0=_address(grad_hidden0),
+        grad_cell0=_address(grad_cell0), gradient=gradient.data_ptr(),
+    )  # fmt: skip
+    ih, hh, bias_ih, bias_hh = gradient.split([4 * H * D, 4 * H * H, 4 * H, 4 * H])
+    return (
+        grad_inputs, ih.view(4 * H, D), hh.view(4 * H, H), bias_ih, bias_hh,
+        grad_hidden0, grad_cell0,
+    )  # fmt: skip
 
 
 def check_float32(**tensors: torch.Tensor) -> None:
@@ -163,7 +205,7 @@ def check_float32(**tensors: torch.Tensor) -> None:
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+    return None if tensor is None else tensor.resolve_neg().contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -155,7 +155,7 @@ def _use_other_code(job: Job, config: Config, world: World) -> Job:
     if config.task.build:
         return _round_otherwise(job, config, world)
     model: Any = job.task.model
-    model.fused, model.rnn.__class__, job.rows.__class__ = False, OtherLstm, OtherRows
+    model.rnn.__class__, job.rows.__class__ = OtherLstm, OtherRows
     return job
 
 
