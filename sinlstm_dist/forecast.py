@@ -118,7 +118,7 @@ def main(options: Namespace) -> int:
     if options.output:
         draw_forecast(forecast, trained.config.data, Path(options.output))
     show_facts(facts(options.path, trained.config, forecast))
-    for note in trained.notes:
+    for note in (*trained.notes, *leanings(forecast)):
         show_sentence(f"note: {note}")
     if rows := future(forecast) if from_end else growth(forecast):
         show_text("\n")
@@ -153,6 +153,21 @@ def _describe(fan: Fan, *, steps: int) -> str:
     if reached < steps:
         text += f"; none after step {reached:,}, where fewer than {LEAST_ERRORS} have ended"
     return text
+
+
+def leanings(forecast: Forecast) -> list[str]:
+    """What a reader must know whose forecast lies outside of its own fan."""
+    if not forecast.fan:
+        return []
+    (lower_80, *_, upper_80), values = forecast.fan.bounds, forecast.values
+    values = values[: len(lower_80)]
+    counts = {"low": (values < lower_80).sum(), "high": (values > upper_80).sum()}
+    return [
+        f"over 9 in 10 forecasts of the test part were too {how} at {counted(count, 'step')} of "
+        f"{len(values):,}: there the fan does not hold the forecast"
+        for how, count in counts.items()
+        if count
+    ]
 
 
 def _write(path: Path, text: str) -> None:

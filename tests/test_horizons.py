@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sinlstm_dist import evaluate
+from sinlstm_dist import evaluate, forecast
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.seen import Seen
 from sinlstm_dist.horizons import (
@@ -46,15 +46,15 @@ def mean_model(tmp_path: Path):
 
 def test_the_fan_is_quantiles_of_the_errors_at_each_horizon(mean_model):
     trained, values = mean_model()
-    forecast = trained.forecast(from_end=True, steps=20)
-    assert forecast.values.tolist() == [MEAN] * 20
-    assert forecast.known.tolist() == values[-20:].tolist()
-    assert len(forecast.truth) == 0
-    assert forecast.fan.num_forecasts == 24
-    assert forecast.fan.bounds.shape == (4, 15)  # 24 - 15 + 1 = 10 forecasts reach that horizon
+    future = trained.forecast(from_end=True, steps=20)
+    assert future.values.tolist() == [MEAN] * 20
+    assert future.known.tolist() == values[-20:].tolist()
+    assert len(future.truth) == 0
+    assert future.fan.num_forecasts == 24
+    assert future.fan.bounds.shape == (4, 15)  # 24 - 15 + 1 = 10 forecasts reach that horizon
     for horizon in range(1, 16):
         errors = np.sort(values[80 - 24 + horizon - 1 :] - MEAN)
-        bounds = forecast.fan.bounds[:, horizon - 1]
+        bounds = future.fan.bounds[:, horizon - 1]
         for level, bound in zip((0.1, 0.25, 0.75, 0.9), bounds, strict=True):
             place = level * (len(errors) + 1)  # from 1
             below, above = errors[int(place) - 1], errors[min(int(place), len(errors) - 1)]
@@ -64,18 +64,31 @@ def test_the_fan_is_quantiles_of_the_errors_at_each_horizon(mean_model):
 def test_the_fan_of_a_model_of_changes_is_about_values(mean_model):
     """Its changes are zero: it repeats the last two values, so its errors are those of that."""
     trained, values = mean_model(difference=2, train_size=26)
-    forecast = trained.forecast(from_end=True, steps=5)
-    assert forecast.values.tolist() == [*values[-2:], *values[-2:], values[-2]]
+    future = trained.forecast(from_end=True, steps=5)
+    assert future.values.tolist() == [*values[-2:], *values[-2:], values[-2]]
     third = values[80 - 24 + 2 :] - values[80 - 24 - 2 : 80 - 4]  # the value before two steps
     median = np.quantile(third, 0.1, method="weibull")
-    assert forecast.fan.bounds[0, 2] == pytest.approx(values[-2] + median)
+    assert future.fan.bounds[0, 2] == pytest.approx(values[-2] + median)
+
+
+def test_a_forecast_outside_of_its_own_fan_is_noted(mean_model):
+    """All targets but the first three are far above it: only at the first step are they 10 %."""
+    trained, values = mean_model()
+    assert forecast.leanings(trained.forecast(from_end=True, steps=20)) == []
+    for shift, how in ((1000, "low"), (-1000, "high")):
+        shifted = [v + shift * (i >= 59) - shift / 5 * (56 <= i < 59) for i, v in enumerate(values)]
+        Path(trained.config.data.source).write_text("\n".join(["load", *map(str, shifted)]))
+        (found,) = forecast.leanings(
+            Trained(trained.config, trained.weights, trained.seen).forecast(from_end=True, steps=20)
+        )
+        assert f"were too {how} at 14 steps of 15" in found
 
 
 @pytest.mark.parametrize(("test_size", "reached"), [(9, 0), (10, 1), (11, 2)])
 def test_a_test_part_of_few_windows_has_a_short_fan_or_none(test_size, reached, mean_model):
     trained, _ = mean_model(test_size=test_size)
-    forecast = trained.forecast(from_end=True, steps=8)
-    assert forecast.fan.bounds.shape == (4, reached)
+    future = trained.forecast(from_end=True, steps=8)
+    assert future.fan.bounds.shape == (4, reached)
     assert len(evaluate.by_horizon(trained.backtest(steps=100))) == 3 * min(reached, 2)
 
 

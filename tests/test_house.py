@@ -33,8 +33,8 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
     "compiled", "philox", "changes", "plan", "metrics", "horizons", "rollout", "card", "hub",
-    "flags", "command_line", "command", "compare", "__main__", "processes.launcher", "processes.stop",
-    "processes.alive", "run.record", "run.files", "run.state",
+    "flags", "command_line", "command", "compare", "__main__", "processes.launcher",
+    "processes.stop", "processes.alive", "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]
