@@ -102,6 +102,9 @@ def test_a_series_is_forecast_from_its_first_test_window(monthly, tmp_path, caps
     assert {row["truth"] for row in rows[34:]} == {""}
     assert rows[39]["time"] == "1998-10-01 00:00:00"
     assert "fan" not in capsys.readouterr().out
+    assert forecast.main([*arguments[:3], "--steps", "3", "--csv", str(file)]) == 0
+    times = [line.split(",")[1] for line in file.read_text().splitlines()[1:]]
+    assert times == [line.split(",")[0] for line in text[:3]]
 
 
 def test_two_cycles_are_the_default_from_the_end(monthly, capsys):
@@ -131,7 +134,7 @@ def test_tables_fit_the_terminal(columns, trained_run, monthly, capsys, monkeypa
     for command in (forecast, evaluate):
         assert command.main([str(monthly)]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    facts = re.compile(r"(run|data|units|MASE|forecast|fan)  ")  # a file has them on one line
+    facts = re.compile(r"(run|data|units|MASE|forecast|fan)  |note: ")  # one line in a file
     assert max(len(line) for line in lines if not facts.match(line)) <= 80
 
 
