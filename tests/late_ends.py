@@ -78,5 +78,5 @@ def install() -> None:
     Accelerator.gather, Accelerator.reduce = gather_later, reduce_later
     world.broadcast = broadcast_later
     torch.distributed.all_to_all_single = lambda *values: own.add(lambda: exchange(*values))
-    joining.share_memory = lambda **_: None  # GPUs do not
+    joining.share_memory = lambda *_, **__: None  # GPUs do not
     waiting.is_done_on, waiting.abort = lambda device: own.is_done, own.abort

@@ -120,22 +120,20 @@ def share(machines: Sequence[str], *, lacking: int | None = None) -> list[Shared
     board: list[Any] = [None] * size
     found: list[Any] = [None] * size
 
-    def gather_json(rank: int, value: Any) -> list[Any]:
-        board[rank] = value
-        meet.wait(HANGS_S)
-        everyones = list(board)
-        meet.wait(HANGS_S)
-        is_offer = not isinstance(everyones[0], bool)
-        return [("/nowhere", "00")] * size if is_offer and rank == lacking else everyones
+    class Rank:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def gather_json(self, value: Any) -> list[Any]:
+            board[self.rank] = value
+            meet.wait(HANGS_S)
+            everyones = list(board)
+            meet.wait(HANGS_S)
+            is_offer = not isinstance(everyones[0], bool)
+            return [("/nowhere", "00")] if is_offer and self.rank == lacking else everyones
 
     def work(rank: int) -> None:
-        found[rank] = share_memory(
-            rank=rank,
-            machines=machines,
-            gather_json=lambda value: gather_json(rank, value),
-            num_cores=size,
-            wait=patiently,
-        )
+        found[rank] = share_memory(Rank(rank), machines, wait=patiently)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     for thread in threads:

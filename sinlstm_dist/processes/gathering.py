@@ -6,13 +6,14 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.distributed import P2POp
 
 from sinlstm_dist import compiled
+from sinlstm_dist.processes import launcher
 
 # From so many bytes on, messages are faster than gloo's all-gather: 4 MB in 4 ms and not in 14
 # (two processes, 2026-11-26).
@@ -82,13 +83,18 @@ class SharedMemory:
         return taken
 
 
+class Processes(Protocol):
+    """The processes that may share memory: a `World`."""
+
+    rank: int
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """A value from each process, in order of rank. Collective: yes."""
+        ...
+
+
 def share_memory(
-    *,
-    rank: int,
-    machines: Sequence[str],
-    gather_json: Callable[[Any], list[Any]],
-    num_cores: int,
-    wait: Callable[[Callable[[], bool]], None],
+    world: Processes, machines: Sequence[str], *, wait: Callable[[Callable[[], bool]], None]
 ) -> SharedMemory | None:
     """Memory of all processes, if they are on one machine and all of them can map it; else None.
 
@@ -96,25 +102,24 @@ def share_memory(
 
     Args:
         machines: of each process, by rank: what is the same where one can open another's files.
-        gather_json: gathers a value from each process, in order of rank.
-        num_cores: that this process may use.
         wait: see `SharedMemory`.
 
     Collective: yes.
     """
-    size = len(machines)
+    rank, size = world.rank, len(machines)
     offer, memory = None, None
     is_able = not compiled.missing() and hasattr(os, "memfd_create")
     with contextlib.ExitStack() as stack:
         if is_able and rank == 0 and len(set(machines)) == 1 and machines[0]:
             with contextlib.suppress(OSError):
                 offer = stack.enter_context(_offered(size))
-        path, token = gather_json(offer)[0] or ("", "")
+        path, token = world.gather_json(offer)[0] or ("", "")
         if is_able and path:
             memory = _mapped(path, bytes.fromhex(token), size=size)
-        if not all(gather_json(memory is not None)) or memory is None:
+        if not all(world.gather_json(memory is not None)) or memory is None:
             return None
-    return SharedMemory(memory, rank=rank, size=size, spins=size <= num_cores, wait=wait)
+    spins = size <= launcher.num_cores()
+    return SharedMemory(memory, rank=rank, size=size, spins=spins, wait=wait)
 
 
 def _num_bytes(size: int) -> int:

@@ -50,13 +50,7 @@ def join_world(
             )
             with _reporting(world, roll_call), waiting.watched():
                 if world.device.type == "cpu":
-                    world.shared = share_memory(
-                        rank=launch.rank,
-                        machines=roll_call.machines,
-                        gather_json=world.gather_json,
-                        num_cores=launcher.num_cores(),
-                        wait=waiting.until,
-                    )
+                    world.shared = share_memory(world, roll_call.machines, wait=waiting.until)
                 yield world
                 world.wait_for_everyone()  # leaving a group that others use aborts them
     except Exception as error:
