@@ -137,7 +137,7 @@ def facts(path: str, config: Config, forecast: Forecast) -> dict[str, str]:
         "run": path,
         "forecast": f"{counted(steps, 'step')} {start}, "
         f"{counted(steps / data.period, 'cycle', '.3g')} of {counted(data.period, 'step', 'g')}",
-        "memory": f"each prediction reads only the last {counted(data.window, 'value')}, "
+        "memory": f"each prediction reads only the last {counted(data.used_up, 'value')}, "
         "as in training",
     }
     if forecast.fan:

@@ -272,6 +272,12 @@ def read_weights(path: Path, model: nn.Module) -> Tensors:
         ) from error
     wanted, buffers = model.state_dict(), dict(model.named_buffers())
     if isinstance(model, Predictor):
+        has, needs = int(weights.get(DIFFERENCE, 0)), model.scaling.lag if model.scaling else 0
+        if MEAN in weights and has != needs:  # what they have learned means something else here
+            raise ConfigError(
+                f"train.init_from={path}: was trained with data.difference={has}, and this run has "
+                f"{needs}"
+            )
         wanted = dict(model.named_parameters())
         weights = {k: v.float() for k, v in weights.items() if k not in (MEAN, STD, DIFFERENCE)}
     if problem := unlike(weights, shapes(wanted), buffers=buffers):

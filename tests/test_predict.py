@@ -130,8 +130,13 @@ def test_a_run_is_read_with_the_difference_that_it_has_learned(tmp_path):
         to_trained(config, scaled().state_dict(), {}, origin=tmp_path)
 
 
-def test_weights_of_another_difference_start_a_run(tmp_path):
-    save_file(scaled(2).state_dict(), tmp_path / "weights.safetensors")
+def test_weights_of_another_difference_start_no_run(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(scaled(2).state_dict(), path)
+    weights = read_weights(path, scaled(2))
+    assert set(weights) == {name for name, _ in scaled(2).named_parameters()}
     for model in (scaled(), scaled(1), Predictor()):
-        weights = read_weights(tmp_path / "weights.safetensors", model)
-        assert set(weights) == {name for name, _ in model.named_parameters()}
+        with pytest.raises(ConfigError, match=r"with data\.difference=2, and this run has [01]"):
+            read_weights(path, model)
+    save_file(Predictor().state_dict(), path)  # nothing says what they have learned
+    assert read_weights(path, scaled(2)).keys() == weights.keys()
