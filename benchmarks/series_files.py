@@ -50,7 +50,7 @@ def reason(error: ConfigError) -> str:
 
 
 def compare(path: Path, column: str, time: str, columns: dict[str, np.ndarray]) -> str:
-    """"equal", "wrong", or why the reader refused."""
+    """How it went: equal, wrong, or why the reader refused."""
     try:
         found = read_column(path, column, time=time)
     except ConfigError as error:

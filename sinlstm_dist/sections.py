@@ -39,11 +39,15 @@ class Data(Section):
     noise: float = Field(
         0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
     )
-    source: Text = Field(SINE, description='"sine" or a file with a series: .csv or .npy')
-    column: Text = Field("", description="which column of that file")
-    time: Text = Field("", description="which column of it holds the times, if any")
+    source: Text = Field(SINE, description='"sine" or a file with a series: .csv, .npy or .parquet')
+    column: Text = Field(
+        "", description='which column of that file; "" = the only one that can be meant'
+    )
+    time: Text = Field(
+        "", description='its column of times; "" = the one that has them, "none" = no times'
+    )
     gaps: Literal["refuse", "allow"] = Field(
-        "refuse", description="what becomes of a file in which time steps are missing"
+        "refuse", description="a file with missing times or uneven steps is refused, or read"
     )
     encoding: Text = Field("utf-8", description="of that file, if it is text")
     difference: int = Field(

@@ -197,8 +197,24 @@ def test_packed_text(suffix, pack, tmp_path):
     assert ".csv" in refusal(write(tmp_path, packed, f"a.json{suffix}"))
 
 
+@pytest.mark.parametrize(("name", "separator"), [("a.tsv", "\t"), ("a.TXT", ";"), ("a.CSV", ",")])
+def test_the_suffix_does_not_decide_the_separator(name, separator, tmp_path):
+    path = write(tmp_path, f"w{separator}v\na{separator}5\nb{separator}7.5\n", name)
+    assert read_values(path, "v").tolist() == [5, 7.5]
+
+
+def test_a_file_that_is_missing_or_a_folder_is_one_error(tmp_path):
+    assert "cannot be read: No such file" in refusal(tmp_path / "b.csv")
+    assert "cannot be read: No such file" in refusal(tmp_path / "b.npy")
+    (tmp_path / "c.csv").mkdir()
+    assert "cannot be read: Is a directory" in refusal(tmp_path / "c.csv")
+
+
 def test_arrays(tmp_path):
     path = tmp_path / "a.npy"
+    for array in ([5, 7], [[5], [7]]):
+        np.save(path, np.array(array))
+        assert read_values(path).tolist() == [5, 7]
     np.save(path, np.array([[0.5, 5], [1, 7]], dtype=np.float32))
     assert read_values(path, "2").tolist() == [5, 7]
     assert read_column(path, "2").name == ""
@@ -217,6 +233,10 @@ def test_what_is_no_array_is_said_without_advice_to_load_pickles(tmp_path):
     np.savez(tmp_path / "b.npz", a=np.ones(3))
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
     np.save(tmp_path / "c.npy", np.array([None]), allow_pickle=True)
+    np.save(tmp_path / "d.npy", np.array(["a"]))
+    np.save(tmp_path / "e.npy", np.zeros((2, 2, 2)))
+    for path in (tmp_path / "d.npy", tmp_path / "e.npy"):
+        assert "numbers of one dimension, or of two" in refusal(path)
     for path in (write(tmp_path, "1 2\n", "a.npy"), tmp_path / "b.npy", tmp_path / "c.npy"):
         message = refusal(path)
         assert "no .npy array of numbers" in message

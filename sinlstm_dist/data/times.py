@@ -147,10 +147,11 @@ def _differences(stamps: np.ndarray) -> tuple[np.ndarray, bool]:
     """Between neighbours, in months where a calendar counts; and whether from their ends."""
     plain = np.diff(stamps)
     if stamps.dtype.kind == "M" and (plain >= SHORTEST_MONTH).all():
-        for month_end in (False, True):
+        for month_end in (True, False):
             months = stamps.astype("datetime64[M]") + month_end
             rest = stamps - months.astype(stamps.dtype)
-            if (rest == rest[0]).all():
+            is_last_day = rest[0] >= -np.timedelta64(1, "D")
+            if (rest == rest[0]).all() and is_last_day >= month_end:
                 return np.diff(months), month_end
     return plain, False
 
