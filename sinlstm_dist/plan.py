@@ -8,6 +8,7 @@ larger. These are pure functions of numbers, so they can be called and tested wi
 import functools
 import itertools
 import math
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +36,21 @@ def epoch_order(
     Returns:
         int64 array of `size` indices in [0, size).
 
+    Raises:
+        ValueError: a number is out of its range, or `sampling` is unknown.
+
     Examples:
         >>> epoch_order(seed=0, epoch=0, size=8).tolist()
         [2, 3, 5, 0, 6, 4, 1, 7]
         >>> epoch_order(seed=0, epoch=1, size=8).tolist()
         [5, 1, 0, 6, 7, 2, 4, 3]
     """
+    seed, epoch, size = map(operator.index, (seed, epoch, size))
+    if not 0 <= seed < 2**32 or epoch < 0 or size < 0:
+        raise ValueError(
+            f"seed={seed}, epoch={epoch}, size={size}: seed from 0 to 2**32 - 1, and no negative "
+            "epoch or size, are needed"
+        )
     return indices_at(np.arange(size), seed=seed, epoch=epoch, size=size, sampling=sampling)
 
 

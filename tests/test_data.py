@@ -13,10 +13,14 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset, sine_of_turns
 from sinlstm_dist.data.steps import Split, deal_out
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.plan import Plan, epoch_order, in_order, indices_at
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
@@ -90,6 +94,70 @@ def test_a_batch_is_its_samples_stacked():
             assert torch.equal(windows[row], dataset[index][0])
             assert torch.equal(targets[row], dataset[index][1])
         assert dataset[np.array([], dtype=np.int64)][0].shape == (0, 6, 1)
+
+
+WRONG = {
+    "size": [0, -1, 2.5, "9", 10**9 + 1, True],
+    "window": [0, -3, 1.5, 10_001],
+    "period": [0, -60.0, math.nan, math.inf, "60"],
+    "noise": [-0.1, math.nan, math.inf],
+    "phase": [math.nan, math.inf, "1"],
+    "seed": [-1, 2**32, 0.5],
+    "stream": [-1, 2**32],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values])
+def test_what_the_configuration_refuses_is_refused(name, value):
+    shown = "seed" if name == "stream" else name
+    with pytest.raises(ValueError, match=rf"SineDataset: {shown}="):
+        SineDataset(**{"size": 3, name: value})
+    key = {"size": "train_size", "phase": "test_phase", "stream": "seed"}.get(name, name)
+    if not isinstance(value, bool | str):  # words of a command line may be numbers
+        with pytest.raises(ConfigError, match=f"data.{key}="):
+            load_config(None, {f"data.{key}": value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"size": np.int64(9), "window": np.int32(4), "period": np.float32(7), "noise": 0}
+    found, expected = SineDataset(**given), SineDataset(size=9, window=4, period=7.0)
+    assert torch.equal(found[3][0], expected[3][0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), noise=st.sampled_from([0.0, 0.3]))
+def test_any_index_gives_single_samples(data, noise):
+    size = 23
+    dataset = SineDataset(size=size, window=5, noise=noise)
+    numbers = st.lists(st.integers(-size, size - 1), max_size=9)
+    bound = st.none() | st.integers(-30, 30)
+    index = data.draw(
+        st.builds(slice, bound, bound, st.none() | st.sampled_from([-2, -1, 1, 3]))
+        | numbers
+        | numbers.map(lambda found: np.array(found, np.int64))
+        | numbers.map(lambda found: np.array(found, np.int8))
+        | numbers.map(lambda found: torch.tensor(found, dtype=torch.int64))
+        | st.lists(st.booleans(), min_size=size, max_size=size).map(np.array)
+        | st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+        | st.lists(st.booleans(), min_size=size, max_size=size)
+        | st.integers(-size, size - 1).map(np.int16)
+    )
+    meant = np.arange(size)[index if not isinstance(index, list) or index else slice(0)]
+    windows, targets = dataset[index]
+    assert windows.shape == (*meant.shape, 5, 1)
+    for row, number in enumerate(meant.reshape(-1).tolist()):
+        window, target = dataset[number]
+        assert torch.equal(windows.reshape(-1, 5, 1)[row], window)
+        assert torch.equal(targets.reshape(-1, 1)[row], target)
+
+
+@pytest.mark.parametrize(
+    "index", [True, None, ..., 1.0, "1", np.array([0.5]), np.ones(4, bool), [7, 23], (1, 2)]
+)
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_what_is_no_index_is_refused(index, noise):
+    with pytest.raises(IndexError):
+        SineDataset(size=23, window=5, noise=noise)[index]
 
 
 def test_writing_to_a_sample_leaves_the_data_set_alone():

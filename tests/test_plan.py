@@ -239,3 +239,16 @@ EXPECTED = {
 
 def test_test_windows_are_taken_as_they_lie():
     assert in_order(np.arange(4), epoch=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("wrong", [{"size": -3}, {"seed": -1}, {"seed": 2**32}, {"epoch": -1}])
+@pytest.mark.parametrize("sampling", ["permutation", "replacement"])
+def test_an_order_of_impossible_numbers_is_refused(wrong, sampling):
+    """A negative size gave an empty order, and seed 2**32 is epoch 1 of seed 0."""
+    with pytest.raises(ValueError, match="are needed"):
+        epoch_order(**{"seed": 0, "epoch": 0, "size": 5, "sampling": sampling, **wrong})
+
+
+def test_an_order_takes_numbers_of_numpy():
+    found = epoch_order(seed=np.int64(3), epoch=np.int32(1), size=np.int64(9))
+    assert found.tolist() == epoch_order(seed=3, epoch=1, size=9).tolist()

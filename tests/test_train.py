@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.trained import read_weights
 
 QUICK = {
     "data.train_size": 60,
@@ -395,6 +397,49 @@ def test_starting_weights_that_do_not_fit_are_refused(kind, tmp_path, capsys):
     if kind == "names":
         assert "output_layer.offset" in message
     assert not (tmp_path / "run").exists()
+
+
+def two_lines(message: str) -> str:
+    """The code that a message names: its last two lines."""
+    return "\n".join(line.strip() for line in message.splitlines()[-2:])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("name", ["it's.pt", "pytorch_model.bin", "last.ckpt"])
+def test_a_pytorch_file_is_converted_by_the_lines_of_the_message(
+    name, old_format, prefix, tmp_path, capsys
+):
+    path, model = tmp_path / name, Predictor()
+    weights = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+    torch.save(weights, path, _use_new_zipfile_serialization=not old_format)
+    assert run_main(tmp_path / "run", **{"train.init_from": path}) == 2
+    message = capsys.readouterr().err
+    assert f"error: train.init_from={path}: is a PyTorch file" in message
+    subprocess.run([sys.executable, "-W", "error", "-c", two_lines(message)], check=True)
+    found = read_weights(path.with_suffix(".safetensors"), model)
+    assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("model", [Predictor(), Predictor(scaled=True), nn.Linear(2, 1)])
+def test_names_of_a_wrapped_model_are_converted_by_the_lines_of_the_message(
+    model, prefix, tmp_path
+):
+    path = tmp_path / "w.safetensors"
+    save_file({f"{prefix}{key}": value for key, value in model.state_dict().items()}, path)
+    with pytest.raises(ConfigError, match=f'its names begin with "{prefix}"') as caught:
+        read_weights(path, model)
+    subprocess.run([sys.executable, "-W", "error", "-c", two_lines(str(caught.value))], check=True)
+    found = read_weights(tmp_path / "w-converted.safetensors", model)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.items())
+
+
+def test_an_optimizers_file_and_a_folder_name_the_weights(tmp_path):
+    save_file({"rnn.weight_ih_l0.momentum": torch.zeros(3)}, tmp_path / "optimizer.safetensors")
+    for path, what in ((tmp_path / "optimizer.safetensors", "optimizer"), (tmp_path, "folder")):
+        with pytest.raises(ConfigError, match=rf"{what}.* model\.safetensors"):
+            read_weights(path, Predictor())
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path, capsys):

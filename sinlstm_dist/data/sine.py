@@ -7,12 +7,16 @@ from the sample's own index, so a sample is the same in any batch, on any proces
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch.utils.data import Dataset
 
+from sinlstm_dist.config import Data
 from sinlstm_dist.data.noise import add_noise
+from sinlstm_dist.problems import describe
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # windows (B, W, 1), targets (B, 1)
 
@@ -34,6 +38,9 @@ class SineDataset(Dataset[Batch]):
         phase: time step at which sample 0 starts.
         seed: seed of the noise, 0 to 2**32 - 1.
         stream: number of the noise stream; the streams of one seed are independent.
+
+    Raises:
+        ValueError: an argument is out of the limits of its configuration key.
 
     Examples:
         >>> data = SineDataset(size=1000, noise=0.02)
@@ -61,32 +68,49 @@ class SineDataset(Dataset[Batch]):
         seed: int = 0,
         stream: int = TRAIN_NOISE,
     ) -> None:
+        limited = _limited(
+            size=size, window=window, period=period, noise=noise, phase=phase, seed=seed
+        )
+        size, window, noise = limited.train_size, limited.window, limited.noise
         self._size, self._window, self._noise = size, window, noise
-        self._key = (seed, stream)
-        series = _sine(length=size + window, period=period, phase=phase)  # (size + W,)
+        self._key = (limited.seed, _limited(seed=stream).seed)
+        series = _sine(
+            length=size + window, period=limited.period, phase=limited.test_phase
+        )  # (size + W,)
         self._windows = np.lib.stride_tricks.sliding_window_view(series, window)[:size]  # (size, W)
         self._targets = series[window:, None]  # (size, 1)
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int | np.ndarray) -> Batch:
-        """One sample, or one batch for an int64 array of indices.
+    def __getitem__(self, index: Any) -> Batch:
+        """One sample, or one batch for an array of indices.
 
         Args:
-            index: -size to size - 1; a negative one counts from the end.
+            index: -size to size - 1; a negative one counts from the end. Or a slice, a list, an
+                array or a tensor of such indices, or a mask of `size` booleans.
 
         Returns:
             window (W, 1) and target (1,), float32; with a leading batch dimension for an array.
 
         Raises:
-            IndexError: an index outside [-size, size).
+            IndexError: an index outside [-size, size), or none.
         """
+        if type(index) is not int and getattr(index, "dtype", None) != np.int64:
+            index = self._numbers(index)
         windows = self._windows[index, :, None].copy()  # (..., W, 1)
         if self._noise:
             rows = np.asarray(index) % self._size  # a negative index counts from the end
             add_noise(windows[..., 0], key=self._key, rows=rows, deviation=self._noise)
         return torch.from_numpy(windows), torch.from_numpy(self._targets[index].copy())
+
+    def _numbers(self, index: Any) -> Any:
+        """The numbers of the samples that an index means, of a kind other than int64."""
+        if isinstance(index, slice):
+            return np.arange(*index.indices(self._size))
+        if index is None or index is Ellipsis or isinstance(index, bool | np.bool):
+            raise IndexError(f"{index} is no index of a sample")
+        return np.arange(self._size)[index]
 
     def fingerprint(self) -> str:
         """SHA-256 of some samples from all over the data set, hexadecimal."""
@@ -94,6 +118,27 @@ class SineDataset(Dataset[Batch]):
         windows, targets = self[some]
         parts = (windows.numpy().tobytes(), targets.numpy().tobytes(), str(self._size).encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _limited(**arguments: Any) -> Data:
+    """The arguments of a SineDataset within the limits of the configuration, which has them as
+    `[data]`.
+
+    Raises:
+        ValueError: names those that are not.
+    """
+    keys = {"size": "train_size", "phase": "test_phase"}
+    names = {key: name for name, key in keys.items()}
+    values = {
+        keys.get(name, name): getattr(v, "item", lambda v=v: v)() for name, v in arguments.items()
+    }
+    try:
+        return Data.model_validate(values, strict=True)
+    except ValidationError as error:
+        found = [
+            {**p, "loc": [names.get(str(key), key) for key in p["loc"]]} for p in error.errors()
+        ]
+        raise ValueError(f"SineDataset: {'; '.join(map(describe, found))}") from None
 
 
 def _sine(*, length: int, period: float, phase: float) -> np.ndarray:

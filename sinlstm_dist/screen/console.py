@@ -87,9 +87,15 @@ def _terminal_size() -> tuple[int, int]:
 
 
 def show_error(message: str) -> None:
-    """Print one error on standard error, one line per problem."""
+    """Print one error on standard error, one line per problem.
+
+    Lines that begin with a space are code to copy.
+    """
     screen = Screen(Stream("stderr"))
     for line in message.split("\n"):
+        if line.startswith(" "):
+            screen.print(Text(screen.sayable(line.lstrip())), soft_wrap=True)
+            continue
         screen.say(Text.assemble(("error:", "red"), " ", screen.render_str(line)))
 
 
