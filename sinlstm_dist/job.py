@@ -33,8 +33,8 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import Layout, shapes, unlike
 from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, splits
+from sinlstm_dist.starting import read_weights
 from sinlstm_dist.task import Baseline, Task
-from sinlstm_dist.trained import read_weights
 
 
 @dataclass(frozen=True)

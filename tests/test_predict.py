@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.trained import read_weights, to_trained
+from sinlstm_dist.starting import read_weights
+from sinlstm_dist.trained import to_trained
 
 
 def scaled(difference: int = 0, mean: float = 3.0, std: float = 40.0) -> Predictor:

@@ -23,7 +23,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.run.folder import RunFolder
-from sinlstm_dist.trained import read_weights
+from sinlstm_dist.starting import read_weights
 
 QUICK = {
     "data.train_size": 60,
