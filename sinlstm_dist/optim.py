@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,7 +120,6 @@ class SGD(torch.optim.Optimizer):
         return buffer
 
 
-@np.errstate(over="ignore", invalid="ignore")  # the caller looks for values that are not finite
 def _update(values: Any, gradient: Any, velocity: Any, lr: float, momentum: float) -> None:
     """One step, of numpy arrays or of tensors. Each operation rounds once, in this order."""
     if velocity is not None:

@@ -13,7 +13,6 @@ import torch
 Rows = Any  # a numpy array on the CPU, a torch tensor on a GPU: only what both can do is used
 
 
-@np.errstate(over="ignore", invalid="ignore")  # the caller looks for values that are not finite
 def tree_sum(rows: Rows) -> Rows:
     """Add `rows` (N, ...) over N, always in the same order: neighbours first.
 

@@ -53,7 +53,7 @@ def install() -> None:
     global stream
     from accelerate import Accelerator
 
-    from sinlstm_dist.processes import waiting, world
+    from sinlstm_dist.processes import joining, waiting, world
 
     stream = own = Stream()
     gather, reduce, broadcast = Accelerator.gather, Accelerator.reduce, world.broadcast
@@ -78,4 +78,5 @@ def install() -> None:
     Accelerator.gather, Accelerator.reduce = gather_later, reduce_later
     world.broadcast = broadcast_later
     torch.distributed.all_to_all_single = lambda *values: own.add(lambda: exchange(*values))
+    joining.share_memory = lambda *_, **__: None  # GPUs do not
     waiting.is_done_on, waiting.abort = lambda device: own.is_done, own.abort

@@ -129,6 +129,7 @@ class Nursery:
         is_whole: bool = False,
         terminal: str = "",
         ends_late: bool = False,
+        apart: bool = False,
     ) -> Launch:
         """Start a world of processes.
 
@@ -147,6 +148,7 @@ class Nursery:
                 where threads that are left abort it; without, it is gone when its work is done.
             terminal: its path; each process's session and streams are its.
             ends_late: whether collectives return before they have ended, as NCCL's do.
+            apart: whether they cannot find each other on this machine, as if each had its own.
         """
         self._count += 1
         launch = Launch(self._folder / f"launch-{self._count}", free_port())
@@ -170,6 +172,7 @@ class Nursery:
                 "is_whole": is_whole,
                 "terminal": terminal,
                 "ends_late": ends_late,
+                "apart": apart,
             }
             if processes > 1:
                 order["environment"] = {
@@ -278,6 +281,10 @@ def _be_child(order: dict[str, Any]) -> None:
     try:
         if order["ends_late"]:
             late_ends.install()
+        if order["apart"]:
+            from sinlstm_dist.processes import alive
+
+            alive.BOOT_ID = Path("/nowhere")
         _install(order["faults"], folder / f"events-{rank}")
         code = import_module(order["module"]).main(order["arguments"])
     except Exception:
@@ -411,10 +418,11 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     from accelerate import Accelerator
 
     from sinlstm_dist import gradient, train
-    from sinlstm_dist.processes import roll_call
+    from sinlstm_dist.processes import gathering, roll_call
     from sinlstm_dist.run import checkpoint
     from sinlstm_dist.run import folder as run_folder
 
+    memory = [(gathering.SharedMemory, "gather")]
     watched = {
         "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],
         "evaluate": [(train, "totals_over")],
@@ -426,7 +434,8 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
         "join": [(train, "join_world")],
         **{name: [(Accelerator, name)] for name in ("prepare_model", "reduce", "backward")},
         "leave": [(roll_call.RollCall, "verdict")],
-        "collective": list(itertools.product((dist, dist.distributed_c10d), COLLECTIVES)),
+        "memory": memory,
+        "collective": [*memory, *itertools.product((dist, dist.distributed_c10d), COLLECTIVES)],
     }[fault["of"]]
     count = [0]
 

@@ -63,11 +63,11 @@ def check_resumes(nursery: Nursery, cwd: Path) -> None:
     check_same(cwd / "run", cwd / "straight")
 
 
-@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize(("lost", "apart"), [(0, False), (1, False), (2, False), (1, True)])
 @pytest.mark.parametrize("do", ["kill", "hang"])
-def test_died_or_hangs(nursery: Nursery, tmp_path: Path, lost: int, do: str) -> None:
+def test_died_or_hangs(nursery: Nursery, tmp_path: Path, lost: int, do: str, apart: bool) -> None:
     faults = [{"rank": lost, "of": "step", "at": 5, "do": do}]
-    launch = train(nursery, tmp_path, faults)
+    launch = train(nursery, tmp_path, faults, apart=apart)
     codes, stderr = list(launch.codes), launch.stderr
     nursery.kill(launch)
     assert codes[:lost] + codes[lost + 1 :] == [1, 1]
@@ -86,10 +86,11 @@ def test_died_or_hangs(nursery: Nursery, tmp_path: Path, lost: int, do: str) -> 
     check_resumes(nursery, tmp_path)
 
 
-def test_one_of_five_is_named_alone(nursery: Nursery, tmp_path: Path) -> None:
-    """Only its neighbours are waiting for it; the others wait for them, and all must learn it."""
+@pytest.mark.parametrize("apart", [False, True])
+def test_one_of_five_is_named_alone(nursery: Nursery, tmp_path: Path, apart: bool) -> None:
+    """Apart, only its neighbours wait for it; the others wait for them, and all must learn it."""
     faults = [{"rank": 3, "of": "step", "at": 5, "do": "kill"}]
-    launch = train(nursery, tmp_path, faults, processes=5)
+    launch = train(nursery, tmp_path, faults, processes=5, apart=apart)
     assert launch.codes == [1, 1, 1, -signal.SIGKILL, 1]
     assert launch.stderr == f"error: rank 3 on {HOST} died, hangs or cannot be reached\n"
 
@@ -213,11 +214,11 @@ def test_the_result_where_collectives_end_late(nursery: Nursery, tmp_path: Path)
     check_same(tmp_path / "late", tmp_path / "usual")
 
 
-@pytest.mark.parametrize("failing", [0, 2])
-def test_raises(nursery: Nursery, tmp_path: Path, failing: int) -> None:
+@pytest.mark.parametrize(("failing", "apart"), [(0, False), (2, False), (2, True)])
+def test_raises(nursery: Nursery, tmp_path: Path, failing: int, apart: bool) -> None:
     """Its own traceback once, and one line from the others that names it."""
     faults = [{"rank": failing, "of": "step", "at": 5, "do": "raise", "text": "it broke"}]
-    launch = train(nursery, tmp_path, faults)
+    launch = train(nursery, tmp_path, faults, apart=apart)
     assert launch.codes == [1, 1, 1]
     assert launch.stderr.count("\nValueError: it broke") == 1
     assert launch.stderr.count("error:") == 1

@@ -207,12 +207,16 @@ def test_ddp_has_the_same_curve(nursery: Nursery, tmp_path: Path) -> None:
             assert torch.equal(losses(tmp_path / run, name), losses(tmp_path / "ordered", name))
 
 
-def test_one_collective_a_step(nursery: Nursery, tmp_path: Path) -> None:
-    faults = [{"rank": 0, "of": of, "at": 0, "do": "count"} for of in ("step", "collective")]
+@pytest.mark.parametrize("apart", [False, True])
+def test_one_collective_a_step(nursery: Nursery, tmp_path: Path, apart: bool) -> None:
+    counted = ("step", "collective", "memory")
+    faults = [{"rank": 0, "of": of, "at": 0, "do": "count"} for of in counted]
     settings = {**SMALL, "checkpoint.every_epochs": 0, "output.dir": "run"}
-    launch = nursery.run(flags(settings), cwd=tmp_path, processes=2, faults=faults)
+    launch = nursery.run(flags(settings), cwd=tmp_path, processes=2, faults=faults, apart=apart)
     assert launch.codes == [0, 0], launch.stderr
     events = [event.split()[0] for event in launch.events()]
+    assert ("memory" in events) is not apart
+    events = [event for event in events if event != "memory"]
     starts = [at for at, event in enumerate(events) if event == "step"]
     between = [later - earlier - 1 for earlier, later in itertools.pairwise(starts)]
     assert len(between) == 8

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sinlstm_dist import evaluate, export
 from sinlstm_dist.config import SINE, Data, load_config
-from sinlstm_dist.data.series import Scale, open_series, read_values
+from sinlstm_dist.data.reading import read_values
+from sinlstm_dist.data.series import Scale, open_series
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor

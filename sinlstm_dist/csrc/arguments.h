@@ -92,6 +92,27 @@
     X(Size, width)                     \
     X(Integers, indices)
 
+#define GATHER_SIZE_ARGUMENTS(X) \
+    X(Size, num_processes)       \
+    X(Size, slot)
+
+#define GATHER_PUT_ARGUMENTS(X) \
+    X(Address, memory)          \
+    GATHER_SIZE_ARGUMENTS(X)    \
+    X(Size, number)             \
+    X(Size, rank)               \
+    X(Address, bytes)           \
+    X(Size, count)
+
+#define GATHER_TAKE_ARGUMENTS(X) \
+    X(Address, memory)           \
+    GATHER_SIZE_ARGUMENTS(X)     \
+    X(Size, number)              \
+    X(Address, out)              \
+    X(Size, count)               \
+    X(Size, spin_ns)             \
+    X(Size, patience_ns)
+
 /* The kinds of arguments. A value of another type sets an exception. */
 typedef float *Address;
 typedef int64_t *Integers;

@@ -19,6 +19,7 @@ typedef struct {
 
 static void run_item(void *context, int64_t index) {
     Work *work = context;
+    if (!work->items[index].together) return;
     float *scratch = thread_memory(ITEM_MEMORY, work->scratch_bytes);
     if (!scratch) {
         atomic_store(&work->out_of_memory, true);
@@ -106,7 +107,7 @@ static Item *cut_piece(Item *item, int64_t first, int64_t size, float *result,
     for (int64_t begin = 0; begin < size; begin += ITEM_SAMPLES) {
         const int64_t left = size - begin;
         const int count = (int)(left < ITEM_SAMPLES ? left : ITEM_SAMPLES);
-        *item++ = (Item){first + begin, begin / BLOCK_SAMPLES, count, result};
+        *item++ = (Item){first + begin, begin / BLOCK_SAMPLES, count, result, 1};
         result += result_floats;
     }
     return item;
@@ -140,6 +141,25 @@ static void cut_pieces(const Pieces *pieces, const CallMemory *memory, size_t re
     }
 }
 
+/* Lets short items that follow each other share blocks, but leaves blocks for each thread. */
+static void group_items(Item *items, int64_t num_items, const Problem *p) {
+    const int64_t share = p->num_samples / (p->num_threads > 1 ? p->num_threads : 1) + 1;
+    const int64_t most = share > BLOCK_SAMPLES ? share : BLOCK_SAMPLES;
+    Item *head = NULL; /* of a group to which items may be added */
+    int64_t samples = 0;
+    for (Item *item = items; item < items + num_items; item++) {
+        const bool is_short = item->count <= BLOCK_SAMPLES;
+        if (head && is_short && samples + item->count <= most) {
+            head->together++;
+            item->together = 0;
+        } else {
+            head = is_short ? item : NULL;
+            samples = 0;
+        }
+        samples += item->count;
+    }
+}
+
 static size_t gradient_floats(const Problem *p) {
     size_t floats = p->H + 1; /* of the head */
     for (int l = 0; l < p->L; l++) floats += lstm_floats(p->layers[l].D, p->H);
@@ -152,6 +172,7 @@ IN_MODE static bool predictor(const Kernel *kernel, Problem *p, const Pieces *pi
     if (!memory.packed) return false;
     pack_weights(p, memory.packed);
     cut_pieces(pieces, &memory, result_floats);
+    group_items(memory.items, pieces->num_items, p);
     if (!run_items(kernel, kernel->predictor, p, memory.items, pieces->num_items)) return false;
     const Item *item = memory.items;
     for (int64_t v = 0; v < pieces->count; v++) {

@@ -5,9 +5,13 @@
 #include "noise.h"
 #include "shuffle.h"
 
-/* Idle lanes are dropped here, whatever they hold: their inputs are zeros, but an infinite weight
- * times zero is NaN. */
-INLINE void add_block_sums(float *item_sums, const float *block_sums, vec mask, size_t count) {
+/* Adds lanes [from, from + num) of the block to lanes [to, to + num) of the item. The others are
+ * dropped here, whatever they hold: the inputs of an idle lane are zeros, but an infinite weight
+ * times zero is NaN. Loads reach into the memory before and after the block's sums. */
+INLINE void add_block_sums(float *item_sums, const float *block_sums, int from, int to, int num,
+                           size_t count) {
+    const vec mask = lane_mask(to, to + num);
+    block_sums += from - to;
     for (size_t n = 0; n < count; n++, item_sums += LANES, block_sums += LANES)
         v_store(item_sums, v_add(v_load(item_sums), v_keep(mask, v_load(block_sums))));
 }
@@ -83,23 +87,23 @@ static void predictor_block(const Problem *p, int64_t first, int lanes, Scratch 
     if (p->with_gradient) {
         head_backward(p, h_last, error, scratch.dh, sums);
         layers_backward(p, tapes, scratch);
-        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(lanes), sums_vectors(p));
-    } else {
-        const HeadSums item = head_sums(scratch.item_sums, p);
-        add_block_sums(item.totals, sums.totals, lane_mask(lanes), 2);
     }
 }
 
-static int lanes_left(const Item *item, int done) {
-    return item->count - done < LANES ? item->count - done : LANES;
+/* Adds the samples of an item that are in the block which begins at sample `at`. */
+static void add_samples(const Problem *p, const Item *item, int64_t at, Scratch scratch) {
+    const int64_t begin = item->first > at ? item->first : at;
+    const int64_t item_end = item->first + item->count;
+    const int num = (int)((item_end < at + LANES ? item_end : at + LANES) - begin);
+    const int from = (int)(begin - at), to = (int)((begin - item->first) % LANES);
+    const bool all = p->with_gradient;
+    const size_t skipped = all ? 0 : sums_vectors(p) - 2, count = all ? sums_vectors(p) : 2;
+    add_block_sums(scratch.item_sums + skipped * LANES, scratch.block_sums + skipped * LANES, from,
+                   to, num, count);
 }
 
-static void predictor_item(const Problem *p, const Item *item, float *memory) {
-    const Scratch scratch = scratch_at(memory, p);
+static void write_item(const Problem *p, const Item *item, Scratch scratch) {
     const HeadSums sums = head_sums(scratch.item_sums, p);
-    zero_vectors(scratch.item_sums, sums_vectors(p));
-    for (int done = 0; done < item->count; done += LANES)
-        predictor_block(p, item->first + done, lanes_left(item, done), scratch);
     float *out = item->result;
     if (p->with_gradient) {
         for (int l = 0; l < p->L; l++)
@@ -109,6 +113,28 @@ static void predictor_item(const Problem *p, const Item *item, float *memory) {
     }
     write_sums(out, sums.totals, 2);
     out[2] = (float)item->count;
+}
+
+/* Computes the items that are together as if all their samples were one item's. A sample keeps its
+ * lane within its own item, so the item's sums have the same bits as if it were alone. */
+static void predictor_items(const Problem *p, const Item *item, float *memory) {
+    const Scratch scratch = scratch_at(memory, p);
+    const Item *const end = item + item->together;
+    const int64_t last = end[-1].first + end[-1].count;
+    zero_vectors(scratch.item_sums, sums_vectors(p));
+    for (int64_t at = item->first; at < last; at += LANES) {
+        predictor_block(p, at, last - at < LANES ? (int)(last - at) : LANES, scratch);
+        for (; item < end && item->first < at + LANES; item++) {
+            add_samples(p, item, at, scratch);
+            if (item->first + item->count > at + LANES) break; /* it goes on in the next block */
+            write_item(p, item, scratch);
+            zero_vectors(scratch.item_sums, sums_vectors(p));
+        }
+    }
+}
+
+static int lanes_left(const Item *item, int done) {
+    return item->count - done < LANES ? item->count - done : LANES;
 }
 
 static void lstm_forward_block(const Problem *p, int64_t first, int lanes, float *tape_memory) {
@@ -156,10 +182,10 @@ static void lstm_backward(const Problem *p, const Item *item, float *memory) {
         const int lanes = lanes_left(item, done);
         float *tape = p->tapes + (item->block + done / LANES) * tapes_floats(p);
         lstm_backward_block(p, item->first + done, lanes, tape, scratch);
-        add_block_sums(scratch.item_sums, scratch.block_sums, lane_mask(lanes), num_sums);
+        add_block_sums(scratch.item_sums, scratch.block_sums, 0, 0, lanes, num_sums);
     }
     write_layer_gradient(item->result, layer_sums(scratch.item_sums, p, 0), p->layers[0].D, p->H);
 }
 
-const Kernel ISA_KERNEL = {ISA_NAME,      scratch_floats, predictor_item, lstm_forward,
+const Kernel ISA_KERNEL = {ISA_NAME,      scratch_floats, predictor_items, lstm_forward,
                            lstm_backward, add_noise,      shuffle};

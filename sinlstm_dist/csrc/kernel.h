@@ -2,9 +2,10 @@
  * instruction set provides.
  *
  * Letters as in model.py: B samples, W time steps, D features, H hidden size, L layers. A *block*
- * is 16 samples, one per lane of a vector. An *item* is up to 8 blocks of one piece; it is the unit
- * of work of a thread. Blocks and items are counted from the start of their piece, and each item
- * writes to memory of its own. So an item's result depends only on its samples and the weights.
+ * is 16 samples, one per lane of a vector. An *item* is up to 8 blocks of one piece. Blocks and
+ * items are counted from the start of their piece, and each item writes to memory of its own. So an
+ * item's result depends only on its samples and the weights. A thread computes an item at a time,
+ * or several short ones that share blocks, so that few lanes are idle.
  */
 #ifndef SINLSTM_KERNEL_H
 #define SINLSTM_KERNEL_H
@@ -65,6 +66,9 @@ typedef struct {
     int64_t first, block;
     int count;
     float *result; /* predictor: gradient and totals; lstm_backward: gradient */
+    /* It and the items after it, so many in all, share blocks; 0 if it is computed with one before
+     * it. */
+    int64_t together;
 } Item;
 
 typedef void (*ItemFunction)(const Problem *, const Item *, float *scratch);

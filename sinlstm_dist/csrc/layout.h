@@ -123,12 +123,12 @@ static size_t scratch_floats(const Problem *p) {
                                       W * (H + p->layers[0].D));
 }
 
-/* A mask for v_keep whose first `lanes` lanes are kept. */
-INLINE vec lane_mask(int lanes) {
-    static const int32_t bits[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1,
-                                            -1, -1, -1, -1, -1, -1, -1, -1};
+/* A mask for v_keep that keeps lanes [begin, end). */
+INLINE vec lane_mask(int begin, int end) {
+    int32_t bits[LANES];
+    for (int lane = 0; lane < LANES; lane++) bits[lane] = lane >= begin && lane < end ? -1 : 0;
     float mask[LANES];
-    memcpy(mask, bits + LANES - lanes, sizeof mask);
+    memcpy(mask, bits, sizeof mask);
     return v_load(mask);
 }
 

@@ -9,6 +9,7 @@
 
 #include "arguments.h"
 #include "call.h"
+#include "gather.h"
 #include "memory.h"
 #include "pool.h"
 #include "tuples.h"
@@ -59,6 +60,9 @@ DEFINE_ARGUMENTS(BackwardArguments, BACKWARD_ARGUMENTS)
 DEFINE_ARGUMENTS(TapeArguments, TAPE_ARGUMENTS)
 DEFINE_ARGUMENTS(NoiseArguments, NOISE_ARGUMENTS)
 DEFINE_ARGUMENTS(ShuffleArguments, SHUFFLE_ARGUMENTS)
+DEFINE_ARGUMENTS(GatherSizeArguments, GATHER_SIZE_ARGUMENTS)
+DEFINE_ARGUMENTS(GatherPutArguments, GATHER_PUT_ARGUMENTS)
+DEFINE_ARGUMENTS(GatherTakeArguments, GATHER_TAKE_ARGUMENTS)
 
 /* Sets ValueError if the kernel cannot compute these sizes. Checked before they become ints. */
 static bool shape_is_possible(Size window, Size input_size, Size hidden_size) {
@@ -217,6 +221,38 @@ static PyObject *shuffle(PyObject *Py_UNUSED(self), PyObject *const *values,
     Py_RETURN_NONE;
 }
 
+/* ---------------------------------------------------------------- gathers */
+
+static PyObject *gather_size(PyObject *Py_UNUSED(self), PyObject *const *values,
+                             Py_ssize_t num_positional, PyObject *names) {
+    GatherSizeArguments a;
+    if (!read_GatherSizeArguments(&a, (Arguments){values, num_positional, names})) return NULL;
+    const Gather gather = {NULL, (size_t)a.num_processes, (size_t)a.slot};
+    return PyLong_FromSize_t(gather_memory_bytes(&gather));
+}
+
+static PyObject *gather_put_(PyObject *Py_UNUSED(self), PyObject *const *values,
+                             Py_ssize_t num_positional, PyObject *names) {
+    GatherPutArguments a;
+    if (!read_GatherPutArguments(&a, (Arguments){values, num_positional, names})) return NULL;
+    const Gather gather = {(char *)a.memory, (size_t)a.num_processes, (size_t)a.slot};
+    gather_put(&gather, (size_t)a.rank, (uint32_t)a.number, a.bytes, (size_t)a.count);
+    Py_RETURN_NONE;
+}
+
+static PyObject *gather_take_(PyObject *Py_UNUSED(self), PyObject *const *values,
+                              Py_ssize_t num_positional, PyObject *names) {
+    GatherTakeArguments a;
+    if (!read_GatherTakeArguments(&a, (Arguments){values, num_positional, names})) return NULL;
+    const Gather gather = {(char *)a.memory, (size_t)a.num_processes, (size_t)a.slot};
+    bool all_came;
+    Py_BEGIN_ALLOW_THREADS
+    all_came =
+        gather_take(&gather, (uint32_t)a.number, a.out, (size_t)a.count, a.spin_ns, a.patience_ns);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(all_came);
+}
+
 /* ---------------------------------------------------------------- the module */
 
 static PyObject *num_workers(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused)) {
@@ -233,6 +269,9 @@ static PyMethodDef methods[] = {
     {"tape_size", NAMED_ARGUMENTS(tape_size), NULL},
     {"add_noise", NAMED_ARGUMENTS(add_noise), NULL},
     {"shuffle", NAMED_ARGUMENTS(shuffle), NULL},
+    {"gather_size", NAMED_ARGUMENTS(gather_size), NULL},
+    {"gather_put", NAMED_ARGUMENTS(gather_put_), NULL},
+    {"gather_take", NAMED_ARGUMENTS(gather_take_), NULL},
     {"num_workers", num_workers, METH_NOARGS, NULL},
     {"instruction_sets", instruction_sets, METH_NOARGS, NULL},
     {"instruction_set", instruction_set, METH_NOARGS, NULL},

@@ -16,10 +16,11 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include "waiting.h"
+
 #define MAX_WORKERS 255
 #define SPIN_NS 1000000
-#define YIELD_NS 200000    /* after spinning this long, a worker yields */
-#define SPINS_PER_CLOCK 32 /* reading the clock takes time */
+#define YIELD_NS 200000 /* after spinning this long, a worker yields */
 
 static struct {
     /* The call that workers run. Written only while no seat is offered or taken. */
@@ -38,20 +39,6 @@ static struct {
 } pool = {.in_use = ATOMIC_FLAG_INIT,
           .mutex = PTHREAD_MUTEX_INITIALIZER,
           .called = PTHREAD_COND_INITIALIZER};
-
-static void relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* ---------------------------------------------------------------- workers */
 

@@ -14,15 +14,19 @@ def where_am_i() -> str:
         return ""
 
 
+def machine_of(process: str) -> str:
+    """What processes that can find each other have in common, of their ids; "" if unknown."""
+    return process.rpartition(" ")[0]
+
+
 def is_gone(other: str) -> bool:
     """Whether the process with this id has ended.
 
     A process of another machine or container never counts as ended. Neither does one whose number
     now belongs to another process.
     """
-    mine = where_am_i().rpartition(" ")[0]
-    machine, _, number = other.rpartition(" ")
-    if not mine or machine != mine or not number.isdigit():
+    mine, number = machine_of(where_am_i()), other.rpartition(" ")[2]
+    if not mine or machine_of(other) != mine or not number.isdigit():
         return False
     try:
         state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.accelerator import check_variables, gpu_of, joined_accelerator
+from sinlstm_dist.processes.gathering import share_memory
 from sinlstm_dist.processes.roll_call import RollCall
 from sinlstm_dist.processes.waiting import Waiting
 from sinlstm_dist.processes.world import World
@@ -48,6 +49,8 @@ def join_world(
                 limited=waiting.limited,
             )
             with _reporting(world, roll_call), waiting.watched():
+                if world.device.type == "cpu":
+                    world.shared = share_memory(world, roll_call.machines, wait=waiting.until)
                 yield world
                 world.wait_for_everyone()  # leaving a group that others use aborts them
     except Exception as error:

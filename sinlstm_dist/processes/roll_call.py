@@ -24,7 +24,7 @@ from sinlstm_dist.errors import (
     StoppedEarly,
 )
 from sinlstm_dist.processes import launcher
-from sinlstm_dist.processes.alive import is_gone, where_am_i
+from sinlstm_dist.processes.alive import is_gone, machine_of, where_am_i
 from sinlstm_dist.processes.answers import Decision, Roll, own_failure
 from sinlstm_dist.processes.launcher import Launch
 from sinlstm_dist.processes.rendezvous import Board, Foreign, clean, open_store, reach_store
@@ -98,6 +98,7 @@ class RollCall:
         if shared := decision.shared_gpu():
             raise ConfigError(shared, is_speaker=is_first)
         self.hosts, self._processes = decision.hosts, decision.processes
+        self.machines = [machine_of(process) for process in self._processes]
 
     def new_store(self) -> Store:
         """Open another connection to the store, for the process group: each request blocks its own.

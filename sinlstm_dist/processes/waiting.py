@@ -44,11 +44,14 @@ class Waiting:
         Raises:
             torch.distributed.DistBackendError: another process is lost, or time is up.
         """
-        if self._is_done is None:
-            return
+        if self._is_done is not None:
+            self.until(self._is_done)
+
+    def until(self, is_done: Callable[[], bool]) -> None:
+        """Wait until something is done that needs the other processes; raises as a call does."""
         started = looked = time.monotonic()
         saw_lost = False
-        while not self._is_done() and not self._why_aborted:
+        while not is_done() and not self._why_aborted:
             now = time.monotonic()
             if now - started < BRIEF_S:
                 continue
@@ -58,12 +61,12 @@ class Waiting:
             if now - looked > LOOK_S:
                 # A process that has ended since it did its part is no loss, and the end comes.
                 if saw_lost:
-                    raise DistBackendError("a collective of NCCL waits for a lost process")
+                    raise DistBackendError("a collective waits for a lost process")
                 saw_lost, looked = self._has_lost(), time.monotonic()
         self._raise_if_aborted()
 
     def _timed_out(self) -> str:
-        return f"a collective of NCCL timed out after {self._timeout_s} s"
+        return f"a collective timed out after {self._timeout_s} s"
 
     def _raise_if_aborted(self) -> None:
         if self._why_aborted:

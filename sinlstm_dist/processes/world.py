@@ -21,16 +21,12 @@ import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, send_to_device
 from torch import nn
-from torch.distributed import P2POp
 from torch.nn.parallel import DistributedDataParallel
 
 from sinlstm_dist.errors import ConfigError, Disagreement, RunError
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.difference import Difference, first_difference
-
-# From so many bytes on, messages are faster than gloo's all-gather: 4 MB in 4 ms and not in 14
-# (two processes, 2026-11-26).
-LARGE = 2**18
+from sinlstm_dist.processes.gathering import LARGE, SharedMemory, gather_by_messages
 
 
 class World:
@@ -60,6 +56,7 @@ class World:
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
         self.hosts, self.num_threads = hosts, launcher.num_threads()
+        self.shared: SharedMemory | None = None  # see gathering.py
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
     def prepare_model(self, model: nn.Module) -> None:
@@ -115,19 +112,10 @@ class World:
         if self.size == 1:
             return rows
         if rows.is_cpu and rows.nbytes >= LARGE:
-            return self._gather_by_messages(rows)
+            return gather_by_messages(rows, rank=self.rank, size=self.size)
+        if rows.is_cpu and self.shared:
+            return self.shared.gather(rows)
         return self._ended(self.accelerator.gather, rows)
-
-    def _gather_by_messages(self, rows: torch.Tensor) -> torch.Tensor:
-        everyones = rows.new_empty(self.size, *rows.shape)
-        everyones[self.rank] = rows
-        messages = []
-        for other in set(range(self.size)) - {self.rank}:
-            messages.append(P2POp(torch.distributed.isend, everyones[self.rank], other))
-            messages.append(P2POp(torch.distributed.irecv, everyones[other], other))
-        for work in torch.distributed.batch_isend_irecv(messages):
-            work.wait()
-        return everyones.flatten(0, 1)
 
     def exchange(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """Give every process its part of all processes' rows.
