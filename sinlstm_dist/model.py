@@ -165,6 +165,8 @@ class Predictor(nn.Module):
                 raise ValueError(f"windows are {windows.dtype}: real numbers are needed")
             values = weight.new_tensor(windows.astype(np.float64, "C"), dtype=torch.float64)
             return self.predict(values).numpy(force=True)
+        if windows.is_complex():
+            raise ValueError(f"windows are {windows.dtype}: real numbers are needed")
         if windows.dim() != 3 or windows.shape[1] <= lag or windows.shape[2] != self.rnn.input_size:
             raise ValueError(
                 f"windows have shape {tuple(windows.shape)}: (batch, window"

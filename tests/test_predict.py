@@ -120,6 +120,11 @@ def test_what_is_no_real_number_is_refused(kind):
         scaled().predict(np.zeros((1, 8, 1)).astype(kind))
 
 
+def test_a_complex_tensor_is_refused_too():
+    with pytest.raises(ValueError, match="real numbers are needed"):
+        scaled().predict(torch.zeros(1, 8, 1, dtype=torch.complex64))
+
+
 def test_a_run_is_read_with_the_difference_that_it_has_learned(tmp_path):
     config = load_config(None, {"data.source": "a.csv", "data.difference": 2})
     weights = scaled(2).state_dict()
