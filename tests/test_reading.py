@@ -215,6 +215,9 @@ def test_arrays(tmp_path):
     for array in ([5, 7], [[5], [7]]):
         np.save(path, np.array(array))
         assert read_values(path).tolist() == [5, 7]
+    for empty in (np.zeros(0), np.zeros((0, 1))):
+        np.save(path, empty)
+        assert "holds no values" in refusal(path)
     np.save(path, np.array([[0.5, 5], [1, 7]], dtype=np.float32))
     assert read_values(path, "2").tolist() == [5, 7]
     assert read_column(path, "2").name == ""

@@ -104,6 +104,8 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     if match["second"]:
         digits = len(match["fraction"] or ".") - 1
         unit = ("s", "ms", "us", "ns")[min(3, (digits + 2) // 3)]
+        if unit == "ns" and not all("1700" < cell[:4] < "2200" for cell in cells):
+            raise _NoDate(lambda cell: "1700" < cell[:4] < "2200")  # numpy would wrap around
     try:
         stamps = np.array(bare, f"datetime64[{unit}]")
     except ValueError:

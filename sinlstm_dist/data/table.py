@@ -102,7 +102,7 @@ class ArrayTable:
                 f"{where}: holds {array.dtype} of shape {array.shape}: numbers of one dimension, "
                 "or of two (time steps, columns), are needed"
             )
-        self._array = array.reshape(len(array), -1)
+        self._array = array if array.ndim == 2 else array[:, None]
         self.names = _numbers(self._array.shape[1])
         self.first = [""] * len(self.names)
 
