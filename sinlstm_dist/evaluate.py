@@ -85,7 +85,7 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
         "run": str(path),
         "data": f"{counted(config.data.test_size, 'test window')} of "
         f"{counted(config.data.window, 'step')}, "
-        f"{describe_source(config.data)}",
+        f"{describe_source(config.data, trained.series)}",
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:

@@ -67,7 +67,7 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         preview=functools.partial(_preview, model, test, period=config.data.period),
         facts={
             "data": f"{len(train):,} train and {counted(len(test), 'test window')} of "
-            f"{counted(config.data.window, 'step')}, {describe_source(config.data)}",
+            f"{counted(config.data.window, 'step')}, {describe_source(config.data, series)}",
             "model": f"{counted(num_parameters, 'parameter')}, recurrence: {recurrence.name} "
             f"({recurrence.reason})",
         },

@@ -300,3 +300,13 @@ def test_exports_learn_changes_and_give_values(difference):
     )
     with pytest.raises(RunError):
         export.check(content, other)
+
+
+def test_the_start_says_which_column_was_taken_and_what_the_reader_did(nursery, tmp_path):
+    days = np.datetime64("2024-01-01") + np.arange(150)
+    lines = [f"{day};{at % 20},5" for at, day in enumerate(days)]
+    (tmp_path / "series.csv").write_text("\n".join(["day;level", *reversed(lines)]))
+    launch = nursery.run(flags({**SETTINGS, "data.column": ""}), cwd=tmp_path)
+    assert launch.codes == [0], launch.stderr
+    said = "level of series.csv (decimal commas, newest first in the file: read backwards)"
+    assert said in launch.output("stdout")

@@ -14,11 +14,16 @@ from sinlstm_dist.words import counted
 WindowDataset = SineDataset | SeriesDataset
 
 
-def describe_source(settings: Data) -> str:
-    """Where the windows come from, in words."""
-    if settings.source == SINE:
+def describe_source(settings: Data, series: Series | None) -> str:
+    """Where the windows come from, in words, and what the reader of a file did.
+
+    Args:
+        series: what `open_source` returns.
+    """
+    if not series:
         return f"noise {settings.noise:g}"
-    source = f"{settings.column or 'values'} of {settings.source}"
+    name, note = series.column.name or settings.column or "values", series.column.note
+    source = f"{name} of {settings.source}{f' ({note})' if note else ''}"
     if settings.difference:
         return f"changes over {counted(settings.difference, 'step')} of {source}"
     return source
