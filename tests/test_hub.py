@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sinlstm_dist.card import write_card
 from sinlstm_dist.config import read_config
-from sinlstm_dist.data.source import datasets
+from sinlstm_dist.data.source import datasets, open_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.run.record import Summary
@@ -112,7 +112,8 @@ def test_the_card_of_a_series_has_its_units_and_no_folder(series_run, tmp_path):
     assert not [str(part) for part in folders if len(str(part)) > 1 and str(part) in card]
     assert not re.search(r"~|alice|[\"'`(]/", card)
 
-    _, test = datasets(read_config(series_run / "config.toml").data)
+    settings = read_config(series_run / "config.toml").data
+    _, test = datasets(settings, open_source(settings))
     windows, targets = test[np.arange(50)]
     units = test.scale.undo
     predictions = model.predict(units(windows.double().numpy()))

@@ -277,7 +277,7 @@ def test_sunspots_are_predicted_better_than_by_either_baseline(nursery, tmp_path
         assert found.model.mean_error < 0.8 * baseline.mean_error
         assert found.model.totals.loss < 0.8 * baseline.totals.loss
     page = (ROOT / "docs" / "series.md").read_text()
-    (example,) = re.findall(r"```python\n([^`]*runs/sunspots[^`]*)```", page)
+    (example,) = re.findall(r"```python\n([^`]*sunspots in 2009[^`]*)```", page)
     ended = subprocess.run(
         [sys.executable, "-c", example], env=environment(), capture_output=True, text=True
     )
