@@ -9,6 +9,7 @@ import lzma
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from launching import environment
 
 from sinlstm_dist.data import read_values
-from sinlstm_dist.data.reading import read_column
+from sinlstm_dist.data.reading import Column, read_column
 from sinlstm_dist.errors import ConfigError
 
 
@@ -331,6 +332,32 @@ def test_parquet(tmp_path):
     frame.set_index("day")[["v"]].to_parquet(path)
     assert read_column(path).values.tolist() == [1, 2, 3]
     assert "cannot be read" in refusal(write(tmp_path, "no parquet", "b.parquet"))
+
+
+def frame_column(folder: Path, frame: Any, column: str = "", **keywords: str) -> Column:
+    frame.to_parquet(folder / "a.parquet")
+    return read_column(folder / "a.parquet", column, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "texts"),
+    [
+        ("2024-01-02 22:00", "h", ["2024-01-02T22:00", "2024-01-03T00:00", "2024-01-03T02:00"]),
+        ("2024-01-02", "D", ["2024-01-02", "2024-01-04", "2024-01-06"]),
+        ("2024-01-02", "s", [f"2024-01-02T00:00:0{second}" for second in (0, 2, 4)]),
+        ("2024-01-02", "ms", [f"2024-01-02T00:00:00.00{second}" for second in (0, 2, 4)]),
+        ("2024-01-02", "ns", [f"2024-01-02T00:00:00.00000000{second}" for second in (0, 2, 4)]),
+    ],
+)
+def test_times_of_parquet_have_one_form(start, step, texts, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    times = pandas.date_range(start, periods=5, freq=step, unit="ns")
+    found = frame_column(tmp_path, pandas.DataFrame({"t": times, "v": range(5)})).times
+    assert found is not None
+    assert [found.text(index) for index in (0, 2, 4)] == texts
+    holed = pandas.DataFrame({"t": times.where(times != times[1]), "v": range(5)})
+    with pytest.raises(ConfigError, match="in row 2 is no date"):
+        frame_column(tmp_path, holed)
 
 
 def test_an_unknown_kind_of_file_is_named_with_the_known_ones(tmp_path):

@@ -82,6 +82,8 @@ OTHER = {
     "Excel's": (["30-Jan-2020", "31-Jan-2020"], ["01-Feb-2020", "02-Feb-2020"]),
     "words": (["Nov 2019", "Dec 2019"], ["Jan 2020", "Feb 2020"]),
     "slashes": (["2020/01/30", "2020/01/31"], ["2020/02/01", "2020/02/02"]),
+    "digits left out": (["2024-1-3", "2024-1-4"], ["2024-1-5", "2024-1-6"]),
+    "digits left out later": (["2024-10-31", "2024-11-1"], ["2024-11-2", "2024-11-3"]),
     "decided by a later row": (
         ["11.12.2019", "12.12.2019", "13.12.2019"],
         ["14.12.2019", "15.12.2019"],
@@ -108,7 +110,9 @@ def test_day_first_or_month_first_must_be_decided(tmp_path):
     assert found.following(1) == ["14/02/2020"]
 
 
-@pytest.mark.parametrize("times", [["03.01.55", "04.01.55"], ["30-Jan-20", "31-Jan-20"]])
+@pytest.mark.parametrize(
+    "times", [["03.01.55", "04.01.55"], ["30-Jan-20", "31-Jan-20"], ["Jan-20", "Feb-20"]]
+)
 def test_the_century_of_a_year_is_not_guessed(times, tmp_path):
     message = refusal(tmp_path, times)
     assert f'column date: "{times[0]}" has a year of two digits: write four' in message
@@ -210,7 +214,7 @@ def test_a_file_without_weekends_goes_on_without_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "times"),
-    [("month", ["Mar 24", "Feb 24"]), ("week", ["2024-W03", "2024-W02"]), ("ts", ["1704", "1703"])],
+    [("of", ["Mar 24", "Feb 24"]), ("KW", ["2024-W03", "2024-W02"]), ("ts", ["1704", "1703"])],
 )
 def test_a_file_whose_times_are_not_found_is_read_with_a_note(name, times, tmp_path):
     found = series(tmp_path, times, name)
@@ -218,6 +222,42 @@ def test_a_file_whose_times_are_not_found_is_read_with_a_note(name, times, tmp_p
     assert series(tmp_path, times, name, time="none").note == ""
     (tmp_path / "alone.csv").write_text("v\n5\n6.5\n")
     assert read_column(tmp_path / "alone.csv").note == ""
+
+
+UNKNOWN = {
+    "a zone's name": ("Date", "2024-01-03 00:00:00 UTC", "2024-01-02 00:00:00 UTC"),
+    "a weekday": ("date", "Wed Jan 03 2024", "Tue Jan 02 2024"),
+    "a clock after joint digits": ("Timestamp", "20240103 00:00", "20240102 00:00"),
+    "a fraction of a second": ("time", "1/3/2024 0:00:00.000", "1/2/2024 0:00:00.000"),
+    "a week": ("week", "2024-W03", "2024-W02"),
+    "a month": ("Month", "Mar 24", "Feb 24"),
+}
+
+
+@pytest.mark.parametrize(("name", "new", "old"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_column_with_the_name_of_times_is_not_ignored(name, new, old, tmp_path):
+    for cells, line in (([new, old], 2), (["", new, old], 3)):
+        message = refusal(tmp_path, cells, name)
+        assert f'column {name} may hold the times, but "{new}" in line {line} is no' in message
+        assert "data.time=none" in message
+    assert series(tmp_path, [new, old], name, time="none").values.tolist() == [5, 6]
+    (tmp_path / "b.csv").write_text(f"day,{name} 2,{name},v\n2020-01-01,,{new},5\n")
+    assert read_column(tmp_path / "b.csv", "v").times is not None
+
+
+def test_a_first_time_that_is_missing_hides_no_column(tmp_path):
+    for name, times in (("of", ["", "2020-01-03", "2020-01-02"]), ("year", ["NA", "2020", "2019"])):
+        message = refusal(tmp_path, times, name)
+        assert f"column {name}" in message
+        assert f'"{times[0]}" in line 2' in message
+
+
+def test_days_without_signs_are_found_by_the_name(tmp_path):
+    for name in ("day", "ds", "date"):
+        backwards = series(tmp_path, ["20240103", "20240102"], name)
+        assert backwards.values.tolist() == [6, 5]
+        assert backwards.times is not None
+        assert backwards.times.following(1) == ["20240104"]
 
 
 def test_the_column_of_times_is_found_or_given(tmp_path):

@@ -19,8 +19,10 @@ SHAPE = re.compile(
     r"(?P<zone>Z|[+-]00:?00)?"
 )
 DAY = re.compile("(1[6-9]|20|21)[0-9]{2}[01][0-9][0-3][0-9]")  # 20240131
+SHORT = re.compile(r"[0-9]{4}-([0-9]-|[0-9]{2}-[0-9]\b)")  # 2024-1-31
 QUARTER = re.compile(r"([0-9]{4})(-?Q)([1-4])")
 DAYS = [
+    "%Y-%m-%d", "%b-%y",  # the former with digits left out
     "%d.%m.%Y", "%d.%m.%y", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%Y/%m/%d",
     "%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%m/%Y", "%Y/%m", "%d-%b-%Y", "%d-%b-%y",
     "%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%b %Y", "%B %Y",
@@ -96,6 +98,8 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     for start in range(0, len(cells), CHUNK):
         shapes.update(_zeros("\n".join(cells[start : start + CHUNK])).split("\n"))
     if {_iso(shape) for shape in shapes} != {form}:
+        if _forms(cells[0]) and any(map(SHORT.match, cells)):
+            return _read_by_pandas(cells, what)
         raise _NoDate(lambda cell: _iso(cell) == form)
     match = next(filter(None, map(SHAPE.fullmatch, sorted(shapes, key=len, reverse=True))))
     size = len(match["zone"] or "")

@@ -4,16 +4,18 @@ A reader that is not sure refuses: the error says what it found, and the keys th
 """
 
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sinlstm_dist.data.cells import NUMBER, refuse, to_numbers
-from sinlstm_dist.data.dates import DAY, Writer, is_date, to_dates
+from sinlstm_dist.data.dates import DAY, WITHOUT, Writer, is_date, to_dates
 from sinlstm_dist.data.table import ArrayTable, Cells, FrameTable, Table, TextTable
 from sinlstm_dist.data.text import OPENERS, read_text
 from sinlstm_dist.data.times import NONE, Times, put_in_order
@@ -22,8 +24,10 @@ from sinlstm_dist.words import first_of
 
 TEXT, ARRAY, FRAME = (".csv", ".tsv", ".txt"), ".npy", ".parquet"
 OF_TIMES = {"time", "date", "datetime", "timestamp", "year"}  # names of columns of numbers
+MAYBE_OF_TIMES = {*OF_TIMES, "quarter", "month", "week", "day", "ds"}  # names of columns of dates
 OF_INDEX = {"", "Unnamed: 0"}  # names that pandas and R give
 LISTED = 10  # names in a message
+UNITS: tuple[Any, ...] = ("D", "m", "s", "ms", "us", "ns")  # of dates, the coarsest first
 
 
 @dataclass(frozen=True)
@@ -171,16 +175,41 @@ def _find_times(table: Table, time: str, column: int | None, *, where: str) -> i
             raise ConfigError(f"{where}: data.column and data.time are the same column, {time}")
         return found[0]
     others = [index for index in range(len(table.names)) if index != column]
-    found = [index for index in others if is_date(table.first[index])]
+    first = table.first(others)
+    found = [index for index in others if is_date(first[index])]
     if not found and table.is_named:
-        numbers = [i for i in others if NUMBER.fullmatch(table.first[i])]
-        found = [index for index in numbers if table.names[index].lower() in OF_TIMES]
+        found = _named_for_times(table, first, where=where)
     if len(found) > 1:
         raise ConfigError(
             f"{where}: {len(found)} columns may hold the times: set data.time to one of "
             f"{_list(table, found)}, or to {NONE}"
         )
     return found[0] if found else None
+
+
+def _named_for_times(table: Table, first: Mapping[int, str], *, where: str) -> list[int]:
+    """Those of the columns with these first cells that hold numbers and have the name of times.
+
+    Raises:
+        ConfigError: none does, and one with such a name holds what may be times.
+    """
+    names = {index: table.names[index].lower() for index in first}
+    numbers = [index for index, cell in first.items() if NUMBER.fullmatch(cell)]
+    found = [
+        index
+        for index in numbers
+        if names[index] in (MAYBE_OF_TIMES if DAY.fullmatch(first[index]) else OF_TIMES)
+    ]
+    for index, cell in first.items():
+        is_unknown = index not in numbers and re.search("[0-9]", cell)
+        if not found and is_unknown and names[index] in MAYBE_OF_TIMES:
+            (cells,) = table.columns([index])
+            raise ConfigError(
+                f'{where}: column {table.names[index]} may hold the times, but "{cell}" in '
+                f"{table.place(list(cells).index(cell))} is no date that is known: write dates as "
+                f"2024-12-31, or {WITHOUT}"
+            )
+    return found
 
 
 def _only_numbers(table: Table, times: int | None, *, where: str) -> int:
@@ -227,7 +256,9 @@ def _numbers(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.n
 def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, Writer]:
     """The times of a column: numbers, or dates."""
     if not isinstance(cells, list) and cells.dtype.kind == "M":
-        cells = [str(cell) for cell in np.datetime_as_string(cells, "auto")]
+        known = cells[~np.isnat(cells)]
+        unit = next(unit for unit in UNITS if (known.astype(f"M8[{unit}]") == known).all())
+        cells = np.datetime_as_string(cells, unit).tolist()
     if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
         return to_dates(cells, what=what, place=place)
     if isinstance(cells, list) and all(map(DAY.fullmatch, cells)):

@@ -1,7 +1,7 @@
 """What a file holds, as columns with names: text, an array of numpy, or a table of pandas."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,12 +23,13 @@ class Table(Protocol):
     Args:
         names: of the columns; their numbers from 1 where the file has no names.
         is_named: whether the file has names.
-        first: the first cell of each column as text; "" if it cannot be a time.
     """
 
     names: list[str]
     is_named: bool
-    first: list[str]
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """The first cell of some columns that is not missing, as text; "" if it is no time."""
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
@@ -57,7 +58,18 @@ class TextTable:
         self._text = text
         self.is_named = _has_names(first, second, column, text.where)
         self.names = first if self.is_named else _numbers(len(first))
-        self.first = second if self.is_named else first
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """The first cell of some columns that is not missing."""
+        found: dict[int, str] = {}
+        for rows in self._text.chunks(self.is_named):
+            for index in indices:
+                cells = (row[index].strip() for row in rows)
+                if index not in found and (cell := _first(cells)):
+                    found[index] = cell
+            if len(found) == len(indices):
+                break
+        return {index: found.get(index, "") for index in indices}
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
@@ -104,7 +116,10 @@ class ArrayTable:
             )
         self._array = array if array.ndim == 2 else array[:, None]
         self.names = _numbers(self._array.shape[1])
-        self.first = [""] * len(self.names)
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """No text: an array holds no dates, and its columns have no names."""
+        return dict.fromkeys(indices, "")
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The numbers of some columns."""
@@ -147,7 +162,11 @@ class FrameTable:
         is_counting = isinstance(frame.index, pandas.RangeIndex)
         self._frame = frame if is_counting else frame.reset_index()
         self.names = [str(name) for name in self._frame.columns]
-        self.first = [self._cell(index) for index in range(len(self.names))]
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """The first cell of some columns that is not missing."""
+        columns = {index: self._frame.iloc[:, index] for index in indices}
+        return {i: _first(map(str, cells[cells.notna()])) for i, cells in columns.items()}
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """Numbers and times as arrays, other cells as text."""
@@ -174,8 +193,10 @@ class FrameTable:
             for cell in series.astype(object).where(series.notna(), None)
         ]
 
-    def _cell(self, index: int) -> str:
-        return str(self._frame.iloc[0, index]) if len(self._frame) else ""
+
+def _first(cells: Iterable[str]) -> str:
+    """The first cell that is not missing; "" if all are."""
+    return next((cell for cell in cells if cell.lower() not in MISSING), "")
 
 
 def _numbers(width: int) -> list[str]:
