@@ -8,6 +8,7 @@ import io
 import lzma
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,69 @@ def test_times_of_parquet_have_one_form(start, step, texts, tmp_path):
     holed = pandas.DataFrame({"t": times.where(times != times[1]), "v": range(5)})
     with pytest.raises(ConfigError, match="in row 2 is no date"):
         frame_column(tmp_path, holed)
+
+
+def test_numbers_of_parquet_that_are_text_or_decimal_are_seen(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    for cells in ([Decimal("1.5"), Decimal("2.5")], ["1.5", " 2.5"]):
+        frame = pandas.DataFrame({"w": ["a", "b"], "v": cells})
+        assert frame_column(tmp_path, frame).values.tolist() == [1.5, 2.5]
+        frame["v"] = frame["v"].astype("category")
+        assert frame_column(tmp_path, frame).values.tolist() == [1.5, 2.5]
+        frame["n"] = [1, 2]
+        with pytest.raises(ConfigError, match=r"2 columns of numbers: set data\.column"):
+            frame_column(tmp_path, frame)
+
+
+# times, the text of the second, what follows
+FRAMES = {
+    "days without signs": ([20240130, 20240131], "20240131", "20240201"),
+    "nanoseconds": (
+        [1704153600000000001, 1704153600000000004],
+        "1704153600000000004",
+        "1704153600000000007",
+    ),
+    "whole numbers": ([2001.0, 2002.0], "2002", "2003"),
+    "rounded sums": ([0.1, 0.2, 0.1 + 0.2], "0.2", "0.4"),
+    "small steps": ([0.0, 1e-6, 2e-6], "0.000001", "0.000003"),
+}
+
+
+def _whole(number: float) -> str:
+    return f"{number:.0f}" if number >= 1 else str(number)
+
+
+@pytest.mark.parametrize(("times", "text", "later"), FRAMES.values(), ids=FRAMES)
+def test_numbers_as_times_are_written_as_they_are(times, text, later, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"time": times, "v": range(len(times))})
+    frame.to_csv(tmp_path / "a.csv", index=False, float_format=_whole)
+    for column in (frame_column(tmp_path, frame), read_column(tmp_path / "a.csv", "v")):
+        assert column.times is not None
+        assert column.times.text(1) == text
+        assert column.times.following(1) == [later]
+        assert column.values.tolist() == list(range(len(times)))
+        assert column.values.dtype == np.float64
+
+
+def test_zoned_times_of_parquet_are_those_of_the_zone(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    days = pandas.date_range("2024-01-03", periods=3, tz="Europe/Berlin")
+    times = frame_column(tmp_path, pandas.DataFrame({"t": days, "v": range(3)}), "v").times
+    assert times is not None
+    assert times.text(0) == "2024-01-03 00:00:00+01:00"
+    assert times.following(1) == ["2024-01-06 00:00:00+01:00"]
+
+
+def test_an_index_of_parquet_is_a_column(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    years = pandas.RangeIndex(2001, 2004, name="year")
+    times = frame_column(tmp_path, pandas.DataFrame({"v": range(3)}, years), "v").times
+    assert times is not None
+    assert times.following(1) == ["2004"]
+    frame = pandas.DataFrame({"v": [1.0, 2.0]}, pandas.Index(["a", "b"], name="v"))
+    with pytest.raises(ConfigError, match="2 columns have the name v"):
+        frame_column(tmp_path, frame, "v")
 
 
 def test_an_unknown_kind_of_file_is_named_with_the_known_ones(tmp_path):

@@ -26,6 +26,8 @@ TEXT, ARRAY, FRAME = (".csv", ".tsv", ".txt"), ".npy", ".parquet"
 OF_TIMES = {"time", "date", "datetime", "timestamp", "year"}  # names of columns of numbers
 MAYBE_OF_TIMES = {*OF_TIMES, "quarter", "month", "week", "day", "ds"}  # names of columns of dates
 OF_INDEX = {"", "Unnamed: 0"}  # names that pandas and R give
+INTEGER = re.compile(r"[+-]?[0-9]{1,18}|[+-]?[1-3][0-9]{18}")  # whose differences are int64
+PRECISION = 12  # digits of a time: without rounding errors such as 0.30000000000000004
 LISTED = 10  # names in a message
 UNITS: tuple[Any, ...] = ("D", "m", "s", "ms", "us", "ns")  # of dates, the coarsest first
 
@@ -250,7 +252,7 @@ def _numbers(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.n
     if cells.dtype.kind == "M":
         raise ConfigError(f"{what} holds times, not numbers")
     refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, place)
-    return cells, False
+    return cells.astype(np.float64), False
 
 
 def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, Writer]:
@@ -261,12 +263,21 @@ def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.nd
         cells = np.datetime_as_string(cells, unit).tolist()
     if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
         return to_dates(cells, what=what, place=place)
-    if isinstance(cells, list) and all(map(DAY.fullmatch, cells)):
-        return to_dates(cells, what=what, place=place)
+    texts = cells if isinstance(cells, list) else cells.astype(str).tolist()
+    if all(map(DAY.fullmatch, texts)):
+        return to_dates(texts, what=what, place=place)
+    if all(map(INTEGER.fullmatch, texts)):
+        return np.array([int(text) for text in texts]), str
     stamps, _ = _numbers(cells, what, place)
-    shown = cells if isinstance(cells, list) else [f"{stamp:.12g}" for stamp in stamps]
-    decimals = max(len(cell.partition(".")[2]) for cell in shown)
+    decimals = max(len(text.partition(".")[2]) for text in texts)
+    if cells is not texts or decimals > PRECISION or any("e" in text.lower() for text in texts):
+        decimals = max(len(_rounded(stamp).partition(".")[2]) for stamp in stamps)
     return stamps, partial(_write_number, decimals=decimals)
+
+
+def _rounded(value: float) -> str:
+    """A number with `PRECISION` digits at most, and without an exponent."""
+    return np.format_float_positional(value, PRECISION, fractional=False, trim="-")
 
 
 def _write_number(value: float, *, decimals: int) -> str:

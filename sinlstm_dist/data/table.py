@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from sinlstm_dist.errors import ConfigError, MissingPackage
 from sinlstm_dist.words import first_of
 
 Cells = list[str] | np.ndarray  # of one column: text, or what is no text any more
+LARGE = 2**62  # below it, integers differ by what int64 holds
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "."}
 
 
@@ -123,7 +124,11 @@ class ArrayTable:
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The numbers of some columns."""
-        return [self._array[:, index].astype(np.float64) for index in indices]
+        columns = [self._array[:, index] for index in indices]
+        return [
+            cells.astype(np.float64) if cells.dtype.kind == "f" else _integers(cells)
+            for cells in columns
+        ]
 
     def with_numbers(self, indices: Sequence[int]) -> list[int]:
         """All of them."""
@@ -156,11 +161,12 @@ class FrameTable:
             name = error.name or "pandas"
             raise MissingPackage(where, package=name, install="sinlstm-dist[series]") from error
         try:
-            frame = pandas.read_parquet(path)
+            frame: Any = pandas.read_parquet(path)
         except (ValueError, KeyError) as error:  # pyarrow's errors are such
             raise ConfigError(f"{where}: cannot be read: {error}") from error
-        is_counting = isinstance(frame.index, pandas.RangeIndex)
-        self._frame = frame if is_counting else frame.reset_index()
+        if not isinstance(frame.index, pandas.RangeIndex) or frame.index.name is not None:
+            frame = frame.reset_index(allow_duplicates=True)
+        self._frame = frame
         self.names = [str(name) for name in self._frame.columns]
 
     def first(self, indices: Sequence[int]) -> dict[int, str]:
@@ -173,8 +179,13 @@ class FrameTable:
         return [self._column(index) for index in indices]
 
     def with_numbers(self, indices: Sequence[int]) -> list[int]:
-        """Those of these columns that hold numbers."""
-        return [index for index in indices if self._frame.dtypes.iloc[index].kind in "fiu"]
+        """Those of these columns that hold a number, if only in one row."""
+        columns = {index: self._column(index) for index in indices}
+        return [
+            index
+            for index, cells in columns.items()
+            if (any(map(is_number, cells)) if isinstance(cells, list) else cells.dtype.kind in "fi")
+        ]
 
     def place(self, index: int) -> str:
         """Where in the file the cells of an index are."""
@@ -183,15 +194,22 @@ class FrameTable:
     def _column(self, index: int) -> Cells:
         series = self._frame.iloc[:, index]
         kind = series.dtype.kind
+        if kind in "iu" and series.notna().all():
+            return _integers(series.to_numpy())
         if kind in "fiu":
             return series.to_numpy(np.float64, na_value=np.nan)
-        if kind == "M":
-            zoned = getattr(series.dt, "tz", None) is not None
-            return (series.dt.tz_convert(None) if zoned else series).to_numpy()
+        if kind == "M" and series.dt.tz is None:
+            return series.to_numpy()
         return [
-            "" if cell is None else str(cell)
+            "" if cell is None else str(cell).strip()
             for cell in series.astype(object).where(series.notna(), None)
         ]
+
+
+def _integers(cells: np.ndarray) -> np.ndarray:
+    """Integers as int64, or as float64 if their differences might be too large for it."""
+    is_small = not len(cells) or -LARGE < int(cells.min()) <= int(cells.max()) < LARGE
+    return cells.astype(np.int64 if is_small else np.float64)
 
 
 def _first(cells: Iterable[str]) -> str:
