@@ -33,6 +33,16 @@ class Seen:
     settings: Data
     record: Mapping[str, Any] | None
 
+    def train_part(self, series: Series) -> slice:
+        """Where `series` holds the train part of the run, or its own if it has other values."""
+        if self.record:
+            before, settings = self.record["values"], self.settings
+            end = before - settings.test_size - settings.used_up
+            start = end - settings.train_size - settings.used_up
+            if _digest(series, start, before) == self.record["sha256"]:
+                return slice(start, end)
+        return slice(series.train_start, series.test_start)
+
     def notes(self, series: Series) -> list[str]:
         """What a reader of figures about the test windows of `series` must know."""
         source, number = series.settings.source, len(series.column.values)
