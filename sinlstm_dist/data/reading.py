@@ -5,7 +5,7 @@ A reader that is not sure refuses: the error says what it found, and the keys th
 
 import lzma
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,11 +127,11 @@ def _read(table: Table, where: str, *, column: str, time: str, gaps: str) -> Col
     if not len(cells):
         raise ConfigError(f"{where}: holds no values")
     names = [f"{where}: column {table.names[i] or i + 1}" for i in indices]
-    values, has_commas = _numbers(cells, names[0], table.place)
+    values, has_commas = _numbers(cells, names[0], table)
     notes = ["decimal commas"] if has_commas else []
     times = None
     for of_times in others:
-        stamps, write = _stamps(of_times, names[1], table.place)
+        stamps, write = _stamps(of_times, names[1], table)
         times, is_backwards = put_in_order(
             stamps, write, gaps=gaps, what=names[1], place=table.place
         )
@@ -208,24 +208,25 @@ def _is_index(table: Table) -> bool:
     )
 
 
-def _numbers(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, bool]:
+def _numbers(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, bool]:
     if isinstance(cells, list):
-        return to_numbers(cells, what=what, place=place)
+        between_commas = table.between_commas
+        return to_numbers(cells, what=what, place=table.place, between_commas=between_commas)
     if cells.dtype.kind == "M":
         raise ConfigError(f"{what} holds times, not numbers")
-    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, place)
+    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, table.place)
     return cells, False
 
 
-def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, Writer]:
+def _stamps(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, Writer]:
     """The times of a column: numbers, or dates."""
     if not isinstance(cells, list) and cells.dtype.kind == "M":
         cells = [str(cell) for cell in np.datetime_as_string(cells, "auto")]
     if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
-        return to_dates(cells, what=what, place=place)
+        return to_dates(cells, what=what, place=table.place)
     if isinstance(cells, list) and all(map(DAY.fullmatch, cells)):
-        return to_dates(cells, what=what, place=place)
-    stamps, _ = _numbers(cells, what, place)
+        return to_dates(cells, what=what, place=table.place)
+    stamps, _ = _numbers(cells, what, table)
     shown = cells if isinstance(cells, list) else [f"{stamp:.12g}" for stamp in stamps]
     decimals = max(len(cell.partition(".")[2]) for cell in shown)
     return stamps, partial(_write_number, decimals=decimals)

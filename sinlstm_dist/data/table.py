@@ -23,11 +23,13 @@ class Table(Protocol):
     Args:
         names: of the columns; their numbers from 1 where the file has no names.
         is_named: whether the file has names.
+        between_commas: whether commas separate its cells.
         first: the first cell of each column, "" where that is no text and no number.
     """
 
     names: list[str]
     is_named: bool
+    between_commas: bool
     first: list[str]
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
@@ -58,6 +60,7 @@ class TextTable:
         self.is_named = _has_names(first, second, column, text.where)
         self.names = first if self.is_named else _numbers(len(first))
         self.first = second if self.is_named else first
+        self.between_commas = text.separator == "," and len(first) > 1
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
@@ -89,6 +92,7 @@ class ArrayTable:
     """
 
     is_named = False
+    between_commas = False
 
     def __init__(self, path: Path, *, where: str) -> None:
         try:
@@ -132,6 +136,7 @@ class FrameTable:
     """
 
     is_named = True
+    between_commas = False
 
     def __init__(self, path: Path, *, where: str) -> None:
         try:
