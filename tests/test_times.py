@@ -222,7 +222,9 @@ def test_zoned_times_are_written_as_the_file_has_them(
     start, zone, hours, form, colon, tmp_path_factory
 ):
     utc = start.replace(second=0, microsecond=0, tzinfo=UTC)
-    local = [(utc + index * timedelta(hours=hours)).astimezone(ZoneInfo(zone)) for index in range(400)]
+    local = [
+        (utc + index * timedelta(hours=hours)).astimezone(ZoneInfo(zone)) for index in range(400)
+    ]
     times = [time.strftime(form) for time in local]
     if colon:
         times = [f"{time[:-2]}:{time[-2:]}" for time in times]
@@ -237,7 +239,7 @@ def test_zoned_times_are_written_as_the_file_has_them(
 @pytest.mark.parametrize(
     ("clocks", "found"),
     [
-        (["27 00:00", "27 01:00", "27 02:00", "27 02:00", "27 03:00"], "02:00 again"),
+        (["27 00:00", "27 01:00", "27 02:00", "27 02:00", "27 03:00"], " again in "),
         (["27 02:00", "27 02:30", "27 02:00", "27 02:30"], "goes from"),
         (["26 23:00", "27 00:00", "27 01:00", "27 03:00"], "lacks 1 time"),
     ],

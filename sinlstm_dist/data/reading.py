@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.data.cells import NUMBER, refuse, to_numbers
-from sinlstm_dist.data.dates import DAY, Writer, is_date, to_dates
+from sinlstm_dist.data.dates import Writer, is_date, is_joined, to_dates
 from sinlstm_dist.data.table import ArrayTable, Cells, FrameTable, Table, TextTable
 from sinlstm_dist.data.text import OPENERS, read_text
 from sinlstm_dist.data.times import NONE, Times, put_in_order
@@ -229,9 +229,7 @@ def _stamps(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, Writer]:
     """The times of a column: numbers, or dates."""
     if not isinstance(cells, list) and cells.dtype.kind == "M":
         cells = [str(cell) for cell in np.datetime_as_string(cells, "auto")]
-    if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
-        return to_dates(cells, what=what, place=table.place)
-    if isinstance(cells, list) and all(map(DAY.fullmatch, cells)):
+    if isinstance(cells, list) and (not NUMBER.fullmatch(cells[0]) or is_joined(cells)):
         return to_dates(cells, what=what, place=table.place)
     stamps, _ = _numbers(cells, what, table)
     shown = cells if isinstance(cells, list) else [f"{stamp:.12g}" for stamp in stamps]

@@ -171,9 +171,8 @@ class FrameTable:
         kind = series.dtype.kind
         if kind in "fiu":
             return series.to_numpy(np.float64, na_value=np.nan)
-        if kind == "M":
-            zoned = getattr(series.dt, "tz", None) is not None
-            return (series.dt.tz_convert(None) if zoned else series).to_numpy()
+        if kind == "M" and series.dt.tz is None:
+            return series.to_numpy()
         return [
             "" if cell is None else str(cell)
             for cell in series.astype(object).where(series.notna(), None)
