@@ -1,7 +1,8 @@
 """The times of a series: which column has them, their order, their holes, what follows."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,11 @@ FOLLOWING = {
     "first days of years": (["2019-01-01", "2020-01-01"], ["2021-01-01", "2022-01-01"]),
     "quarters": (["2019Q3", "2019Q4"], ["2020Q1", "2020Q2"]),
     "days without signs": (["20200227", "20200228"], ["20200229", "20200301"]),
+    "months without signs": (["200511", "200512"], ["200601", "200602"]),
+    "tenths of a second": (
+        ["2020-01-01T00:00:00.5", "2020-01-01T00:00:01.0"],
+        ["2020-01-01T00:00:01.5", "2020-01-01T00:00:02.0"],
+    ),
     "years": (["2019", "2020"], ["2021", "2022"]),
     "decimal years": (
         ["1960.50", "1960.58", "1960.67", "1960.75", "1960.83", "1960.92"],
@@ -118,6 +124,8 @@ def test_day_first_or_month_first_must_be_decided(tmp_path):
     message = refusal(tmp_path, ["01/02/2020", "02/02/2020", "03/02/2020"])
     assert "2020-01-02 or 2020-02-01" in message
     assert "data.time=none" in message
+    message = refusal(tmp_path, ["01/01/2020", "02/01/2020", "03/01/2020"])
+    assert '"02/01/2020" may mean 2020-02-01 or 2020-01-02' in message
     found = series(tmp_path, ["11/02/2020", "12/02/2020", "13/02/2020"]).times
     assert found is not None
     assert found.following(1) == ["14/02/2020"]
@@ -211,9 +219,57 @@ def test_what_is_no_date_is_named(times, part, tmp_path):
 
 def test_summer_time_has_no_hole(tmp_path):
     zones = [("00:00", "+01:00"), ("01:00", "+01:00"), ("03:00", "+02:00"), ("04:00", "+02:00")]
-    found = series(tmp_path, [f"2020-03-29T{clock}:00{zone}" for clock, zone in zones]).times
+    times = [f"2020-03-29T{clock}:00{zone}" for clock, zone in zones]
+    for rows in (times, times[::-1]):
+        found = series(tmp_path, rows).times
+        assert found is not None
+        assert [found.text(index) for index in range(4)] == times
+        assert found.following(1) == ["2020-03-29T05:00:00+02:00"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    start=st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)),
+    zone=st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC"]),
+    hours=st.sampled_from([1, 6, 24]),
+    form=st.sampled_from(["%Y-%m-%d %H:%M%z", "%Y-%m-%dT%H:%M:%S%z"]),
+    colon=st.booleans(),
+)
+def test_zoned_times_are_written_as_the_file_has_them(
+    start, zone, hours, form, colon, tmp_path_factory
+):
+    utc = start.replace(second=0, microsecond=0, tzinfo=UTC)
+    local = [
+        (utc + index * timedelta(hours=hours)).astimezone(ZoneInfo(zone)) for index in range(400)
+    ]
+    times = [time.strftime(form) for time in local]
+    if colon:
+        times = [f"{time[:-2]}:{time[-2:]}" for time in times]
+    found = series(tmp_path_factory.getbasetemp(), times).times
     assert found is not None
-    assert found.following(1) == ["2020-03-29T03:00:00+00:00"]
+    assert [found.text(index) for index in range(len(times))] == times
+    later = datetime.fromisoformat(found.following(1)[0])
+    assert later - local[-1] == timedelta(hours=hours)
+    assert later.utcoffset() == local[-1].utcoffset()
+
+
+@pytest.mark.parametrize(
+    ("clocks", "found"),
+    [
+        (["27 00:00", "27 01:00", "27 02:00", "27 02:00", "27 03:00"], " again in "),
+        (["27 02:00", "27 02:30", "27 02:00", "27 02:30"], "goes from"),
+        (["26 23:00", "27 00:00", "27 01:00", "27 03:00"], "lacks 1 time"),
+    ],
+)
+def test_local_times_over_a_change_of_the_clock_need_their_zone(clocks, found, tmp_path):
+    advice = "local times need their zone where the clock changes"
+    message = refusal(tmp_path, [f"2024-10-{clock}" for clock in clocks])
+    assert found in message
+    assert f"{advice}, such as 2024-10-27 0" in message
+    for changed in ("2024-10-{}Z", "2024-08-{}"):  # 27 August 2024 is no Sunday
+        message = refusal(tmp_path, [changed.format(clock) for clock in clocks])
+        assert found in message
+        assert advice not in message
 
 
 def test_a_file_without_weekends_goes_on_without_them(tmp_path):
@@ -266,7 +322,7 @@ def test_a_first_time_that_is_missing_hides_no_column(tmp_path):
 
 
 def test_days_without_signs_are_found_by_the_name(tmp_path):
-    for name in ("day", "ds", "date"):
+    for name in ("day", "ds", "date", "month"):
         backwards = series(tmp_path, ["20240103", "20240102"], name)
         assert backwards.values.tolist() == [6, 5]
         assert backwards.times is not None

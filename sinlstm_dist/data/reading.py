@@ -6,7 +6,7 @@ A reader that is not sure refuses: the error says what it found, and the keys th
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sinlstm_dist.data.cells import NUMBER, refuse, to_numbers
-from sinlstm_dist.data.dates import DAY, WITHOUT, Writer, is_date, to_dates
+from sinlstm_dist.data.dates import WITHOUT, Writer, is_date, is_joined, to_dates
 from sinlstm_dist.data.table import ArrayTable, Cells, FrameTable, Table, TextTable
 from sinlstm_dist.data.text import OPENERS, read_text
 from sinlstm_dist.data.times import NONE, Times, put_in_order
@@ -133,11 +133,11 @@ def _read(table: Table, where: str, *, column: str, time: str, gaps: str) -> Col
     if not len(cells):
         raise ConfigError(f"{where}: holds no values")
     names = [f"{where}: column {table.names[i] or i + 1}" for i in indices]
-    values, has_commas = _numbers(cells, names[0], table.place)
+    values, has_commas = _numbers(cells, names[0], table)
     notes = ["decimal commas"] if has_commas else []
     times = None
     if others:
-        stamps, write = _stamps(others[0], names[1], table.place)
+        stamps, write = _stamps(others[0], names[1], table)
         times, is_backwards = put_in_order(
             stamps, write, gaps=gaps, what=names[1], place=table.place
         )
@@ -200,7 +200,7 @@ def _named_for_times(table: Table, first: Mapping[int, str], *, where: str) -> l
     found = [
         index
         for index in numbers
-        if names[index] in (MAYBE_OF_TIMES if DAY.fullmatch(first[index]) else OF_TIMES)
+        if names[index] in (MAYBE_OF_TIMES if is_joined([first[index]]) else OF_TIMES)
     ]
     for index, cell in first.items():
         is_unknown = index not in numbers and re.search("[0-9]", cell)
@@ -246,29 +246,28 @@ def _is_index(table: Table) -> bool:
     )
 
 
-def _numbers(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, bool]:
+def _numbers(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, bool]:
     if isinstance(cells, list):
-        return to_numbers(cells, what=what, place=place)
+        between_commas = table.between_commas
+        return to_numbers(cells, what=what, place=table.place, between_commas=between_commas)
     if cells.dtype.kind == "M":
         raise ConfigError(f"{what} holds times, not numbers")
-    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, place)
+    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, table.place)
     return cells.astype(np.float64), False
 
 
-def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, Writer]:
+def _stamps(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, Writer]:
     """The times of a column: numbers, or dates."""
     if not isinstance(cells, list) and cells.dtype.kind == "M":
         known = cells[~np.isnat(cells)]
         unit = next(unit for unit in UNITS if (known.astype(f"M8[{unit}]") == known).all())
         cells = np.datetime_as_string(cells, unit).tolist()
-    if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
-        return to_dates(cells, what=what, place=place)
     texts = cells if isinstance(cells, list) else cells.astype(str).tolist()
-    if all(map(DAY.fullmatch, texts)):
-        return to_dates(texts, what=what, place=place)
+    if (cells is texts and not NUMBER.fullmatch(texts[0])) or is_joined(texts):
+        return to_dates(texts, what=what, place=table.place)
     if all(map(INTEGER.fullmatch, texts)):
         return np.array([int(text) for text in texts]), str
-    stamps, _ = _numbers(cells, what, place)
+    stamps, _ = _numbers(cells, what, table)
     decimals = max(len(text.partition(".")[2]) for text in texts)
     if cells is not texts or decimals > PRECISION or any("e" in text.lower() for text in texts):
         decimals = max(len(_rounded(stamp).partition(".")[2]) for stamp in stamps)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +25,12 @@ class Table(Protocol):
     Args:
         names: of the columns; their numbers from 1 where the file has no names.
         is_named: whether the file has names.
+        between_commas: whether commas separate its cells.
     """
 
     names: list[str]
     is_named: bool
+    between_commas: bool
 
     def first(self, indices: Sequence[int]) -> dict[int, str]:
         """The first cell of some columns that is not missing, as text; "" if it is no time."""
@@ -59,6 +62,7 @@ class TextTable:
         self._text = text
         self.is_named = _has_names(first, second, column, text.where)
         self.names = first if self.is_named else _numbers(len(first))
+        self.between_commas = text.separator == "," and len(first) > 1
 
     def first(self, indices: Sequence[int]) -> dict[int, str]:
         """The first cell of some columns that is not missing."""
@@ -102,6 +106,7 @@ class ArrayTable:
     """
 
     is_named = False
+    between_commas = False
 
     def __init__(self, path: Path, *, where: str) -> None:
         try:
@@ -152,6 +157,7 @@ class FrameTable:
     """
 
     is_named = True
+    between_commas = False
 
     def __init__(self, path: Path, *, where: str) -> None:
         try:
@@ -196,7 +202,7 @@ class FrameTable:
         kind = series.dtype.kind
         if kind in "iu" and series.notna().all():
             return _integers(series.to_numpy())
-        if kind in "fiu":
+        if kind in "fiu" or isinstance(next(iter(series[series.notna()]), None), Decimal):
             return series.to_numpy(np.float64, na_value=np.nan)
         if kind == "M" and series.dt.tz is None:
             return series.to_numpy()

@@ -1,5 +1,6 @@
 """The times of a series' values: their order, their holes, and the times that follow."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from sinlstm_dist.words import counted, first_of
 
 NONE = "none"  # data.time's value for a file whose times are not to be read
 SHORTEST_MONTH = np.timedelta64(28, "D")
+TWO_HOURS, SUNDAY = np.timedelta64(2, "h"), np.timedelta64(3, "D")
+ZONE = re.compile("(Z|[+-][0-9]{2}:?[0-9]{2})$")
 SHOWN = 3  # of many missing times
 UNEVEN = 0.25  # of a step: decimal years of months differ so much, in files of two decimals
 
@@ -129,7 +132,20 @@ def _refuse_disorder(stamps: np.ndarray, rows: _Rows) -> None:
     raise ConfigError(
         f"{rows.what} {found} in {rows.place(after)}: keep one series in the file, set data.time "
         "to another column, or to none if this is not a column of times"
+        f"{_on_clocks(stamps, after, rows.write)}"
     )
+
+
+def _on_clocks(stamps: np.ndarray, index: int, write: Writer) -> str:
+    """Advice for local times at one of which the clock may have been changed."""
+    text, stamp = write(stamps[index]), stamps[index]
+    is_local = stamps.dtype.kind == "M" and ":" in text and not ZONE.search(text)
+    if not is_local or abs(stamp - stamps[index - 1]) > TWO_HOURS:
+        return ""
+    night = stamp - stamp.astype("datetime64[W]")  # weeks of numpy begin on Thursdays
+    if not SUNDAY <= night <= SUNDAY + 2 * TWO_HOURS:
+        return ""
+    return f"; local times need their zone where the clock changes, such as {text}+01:00"
 
 
 def _with_step(stamps: np.ndarray, write: Writer) -> tuple[Times, np.ndarray]:
@@ -189,4 +205,5 @@ def _refuse_holes(times: Times, steps: np.ndarray, rows: _Rows) -> None:
     raise ConfigError(
         f"{rows.what} lacks {counted(number, 'time')} ({names}; the first hole is before "
         f"{rows.place(int(holes[0]) + 1)}): fill them in, or {advice}"
+        f"{_on_clocks(times.stamps, int(holes[0]) + 1, times.write)}"
     )
