@@ -451,6 +451,11 @@ def test_an_index_of_parquet_is_a_column(tmp_path):
     assert times is not None
     assert times.following(1) == ["2004"]
     frame = pandas.DataFrame({"v": [1.0, 2.0]}, pandas.Index(["a", "b"], name="v"))
+    assert frame_column(tmp_path, pandas.DataFrame({"u": [5.5, 7]}, [4, 9])).name == "u"
+    hours = pandas.date_range("2024-01-03 23:00", periods=3, freq="h")
+    times = frame_column(tmp_path, pandas.DataFrame({"v": range(3)}, hours)).times
+    assert times is not None
+    assert times.following(1) == ["2024-01-04T02:00"]
     with pytest.raises(ConfigError, match="2 columns have the name v"):
         frame_column(tmp_path, frame, "v")
 

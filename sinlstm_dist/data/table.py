@@ -171,7 +171,8 @@ class FrameTable:
         except (ValueError, KeyError) as error:  # pyarrow's errors are such
             raise ConfigError(f"{where}: cannot be read: {error}") from error
         if not isinstance(frame.index, pandas.RangeIndex) or frame.index.name is not None:
-            frame = frame.reset_index(allow_duplicates=True)
+            names = ["" if name is None else name for name in frame.index.names]
+            frame = frame.reset_index(allow_duplicates=True, names=names)
         self._frame = frame
         self.names = [str(name) for name in self._frame.columns]
 
