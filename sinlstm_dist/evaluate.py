@@ -89,7 +89,7 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
-        of = "'s changes" if trained.difference else ""
+        of = "'s differences" if trained.difference else ""
         shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
             f"of them, the standard deviation of the train part{of}"

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from sinlstm_dist.config import SINE, Config, Data
-from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.source import WindowDataset, datasets, last_values, period_ago
 from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.differences import NO_SCALE
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals

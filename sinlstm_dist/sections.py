@@ -51,7 +51,7 @@ class Data(Section):
     )
     encoding: Text = Field("utf-8", description="of that file, if it is text")
     difference: int = Field(
-        0, ge=0, le=10_000, description="0 = learn the values, n = their change over n steps"
+        0, ge=0, le=10_000, description="0 = learn the values, n = their differences at lag n"
     )
     test_phase: float = Field(
         0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"

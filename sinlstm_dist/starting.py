@@ -7,13 +7,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from sinlstm_dist.differences import DIFFERENCE, MEAN, SCALING
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import shapes, unlike
 from sinlstm_dist.run.record import WEIGHTS
-from sinlstm_dist.trained import DIFFERENCE, MEAN, SCALING
 
 
 def read_weights(path: Path, model: nn.Module) -> Tensors:

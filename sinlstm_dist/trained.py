@@ -18,8 +18,9 @@ from safetensors.torch import load
 
 from sinlstm_dist.config import SINE, Config, named_build, override
 from sinlstm_dist.data.seen import Seen
-from sinlstm_dist.data.series import Scale, Series
+from sinlstm_dist.data.series import Series
 from sinlstm_dist.data.source import continuation, open_source
+from sinlstm_dist.differences import DIFFERENCE, MEAN, STD, Scale
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.horizons import Backtest, backtest, last_horizon, starts
 from sinlstm_dist.model import Predictor
@@ -37,8 +38,6 @@ from sinlstm_dist.run.record import (
     read_data,
     read_run,
 )
-
-SCALING = MEAN, STD, DIFFERENCE = "scaling.mean", "scaling.std", "scaling.difference"
 
 
 @dataclass(frozen=True)

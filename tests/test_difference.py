@@ -1,4 +1,4 @@
-"""Runs that learn the changes of a series: everything that a user gives and gets is values."""
+"""Runs that learn the differences of a series: everything that a user gives and gets is values."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from sinlstm_dist import evaluate, plot
 from sinlstm_dist.config import Data
-from sinlstm_dist.data.series import Scale, open_series
+from sinlstm_dist.data.series import open_series
+from sinlstm_dist.differences import Scale
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
@@ -75,13 +76,13 @@ def test_windows_targets_and_baselines_are_those_of_the_hand(tmp_path):
         [window[:, 0].tolist() + target.tolist() for window, target in data]
         for data in (part.train(scale), part.test(scale))
     ]
-    # Changes over 2 steps: t**2 - (t - 2)**2 = 4 t - 4
+    # Differences at lag 2: t**2 - (t - 2)**2 = 4 t - 4
     assert samples == [
         [[8, 12, 16], [12, 16, 20], [16, 20, 24]],  # t from 3 on, values from 1 on
         [[36, 40, 44], [40, 44, 48]],  # t from 10 on, values from 8 on
     ]
     assert part.train(scale).values(1).tolist() == [4, 9, 16, 25, 36]
-    # The last value again changes by (t-1)**2 - (t-2)**2 = 2 t - 3, and t is 12 and 13
+    # The last value again differs by (t-1)**2 - (t-2)**2 = 2 t - 3, and t is 12 and 13
     last = part.test(scale).last_values()
     assert [(w.item(), t.item()) for w, t in last] == [(21, 44), (23, 48)]
     # Five steps ago: (t-5)**2 - (t-2)**2 = 21 - 6 t
@@ -92,12 +93,12 @@ def test_windows_targets_and_baselines_are_those_of_the_hand(tmp_path):
         part.before_targets(scale, steps=13)
 
 
-def test_the_scale_is_that_of_the_train_parts_changes_alone(tmp_path):
+def test_the_scale_is_that_of_the_train_parts_differences_alone(tmp_path):
     values = np.cumsum(np.random.default_rng(0).normal(size=13))
     np.save(tmp_path / "a.npy", values)
     scale = open_series(settings(tmp_path / "a.npy", difference=2)).fit()
-    changes = values[2:7] - values[:5]
-    assert scale == Scale(float(np.float32(changes.mean())), float(np.float32(changes.std())))
+    part = values[2:7] - values[:5]
+    assert scale == Scale(float(np.float32(part.mean())), float(np.float32(part.std())))
     values[7:] = 1e6
     np.save(tmp_path / "a.npy", values)
     assert open_series(settings(tmp_path / "a.npy", difference=2)).fit() == scale
@@ -116,10 +117,10 @@ def test_sizes_need_n_more_values_for_each_part(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_changes_that_teach_nothing_are_refused(tmp_path):
+def test_differences_that_teach_nothing_are_refused(tmp_path):
     cases = {
-        "5 changes to train on are all 0.2": np.arange(13) * 0.1,  # rounded, so not quite equal
-        "5 changes to train on are all 0": np.tile([0.1, 0.7], 7)[:13],
+        "5 differences to train on are all 0.2": np.arange(13) * 0.1,  # rounded, so not quite equal
+        "5 differences to train on are all 0": np.tile([0.1, 0.7], 7)[:13],
         "float32 cannot hold": np.where(np.arange(13) % 4 < 2, -1.7e308, 1.7e308),
     }
     for message, values in cases.items():
@@ -371,7 +372,7 @@ def advised(launch: Launch) -> list[str]:
     [
         (lambda t, noise: 10 * t + noise, ["1"]),
         (lambda t, noise: 5 * t + 100 * np.sin(2 * np.pi * t / PERIOD) + noise, ["12"]),
-        (lambda t, noise: np.where(t < 123, noise, 3 + 0.01 * t), []),  # changes deviate more
+        (lambda t, noise: np.where(t < 123, noise, 3 + 0.01 * t), []),  # differences deviate more
     ],
     ids=["trend", "season", "neither"],
 )
@@ -382,10 +383,10 @@ def test_a_run_that_a_baseline_beats_says_what_to_try(values, difference, train,
     ended = train(untrained)
     assert 'worse than "last value again"' in ended.stdout
     assert advised(ended) == difference
-    assert advised(train({**untrained, "data.difference": 1, "output.dir": "changes"})) == []
+    assert advised(train({**untrained, "data.difference": 1, "output.dir": "differences"})) == []
 
 
 def test_what_is_advised_helps(train, tmp_path, series):
     assert advised(train()) == ["12"]
-    helped = train({"data.difference": 12, "output.dir": "changes", "train.epochs": 30})
+    helped = train({"data.difference": 12, "output.dir": "differences", "train.epochs": 30})
     assert "worse than" not in helped.stdout

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from sinlstm_dist import evaluate, export
 from sinlstm_dist.config import SINE, Data, load_config
-from sinlstm_dist.data.series import Scale, open_series
+from sinlstm_dist.data.series import open_series
+from sinlstm_dist.differences import Scale
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
@@ -285,7 +286,7 @@ def test_sunspots_are_predicted_better_than_by_either_baseline(nursery, tmp_path
 
 
 @pytest.mark.parametrize("difference", [1, 12])
-def test_exports_learn_changes_and_give_values(difference):
+def test_exports_learn_differences_and_give_values(difference):
     model = Predictor(scaled=True, difference=difference, num_layers=2)
     model.scaling.set(30.0, 4.0)
     content = export.to_onnx(model)

@@ -5,7 +5,8 @@
 
 The file's last values are the test part, the values before them the train part; no window has
 values of both. The model sees the values minus the train part's mean, divided by its standard
-deviation. With `data.difference = n` it sees their changes over n time steps, scaled in this way.
+deviation. With `data.difference = n` it sees their differences at a
+lag of n time steps, scaled in this way.
 """
 
 import copy
@@ -17,48 +18,24 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sinlstm_dist.changes import changes_of
 from sinlstm_dist.config import Data
 from sinlstm_dist.data.reading import Column, read_column
 from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.differences import Scale, differences
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.words import counted
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Mean and standard deviation that scale a series; float32 holds them exactly.
-
-    Args:
-        mean: of the train part, in the user's units.
-        std: of the train part, in the user's units.
-    """
-
-    mean: float
-    std: float
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Values in the user's units, of any shape, scaled to float32."""
-        return np.asarray((values - self.mean) / self.std, dtype=np.float32)
-
-    def undo(self, values: np.ndarray) -> np.ndarray:
-        """Scaled values, of any shape, in the user's units."""
-        return values * self.std + self.mean
-
-
-NO_SCALE = Scale(0.0, 1.0)
 
 
 class SeriesDataset(Dataset[Batch]):
     """Windows of a series, each with the value that follows it.
 
     Sample i is the window values[i : i + window], scaled; its target is values[i + window]. With a
-    difference of n, these are the changes over n time steps in place of the values.
+    difference of n, these are the differences at that lag in place of the values.
 
     Args:
         values: (n + window + size,) float64, in the user's units.
         window: time steps in a window.
-        scale: of the values, or of their changes.
+        scale: of the values, or of their differences.
         difference: n; 0 for the values themselves.
     """
 
@@ -68,7 +45,7 @@ class SeriesDataset(Dataset[Batch]):
         self, values: np.ndarray, *, window: int, scale: Scale, difference: int = 0
     ) -> None:
         self.scale, self._values, self._difference = scale, values, difference
-        self._series = scale.apply(changes_of(values, difference))  # (W + size,)
+        self._series = scale.apply(differences(values, difference))  # (W + size,)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._series[:-1], window)
         self._targets = self._series[window:, None]  # (size, 1)
 
@@ -88,8 +65,8 @@ class SeriesDataset(Dataset[Batch]):
         """The same targets, each with a window of one value.
 
         Args:
-            values: (size,), in the user's units; with a difference of n, a window has the change
-                from n time steps before the target to this value.
+            values: (size,), in the user's units; with a difference of n, a window has this
+                value minus the one n time steps before the target.
         """
         other, size = copy.copy(self), len(self)
         if self._difference:
@@ -105,7 +82,7 @@ class SeriesDataset(Dataset[Batch]):
     def fingerprint(self) -> str:
         """SHA-256 of all values, their scale and their number, hexadecimal."""
         parts = [self._series.tobytes(), str((self.scale, self._windows.shape)).encode()]
-        if self._difference:  # changes stay the same if all values change alike
+        if self._difference:  # they stay the same if all values change alike
             parts.append(self._values.tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -134,10 +111,10 @@ class Series:
         """
         n, values = self.settings.difference, self._train_values
         with np.errstate(over="ignore", invalid="ignore"):
-            part = changes_of(values, n)
-            # Changes of values that were rounded differ a little even if they are all the same.
+            part = differences(values, n)
+            # Differences of values that were rounded vary a little even if they are all the same.
             rounding = 4 * np.spacing(np.abs(values).max()) if n else 0.0
-            what = counted(len(part), "change") if n else counted(len(part), "value")
+            what = counted(len(part), "difference") if n else counted(len(part), "value")
             where = f"data.source={self.settings.source}: the {what} to train on"
             if part.max() - part.min() <= rounding:
                 raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
@@ -152,13 +129,13 @@ class Series:
         return Scale(float(mean), float(std))
 
     def steadiest(self) -> int:
-        """The difference, of 0, 1 and a period, whose changes deviate least in the train part.
+        """The lag, of 0, 1 and a period, whose differences deviate least in the train part.
 
         Those that are all the same have nothing to teach.
         """
         values = self._train_values
         candidates = [n for n in (0, 1, round(self.settings.period)) if n < len(values)]
-        return min(candidates, key=lambda n: changes_of(values, n).std() or math.inf)
+        return min(candidates, key=lambda n: differences(values, n).std() or math.inf)
 
     @property
     def _train_values(self) -> np.ndarray:

@@ -7,9 +7,9 @@ import numpy as np
 
 from sinlstm_dist.config import SINE, Data
 from sinlstm_dist.data.reading import Column
-from sinlstm_dist.data.series import Scale, Series, SeriesDataset, open_series
+from sinlstm_dist.data.series import Series, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
-from sinlstm_dist.words import counted
+from sinlstm_dist.differences import Scale
 
 WindowDataset = SineDataset | SeriesDataset
 
@@ -25,7 +25,7 @@ def describe_source(settings: Data, series: Series | None) -> str:
     name, note = series.column.name or settings.column or "values", series.column.note
     source = f"{name} of {settings.source}{f' ({note})' if note else ''}"
     if settings.difference:
-        return f"changes over {counted(settings.difference, 'step')} of {source}"
+        return f"differences at lag {settings.difference:,} of {source}"
     return source
 
 
@@ -72,7 +72,7 @@ def datasets(
 def last_values(test: WindowDataset) -> WindowDataset:
     """The same targets, each with a window that ends with the value just before it.
 
-    A window of changes does not: what it says of that value is its change.
+    A window of differences does not: it holds that value's difference.
     """
     return test.last_values() if isinstance(test, SeriesDataset) else test
 
