@@ -154,6 +154,7 @@ class Forecast:
         truth: (steps,), or as many as are known.
         period: steps in a cycle.
         times: (K + steps,), of the known values and the forecast; empty if there are none.
+        from_end: whether it begins at the end of a file, and not at the first test window.
         fan: of the forecast; None if it has none.
     """
 
@@ -162,6 +163,7 @@ class Forecast:
     truth: np.ndarray
     period: float
     times: Sequence[str] = ()
+    from_end: bool = False
     fan: Fan | None = None
 
     @functools.cached_property

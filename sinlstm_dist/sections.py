@@ -59,9 +59,14 @@ class Data(Section):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the noise")
 
     @property
-    def used_up(self) -> int:
-        """The first values of a series that are in windows only, and no target."""
+    def context(self) -> int:
+        """Values that a prediction reads: the window, and with a difference of n the n before."""
         return self.difference + self.window
+
+    @property
+    def season(self) -> int:
+        """The period in whole steps."""
+        return max(1, round(self.period))
 
 
 class Model(Section):

@@ -196,8 +196,8 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
     ended = train({"data.difference": difference})
     assert ended.codes == [0]
     monkeypatch.chdir(tmp_path)
-    used_up = difference + WINDOW
-    part = series[-TEST - used_up - TRAIN - used_up : -TEST - used_up]
+    context = difference + WINDOW
+    part = series[-TEST - context - TRAIN - context : -TEST - context]
     seen = part[difference:] - part[:-difference] if difference else part
     weights = load_file("run/model.safetensors")
     assert weights["scaling.mean"].item() == pytest.approx(seen.mean(), rel=1e-6)
@@ -205,7 +205,7 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
 
     model = Predictor.from_pretrained("run")
     ends = np.arange(len(series) - TEST, len(series))
-    predictions = model.predict(np.stack([series[end - used_up : end, None] for end in ends]))[:, 0]
+    predictions = model.predict(np.stack([series[end - context : end, None] for end in ends]))[:, 0]
     errors = np.abs(predictions - series[-TEST:])
     record = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert record["test_loss"] == pytest.approx(np.square(errors / seen.std()).mean(), rel=1e-4)
@@ -218,7 +218,7 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
     assert found.last_value.mean_error == pytest.approx(last.mean(), rel=1e-4)
     assert found.period_ago.mean_error == pytest.approx(ago.mean(), rel=1e-4)
     assert found.notes == []
-    sectors = (np.arange(used_up, used_up + TEST) * 12 // PERIOD) % 12
+    sectors = (np.arange(context, context + TEST) * 12 // PERIOD) % 12
     assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
     (row,) = [line for line in ended.stdout.splitlines() if "test, last value again" in line]
@@ -226,14 +226,15 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
     assert loss == pytest.approx(np.square(last / seen.std()).mean(), rel=1e-4)
     assert found.last_value.totals.loss == pytest.approx(loss, rel=1e-4)
 
-    for first, window, target in windows_to_draw(read_trained(Path("run")).config.data):
-        assert [*window, target] == part[first : first + used_up + 1].tolist()
+    trained = read_trained(Path("run"))
+    for first, window, target in windows_to_draw(trained.config.data, trained.series):
+        assert [*window, target] == part[first : first + context + 1].tolist()
 
     far = read_trained(Path("run")).forecast(steps=TEST)
     assert far.truth.tolist() == series[-TEST:].tolist()
-    known = list(series[-TEST - used_up : -TEST])
+    known = list(series[-TEST - context : -TEST])
     for value in far.values:
-        window = np.array(known[-used_up:]).reshape(1, -1, 1)
+        window = np.array(known[-context:]).reshape(1, -1, 1)
         assert value == pytest.approx(model.predict(window).item(), rel=1e-5)
         known.append(value)
 
@@ -287,14 +288,14 @@ def notes(text: str) -> list[str]:
 @pytest.mark.parametrize("difference", [0, 12])
 def test_test_windows_that_the_run_has_seen_are_counted(difference, train, tmp_path, series):
     """Every size against sets of indices, for a file that stays as it is or has grown."""
-    from sinlstm_dist.data.seen import Seen, record_of
+    from sinlstm_dist.seen import Seen
 
     sizes = {"window": 3, "train_size": 20, "test_size": 5, "difference": difference}
     np.save(tmp_path / "a.npy", series[:80])
     old = Data(source=str(tmp_path / "a.npy"), **sizes)
     part = open_series(old)
     trained_on = set(range(part.train_start, part.test_start))
-    seen = Seen(old, record_of(part))
+    seen = Seen(old, part.record())
     for grown in (0, 1, 7, 40):
         np.save(tmp_path / "a.npy", series[: 80 + grown])
         for test_size in (1, 5, 6, 20, 27, 37):

@@ -20,11 +20,11 @@ PLACES = (ROOT, PACKAGE)  # to which names on that page are relative
 ORDER = [
     "status", "early", "__init__", "words", "errors", "problems", "sections", "blame", "user_code",
     "config", "compiled", "philox", "differences", "plan", "randomness", "data", "lstm", "metrics",
-    "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "trained", "starting",
-    "task", "sine", "optimizers", "processes", "arithmetic", "tree", "piece_rows", "reduction",
-    "gradient", "agreement", "screen", "gallery", "flags", "command_line", "command", "splits",
-    "snapshot", "probe", "job", "logbook", "train", "quality", "evaluate", "forecast", "plot",
-    "export", "compare", "verify", "__main__",
+    "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "seen", "trained",
+    "initial_weights", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
+    "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
+    "command_line", "command", "splits", "snapshot", "probe", "job", "logbook", "train", "quality",
+    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}

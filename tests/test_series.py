@@ -219,8 +219,8 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     sectors = (np.arange(12, 43) * 12 // 20) % 12  # of a target, counted from the test part on
     assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
-    windows_drawn = windows_to_draw(read_trained(Path("run")).config.data)
-    for first, window, target in windows_drawn:
+    trained = read_trained(Path("run"))
+    for first, window, target in windows_to_draw(trained.config.data, trained.series):
         drawn = [*window, target]
         assert drawn == pytest.approx(series[5 + first : 5 + first + 13], rel=1e-5)
 

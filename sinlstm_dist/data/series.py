@@ -13,6 +13,7 @@ import copy
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class SeriesDataset(Dataset[Batch]):
         """The values of one sample, in the user's units: n + window, and then its target's."""
         return self._values[index : len(self._values) - len(self) + index + 1]
 
-    def from_one(self, values: np.ndarray) -> "SeriesDataset":
+    def with_inputs(self, values: np.ndarray) -> "SeriesDataset":
         """The same targets, each with a window of one value.
 
         Args:
@@ -77,7 +78,7 @@ class SeriesDataset(Dataset[Batch]):
 
     def last_values(self) -> "SeriesDataset":
         """The same targets, each with the value just before it."""
-        return self.from_one(self._values[-1 - len(self) : -1])
+        return self.with_inputs(self._values[-1 - len(self) : -1])
 
     def fingerprint(self) -> str:
         """SHA-256 of all values, their scale and their number, hexadecimal."""
@@ -102,6 +103,15 @@ class Series:
     train_start: int
     test_start: int
     settings: Data
+
+    def record(self) -> dict[str, Any]:
+        """What a run folder keeps about its series: see `DataRecord` in run/record.py."""
+        number = len(self.column.values)
+        return {"values": number, "sha256": self.sha256(self.train_start, number)}
+
+    def sha256(self, first: int, end: int) -> str:
+        """SHA-256 of the values from `first` to before `end`, hexadecimal."""
+        return hashlib.sha256(self.column.values[first:end].tobytes()).hexdigest()
 
     def fit(self) -> Scale:
         """The scale of the train part alone.
@@ -128,13 +138,13 @@ class Series:
             )
         return Scale(float(mean), float(std))
 
-    def steadiest(self) -> int:
+    def suggested_difference(self) -> int:
         """The lag, of 0, 1 and a period, whose differences deviate least in the train part.
 
         Those that are all the same have nothing to teach.
         """
         values = self._train_values
-        candidates = [n for n in (0, 1, round(self.settings.period)) if n < len(values)]
+        candidates = [n for n in (0, 1, self.settings.season) if n < len(values)]
         return min(candidates, key=lambda n: differences(values, n).std() or math.inf)
 
     @property
@@ -166,7 +176,7 @@ class Series:
                 f"data.period={self.settings.period:g}: {self.settings.source} begins less than "
                 "that before its first test target, so the value one period ago is not known"
             )
-        return self.test(scale).from_one(values[start : start + size])
+        return self.test(scale).with_inputs(values[start : start + size])
 
 
 def _mean(values: np.ndarray) -> float:
@@ -190,21 +200,32 @@ def open_series(settings: Data) -> Series:
         gaps=settings.gaps,
         encoding=settings.encoding,
     )
-    number, used_up = len(column.values), settings.used_up
-    needed = settings.train_size + settings.test_size + 2 * used_up
-    if number < needed:
+    number = len(column.values)
+    train_start, test_start = split(number, settings)
+    if train_start < 0:
+        needed = number - train_start
         n = settings.difference
         raise ConfigError(
             f"data.source={settings.source} holds {counted(number, 'value')}: "
             f"data.train_size={settings.train_size} and data.test_size={settings.test_size} "
             f"windows of data.window={settings.window} steps need {needed:,}"
-            f"{f' with data.difference={n}' if n else ''}{_advice(number - 2 * used_up)}"
+            f"{f' with data.difference={n}' if n else ''}"
+            f"{_sizes_that_fit(number - 2 * settings.context)}"
         )
-    test_start = number - settings.test_size - used_up
-    return Series(column, test_start - settings.train_size - used_up, test_start, settings)
+    return Series(column, train_start, test_start, settings)
 
 
-def _advice(num_windows: int) -> str:
+def split(number: int, settings: Data) -> tuple[int, int]:
+    """The indices of the first value of the train part and of the test part.
+
+    Args:
+        number: of the series' values; with too few, the first index is negative.
+    """
+    test_start = number - settings.test_size - settings.context
+    return test_start - settings.train_size - settings.context, test_start
+
+
+def _sizes_that_fit(num_windows: int) -> str:
     if num_windows < 2:
         return ": a shorter window, or a longer series"
     test_size = max(1, num_windows // 5)

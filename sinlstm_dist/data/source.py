@@ -83,7 +83,7 @@ def period_ago(settings: Data, series: Series | None, scale: Scale | None) -> Wi
     Raises:
         ConfigError: the series is too short for that.
     """
-    steps = max(1, round(settings.period))
+    steps = settings.season
     if series and scale:
         return series.before_targets(scale, steps=steps)
     return SineDataset(
@@ -115,9 +115,10 @@ def continuation(
         _, test = datasets(settings.model_copy(update={"test_size": steps}), None)
         return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy(), ()
     values = series.column.values
-    first, end = series.test_start, series.test_start + settings.used_up
+    first, end = series.test_start, series.test_start + settings.context
     if from_end:
-        first, end = max(0, len(values) - max(settings.used_up, steps)), len(values)
+        # More than the model reads: the picture shows them
+        first, end = max(0, len(values) - max(settings.context, steps)), len(values)
     times = _times(series.column, first, end - first + steps)
     return values[first:end], values[end : end + steps], times
 

@@ -43,8 +43,7 @@ def read_weights(path: Path, model: nn.Module) -> Tensors:
         has, needs = int(weights.get(DIFFERENCE, 0)), model.scaling.lag if model.scaling else 0
         if MEAN in weights and has != needs:  # what they have learned means something else here
             raise ConfigError(
-                f"train.init_from={path}: was trained with data.difference={has}, and this run has "
-                f"{needs}"
+                f"{where} was trained with data.difference={has}, and this run has {needs}"
             )
         wanted = dict(model.named_parameters())
         weights = {k: v.float() for k, v in weights.items() if k not in SCALING}
