@@ -332,7 +332,7 @@ def test_the_future_has_a_fan_and_times_that_are_readable(stamp, steps, tmp_path
     known, values = 1e5 + random.normal(size=24), 1e5 + random.normal(size=steps)
     times = [stamp.format(1900 + i) for i in range(24 + steps)] if stamp else ()
     fan = Fan(values[:20] + np.array([[-3], [-1], [2], [4]]), 30)
-    future = Forecast(known, values, np.empty(0), period=12.0, times=times, fan=fan)
+    future = Forecast(known, values, np.empty(0), period=12.0, times=times, from_end=True, fan=fan)
     forecast_picture(tmp_path / "a.png", future, quantity="load")
     (figure,) = figures
     check_readable(figure)

@@ -5,8 +5,8 @@
 
 The file's last values are the test part, the values before them the train part; no window has
 values of both. The model sees the values minus the train part's mean, divided by its standard
-deviation. With `data.difference = n` it sees their differences at a
-lag of n time steps, scaled in this way.
+deviation. With `data.difference = n` it sees their differences at a lag of n time
+steps, scaled in this way.
 """
 
 import copy
