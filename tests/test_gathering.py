@@ -1,5 +1,6 @@
 """Memory that the processes of one machine share: what arrives, and when there is none."""
 
+import functools
 import gc
 import mmap
 import multiprocessing
@@ -29,7 +30,7 @@ def patiently(is_done: Callable[[], bool]) -> None:
 
 
 def new_memory(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, compiled.kernel().gather_size(num_processes=size, slot=LARGE))
+    return mmap.mmap(-1, compiled.kernel().gather_size(num_processes=size, slot_bytes=LARGE))
 
 
 def in_processes(size: int, work: Callable[[int], None]) -> None:
@@ -120,20 +121,17 @@ def share(machines: Sequence[str], *, lacking: int | None = None) -> list[Shared
     board: list[Any] = [None] * size
     found: list[Any] = [None] * size
 
-    class Rank:
-        def __init__(self, rank: int) -> None:
-            self.rank = rank
-
-        def gather_json(self, value: Any) -> list[Any]:
-            board[self.rank] = value
-            meet.wait(HANGS_S)
-            everyones = list(board)
-            meet.wait(HANGS_S)
-            is_offer = not isinstance(everyones[0], bool)
-            return [("/nowhere", "00")] if is_offer and self.rank == lacking else everyones
+    def gather_json(rank: int, value: Any) -> list[Any]:
+        board[rank] = value
+        meet.wait(HANGS_S)
+        everyones = list(board)
+        meet.wait(HANGS_S)
+        is_offer = rank == lacking and isinstance(everyones[0], tuple)
+        return [("/nowhere", "00")] if is_offer else everyones
 
     def work(rank: int) -> None:
-        found[rank] = share_memory(Rank(rank), machines, wait=patiently)
+        gather = functools.partial(gather_json, rank)
+        found[rank] = share_memory(machines, rank=rank, gather_json=gather, wait=patiently)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
     for thread in threads:

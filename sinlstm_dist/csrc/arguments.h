@@ -94,7 +94,7 @@
 
 #define GATHER_SIZE_ARGUMENTS(X) \
     X(Size, num_processes)       \
-    X(Size, slot)
+    X(Size, slot_bytes)
 
 #define GATHER_PUT_ARGUMENTS(X) \
     X(Address, memory)          \
@@ -102,14 +102,14 @@
     X(Size, number)             \
     X(Size, rank)               \
     X(Address, bytes)           \
-    X(Size, count)
+    X(Size, num_bytes)
 
 #define GATHER_TAKE_ARGUMENTS(X) \
     X(Address, memory)           \
     GATHER_SIZE_ARGUMENTS(X)     \
     X(Size, number)              \
     X(Address, out)              \
-    X(Size, count)               \
+    X(Size, num_bytes)           \
     X(Size, spin_ns)             \
     X(Size, patience_ns)
 

@@ -22,15 +22,15 @@ typedef struct {
     _Atomic uint32_t sleepers;          /* processes that sleep until it sends */
 } Line;
 
-static Line *line(const Gather *g, size_t rank) { return (Line *)g->memory + rank; }
+static Line *line(const GatherMemory *g, size_t rank) { return (Line *)g->start + rank; }
 
-static char *slot(const Gather *g, size_t rank, uint32_t number) {
+static char *slot(const GatherMemory *g, size_t rank, uint32_t number) {
     const size_t buffer = number % 2;
-    return (char *)line(g, g->num_processes) + (buffer * g->num_processes + rank) * g->slot;
+    return (char *)line(g, g->num_processes) + (buffer * g->num_processes + rank) * g->slot_bytes;
 }
 
-size_t gather_memory_bytes(const Gather *g) {
-    return g->num_processes * (sizeof(Line) + 2 * g->slot);
+size_t gather_memory_bytes(const GatherMemory *g) {
+    return g->num_processes * (sizeof(Line) + 2 * g->slot_bytes);
 }
 
 static bool has_sent(Line *l, uint32_t number) {
@@ -69,8 +69,9 @@ static void sleep_until_sent(Line *l, uint32_t number, int64_t at_most_ns) {
 
 /* ---------------------------------------------------------------- the gather */
 
-void gather_put(const Gather *g, size_t rank, uint32_t number, const void *bytes, size_t count) {
-    memcpy(slot(g, rank, number), bytes, count);
+void gather_put(const GatherMemory *g, size_t rank, uint32_t number, const void *bytes,
+                size_t num_bytes) {
+    memcpy(slot(g, rank, number), bytes, num_bytes);
     Line *l = line(g, rank);
     atomic_store(&l->sent, number);
     if (atomic_load(&l->sleepers)) wake(l);
@@ -86,8 +87,8 @@ static bool spin_until_sent(Line *l, uint32_t number, int64_t until_ns) {
     return false;
 }
 
-bool gather_take(const Gather *g, uint32_t number, void *out, size_t count, int64_t spin_ns,
-                 int64_t patience_ns) {
+bool gather_take(const GatherMemory *g, uint32_t number, void *out, size_t num_bytes,
+                 int64_t spin_ns, int64_t patience_ns) {
     const int64_t began = now_ns();
     for (size_t rank = 0; rank < g->num_processes; rank++) {
         Line *l = line(g, rank);
@@ -96,6 +97,6 @@ bool gather_take(const Gather *g, uint32_t number, void *out, size_t count, int6
             if ((left = began + patience_ns - now_ns()) <= 0) return false;
     }
     for (size_t rank = 0; rank < g->num_processes; rank++)
-        memcpy((char *)out + rank * count, slot(g, rank, number), count);
+        memcpy((char *)out + rank * num_bytes, slot(g, rank, number), num_bytes);
     return true;
 }

@@ -66,8 +66,7 @@ typedef struct {
     int64_t first, block;
     int count;
     float *result; /* predictor: gradient and totals; lstm_backward: gradient */
-    /* It and the items after it, so many in all, share blocks; 0 if it is computed with one before
-     * it. */
+    /* items that share blocks, from this one on; 0 if an earlier item counts it */
     int64_t together;
 } Item;
 

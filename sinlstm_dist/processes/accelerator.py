@@ -126,7 +126,7 @@ def joined_accelerator(
     Collective: yes.
     """
     threads, has_failed = torch.get_num_threads(), True
-    # Of numbers that are not finite the run itself tells. Once for all, since it takes 4 us.
+    # numpy would warn of overflow and NaN; the run reports them itself. Once, as it takes 4 us.
     with checked_environment(launch), np.errstate(over="ignore", invalid="ignore"):
         try:
             accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)

@@ -1,25 +1,26 @@
 """Gather rows from processes on CPUs faster than gloo does: through memory, and by messages."""
 
 import contextlib
+import itertools
 import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.distributed import P2POp
 
 from sinlstm_dist import compiled
-from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.quota import cpu_quota
 
-# From so many bytes on, messages are faster than gloo's all-gather: 4 MB in 4 ms and not in 14
-# (two processes, 2026-11-26).
+# From so many bytes on, rows travel as messages, which are faster than gloo's all-gather: 4 MB in
+# 4 ms and not in 14 (two processes, 2026-11-26). Fewer bytes fit a slot of the shared memory.
 LARGE = 2**18
 SPIN_NS = 50_000  # a process that is woken up has lost about as much
-PATIENCE_NS = 100_000_000  # between two looks at the other processes and at signals
+PATIENCE_NS = 100_000_000  # then `wait` looks at signals and at the other processes
 TOKEN_BYTES = 16
 
 
@@ -63,38 +64,32 @@ class SharedMemory:
         self._number, self._kernel = 0, compiled.kernel()
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """See `World.gather`. Collective: yes."""
+        """See `World.gather`; less than `LARGE`. Collective: yes."""
         rows = rows.contiguous()
         self._number += 1
-        number, count = self._number % 2**32, rows.nbytes
         self._kernel.gather_put(
-            memory=self._address, num_processes=self._size, slot=LARGE, number=number,
-            rank=self._rank, bytes=rows.data_ptr(), count=count,
+            memory=self._address, num_processes=self._size, slot_bytes=LARGE, number=self._number,
+            rank=self._rank, bytes=rows.data_ptr(), num_bytes=rows.nbytes,
         )  # fmt: skip
         everyones = rows.new_empty(self._size * len(rows), *rows.shape[1:])
-        self._wait(partial(self._take, everyones.data_ptr(), number, count))
+        self._wait(partial(self._take, everyones, rows.nbytes))
         return everyones
 
-    def _take(self, out: int, number: int, count: int) -> bool:
+    def _take(self, everyones: torch.Tensor, num_bytes: int) -> bool:
         taken: bool = self._kernel.gather_take(
-            memory=self._address, num_processes=self._size, slot=LARGE, number=number, out=out,
-            count=count, spin_ns=self._spin_ns, patience_ns=PATIENCE_NS,
+            memory=self._address, num_processes=self._size, slot_bytes=LARGE, number=self._number,
+            out=everyones.data_ptr(), num_bytes=num_bytes, spin_ns=self._spin_ns,
+            patience_ns=PATIENCE_NS,
         )  # fmt: skip
         return taken
 
 
-class Processes(Protocol):
-    """The processes that may share memory: a `World`."""
-
-    rank: int
-
-    def gather_json(self, value: Any) -> list[Any]:
-        """A value from each process, in order of rank. Collective: yes."""
-        ...
-
-
 def share_memory(
-    world: Processes, machines: Sequence[str], *, wait: Callable[[Callable[[], bool]], None]
+    machines: Sequence[str],
+    *,
+    rank: int,
+    gather_json: Callable[[Any], list[Any]],
+    wait: Callable[[Callable[[], bool]], None],
 ) -> SharedMemory | None:
     """Memory of all processes, if they are on one machine and all of them can map it; else None.
 
@@ -102,28 +97,32 @@ def share_memory(
 
     Args:
         machines: of each process, by rank: what is the same where one can open another's files.
+        rank: this process's.
+        gather_json: gathers a value from each process, in order of rank.
         wait: see `SharedMemory`.
 
     Collective: yes.
     """
-    rank, size = world.rank, len(machines)
+    size = len(machines)
     offer, memory = None, None
     is_able = not compiled.missing() and hasattr(os, "memfd_create")
     with contextlib.ExitStack() as stack:
         if is_able and rank == 0 and len(set(machines)) == 1 and machines[0]:
             with contextlib.suppress(OSError):
                 offer = stack.enter_context(_offered(size))
-        path, token = world.gather_json(offer)[0] or ("", "")
+        path, token = gather_json(offer)[0] or ("", "")
         if is_able and path:
             memory = _mapped(path, bytes.fromhex(token), size=size)
-        if not all(world.gather_json(memory is not None)) or memory is None:
-            return None
-    spins = size <= launcher.num_cores()
-    return SharedMemory(memory, rank=rank, size=size, spins=spins, wait=wait)
+        cores = sorted(os.sched_getaffinity(0)) if memory else []
+        everyones = gather_json(cores)  # none if it has no memory
+    if memory is None or not all(everyones):
+        return None
+    num_cores = min(len(set(itertools.chain(*everyones))), cpu_quota())
+    return SharedMemory(memory, rank=rank, size=size, spins=size <= num_cores, wait=wait)
 
 
 def _num_bytes(size: int) -> int:
-    return int(compiled.kernel().gather_size(num_processes=size, slot=LARGE))
+    return int(compiled.kernel().gather_size(num_processes=size, slot_bytes=LARGE))
 
 
 @contextlib.contextmanager

@@ -49,8 +49,7 @@ def join_world(
                 limited=waiting.limited,
             )
             with _reporting(world, roll_call), waiting.watched():
-                if world.device.type == "cpu":
-                    world.shared = share_memory(world, roll_call.machines, wait=waiting.until)
+                _share_memory(world, roll_call, waiting)
                 yield world
                 world.wait_for_everyone()  # leaving a group that others use aborts them
     except Exception as error:
@@ -58,6 +57,17 @@ def join_world(
         if verdict is error:
             raise
         raise verdict from error
+
+
+def _share_memory(world: World, roll_call: RollCall, waiting: Waiting) -> None:
+    """Let the world's CPU processes gather through memory, if they can. Collective: yes."""
+    if world.device.type == "cpu":
+        world.shared = share_memory(
+            roll_call.machines,
+            rank=world.rank,
+            gather_json=world.gather_json,
+            wait=waiting.until,
+        )
 
 
 @contextlib.contextmanager

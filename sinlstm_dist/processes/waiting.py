@@ -21,7 +21,7 @@ WATCH_S = 5.0  # the same from the other thread, while this process may not be w
 
 
 class Waiting:
-    """Waits until a device has done what this process has asked it to do.
+    """Waits for a device or for other processes, and notices that one is lost.
 
     Args:
         device: this process's.

@@ -56,7 +56,7 @@ class World:
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
         self.hosts, self.num_threads = hosts, launcher.num_threads()
-        self.shared: SharedMemory | None = None  # see gathering.py
+        self.shared: SharedMemory | None = None  # `join_world` sets it, on CPUs
         self._wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 
     def prepare_model(self, model: nn.Module) -> None:
