@@ -14,7 +14,7 @@ from launching import environment, flags, metrics, weights_digest
 from nursery import Launch, Nursery
 from safetensors.torch import load_file
 
-from sinlstm_dist import evaluate, export
+from sinlstm_dist import evaluate, export, forecast
 from sinlstm_dist.config import SINE, Data, load_config
 from sinlstm_dist.data.series import open_series
 from sinlstm_dist.differences import Scale
@@ -303,7 +303,9 @@ def test_exports_learn_differences_and_give_values(difference):
         export.check(content, other)
 
 
-def test_the_start_says_which_column_was_taken_and_what_the_reader_did(nursery, tmp_path):
+def test_commands_say_which_column_was_taken_and_what_the_reader_did(
+    nursery, tmp_path, monkeypatch, capsys
+):
     days = np.datetime64("2024-01-01") + np.arange(150)
     lines = [f"{day};{at % 20},5" for at, day in enumerate(days)]
     (tmp_path / "series.csv").write_text("\n".join(["day;level", *reversed(lines)]))
@@ -311,3 +313,7 @@ def test_the_start_says_which_column_was_taken_and_what_the_reader_did(nursery, 
     assert launch.codes == [0], launch.stderr
     said = "level of series.csv (decimal commas, newest first in the file: read backwards)"
     assert said in launch.output("stdout")
+    monkeypatch.chdir(tmp_path)
+    for module in (evaluate, forecast):
+        assert module.main(["run"]) == 0
+        assert said in capsys.readouterr().out
