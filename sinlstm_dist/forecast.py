@@ -163,8 +163,8 @@ def leanings(forecast: Forecast) -> list[str]:
     values = values[: len(lower_80)]
     counts = {"low": (values < lower_80).sum(), "high": (values > upper_80).sum()}
     return [
-        f"over 9 in 10 forecasts of the test part were too {how} at {counted(count, 'step')} of "
-        f"{len(values):,}: there the fan does not hold the forecast"
+        f"in the test part over 90 % of the forecasts were too {how} at {count:,} of "
+        f"{counted(len(values), 'step')}: there the forecast lies outside its own fan"
         for how, count in counts.items()
         if count
     ]

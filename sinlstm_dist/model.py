@@ -160,13 +160,10 @@ class Predictor(nn.Module):
             ValueError: `windows` has another shape, or holds no real numbers.
         """
         weight, lag = self.output_layer.weight, self.scaling.lag if self.scaling else 0
+        _check_real(windows)
         if isinstance(windows, np.ndarray):
-            if windows.dtype.kind not in "fiu":
-                raise ValueError(f"windows are {windows.dtype}: real numbers are needed")
             values = weight.new_tensor(windows.astype(np.float64, "C"), dtype=torch.float64)
             return self.predict(values).numpy(force=True)
-        if windows.is_complex():
-            raise ValueError(f"windows are {windows.dtype}: real numbers are needed")
         if windows.dim() != 3 or windows.shape[1] <= lag or windows.shape[2] != self.rnn.input_size:
             raise ValueError(
                 f"windows have shape {tuple(windows.shape)}: (batch, window"
@@ -196,6 +193,7 @@ class Predictor(nn.Module):
             ValueError: the model has several features, `window` has another shape or holds no real
                 numbers, or there are no steps.
         """
+        _check_real(window)
         if isinstance(window, torch.Tensor):
             found = self.forecast(window.double().numpy(force=True), steps)
             return window.new_tensor(found, dtype=torch.from_numpy(found).dtype)
@@ -208,10 +206,8 @@ class Predictor(nn.Module):
             raise ValueError(
                 f"window has shape {window.shape}: ({wanted},) or (batch, {wanted}, 1) is needed"
             )
-        if windows.dtype.kind not in "fiu" or steps < 1:
-            raise ValueError(
-                f"steps={steps} from {windows.dtype}: 1 or more, from real numbers, are needed"
-            )
+        if steps < 1:
+            raise ValueError(f"steps={steps}: 1 or more are needed")
         weights = {
             name: value.float().numpy(force=True) for name, value in self.state_dict().items()
         }
@@ -254,6 +250,17 @@ class Predictor(nn.Module):
         sizes = _sizes(weights)
         card = self.card or write_card(sizes=sizes)
         hub.save(folder, weights=save(weights), config=sizes, card=card, **options)
+
+
+def _check_real(values: np.ndarray | torch.Tensor) -> None:
+    """Refuse what holds no real numbers: complex ones, truth values, text."""
+    is_real = (
+        values.dtype.kind in "fiu"
+        if isinstance(values, np.ndarray)
+        else not (values.is_complex() or values.dtype is torch.bool)
+    )
+    if not is_real:
+        raise ValueError(f"the windows are {values.dtype}: real numbers are needed")
 
 
 def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -116,13 +116,13 @@ def test_a_window_that_ends_before_its_first_difference_is_refused():
 
 @pytest.mark.parametrize("kind", [complex, bool, str, object])
 def test_what_is_no_real_number_is_refused(kind):
-    with pytest.raises(ValueError, match="real numbers are needed"):
-        scaled().predict(np.zeros((1, 8, 1)).astype(kind))
-
-
-def test_a_complex_tensor_is_refused_too():
-    with pytest.raises(ValueError, match="real numbers are needed"):
-        scaled().predict(torch.zeros(1, 8, 1, dtype=torch.complex64))
+    windows = np.zeros((1, 8, 1)).astype(kind)
+    for refuse in (scaled().predict, lambda windows: scaled().forecast(windows, 2)):
+        with pytest.raises(ValueError, match="real numbers are needed"):
+            refuse(windows)
+        if kind in (complex, bool):
+            with pytest.raises(ValueError, match="real numbers are needed"):
+                refuse(torch.from_numpy(windows))
 
 
 def test_a_run_is_read_with_the_difference_that_it_has_learned(tmp_path):

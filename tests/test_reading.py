@@ -54,6 +54,7 @@ READ = {
     "blank first lines": ("\n \nvalue\n1\n2\n", "value", [1, 2]),
     "blank last lines": ("value\n1\n2\n\n \n\n", "value", [1, 2]),
     "comments": ("# theirs, 2\n#\na,b\n1,2\n", "b", [2]),
+    "sep= for decimal commas alone": ("sep=;\nv\n1,5\n2,25\n", "", [1.5, 2.25]),
     "Excel's sep=": ("sep=;\nTag, Zeit;Wert\na;1.5\nb;2.5\n", "Wert", [1.5, 2.5]),
     "a bar": ("a|b\n1|2\n", "b", [2]),
     "blanks": ("# co2\n 1958  4   315.70\n 1958  5   317.45\n", "3", [315.7, 317.45]),
@@ -91,13 +92,23 @@ def test_reads_what_is_certain(text, column, values, tmp_path):
 # text, column, parts of the message
 REFUSED = {
     "several columns": ("a,b\n1,5\n3,6\n", "", ["2 columns of numbers", "data.column", "a, b"]),
-    "an index alone": ("t,w\n0,a\n1,b\n", "", ["no column of numbers", "data.column", "t, w"]),
+    "an index alone": (
+        "t,w\n0,a\n1,b\n",
+        "",
+        ["no column of numbers apart from", "data.column", "t, w"],
+    ),
+    "times alone": ("day,w\n2020-01-01,a\n2020-01-02,b\n", "", ["data.column to one of w"]),
+    "nothing but times": ("day\n2020-01-01\n2020-01-02\n", "", ["holds only times"]),
     "unknown column": ("a,b\n1,5\n", "c", ["no column c", "data.column", "a, b"]),
     "a number where names are": ("a,b\n1,5\n", "2", ["no column 2", "a, b"]),
     "one name twice": ("d,c,c\na,1,100\n", "c", ["2 columns have the name c"]),
     "rows wider than the header": ("d,p\na,1,234.5\n", "p", ["line 2 has 3 cells", "line 1 has 2"]),
     "a later row that is wider": ("d,p\na,1\nb,1,234\n", "p", ["line 3 has 3 cells"]),
-    "decimal commas or two cells": ("v\n1,5\n2,25\n", "v", ["line 2 has 2 cells"]),
+    "decimal commas or two cells": (
+        "v\n1,5\n2,25\n",
+        "v",
+        ["line 2 has 2 cells", '; a first line "sep=;" if the commas are decimal'],
+    ),
     "a comma in one row": ("v\n1\n2,5\n", "v", ["line 3 has 2 cells"]),
     "a row that is shorter": ("d,p\na,1\nb\n", "p", ["line 3 has 1 cell "]),
     "a blank line": ("d,p\na,1\n\nb,2\n", "p", ["line 3 has 0 cells"]),
@@ -106,8 +117,9 @@ REFUSED = {
     "two separators, no names": (
         "01.01.2024;1,5\n02.01.2024;2,25\n",
         "2",
-        ["a comma and a semicolon", "sep=;"],
+        ["a comma and a semicolon", "write sep=; as the first line to choose the semicolon"],
     ),
+    "a comma or a tab": ("a,b\tc,d\n1,2\t3,4\n", "", ["write sep=, as the first", "the comma"]),
     "two separators, no column given": (
         "Z;T, C\n01.01.;1,5\n02.01.;2,7\n",
         "",
@@ -128,7 +140,10 @@ REFUSED = {
     "missing marks": (
         "d,v\na,1\nb,?\nc,NA\nd,\ne,5\n",
         "v",
-        ["3 cells", '"?" in line 3', '"NA" in line 4', '"" in line 5'],
+        [
+            "3 cells",
+            '"?" in line 3, "NA" in line 4, "" in line 5: fill them in, or take the rows out',
+        ],
     ),
     "many missing marks": (
         "d,v\n" + "a,x\n" * 10,
@@ -149,6 +164,8 @@ REFUSED = {
     "nothing": ("", "v", ["holds no values"]),
     "only comments": ("# a\n\n", "v", ["holds no values"]),
     "only names": ("d,v\n", "v", ["holds no values"]),
+    "only names, no column given": ("d,v\n", "", ["holds no values"]),
+    "only one name": ("v\n", "", ["holds no values"]),
     "latin-1": (
         "d;Température\n1;2.5\n".encode("latin-1"),
         "v",

@@ -79,7 +79,7 @@ OTHER = {
     ),
     "American": (["1/30/2020", "1/31/2020"], ["2/1/2020", "2/2/2020"]),
     "American, two digits": (["01/30/2020", "01/31/2020"], ["02/01/2020", "02/02/2020"]),
-    "Excel's": (["30-Jan-20", "31-Jan-20"], ["01-Feb-20", "02-Feb-20"]),
+    "Excel's": (["30-Jan-2020", "31-Jan-2020"], ["01-Feb-2020", "02-Feb-2020"]),
     "words": (["Nov 2019", "Dec 2019"], ["Jan 2020", "Feb 2020"]),
     "slashes": (["2020/01/30", "2020/01/31"], ["2020/02/01", "2020/02/02"]),
     "decided by a later row": (
@@ -108,6 +108,14 @@ def test_day_first_or_month_first_must_be_decided(tmp_path):
     assert found.following(1) == ["14/02/2020"]
 
 
+@pytest.mark.parametrize("times", [["03.01.55", "04.01.55"], ["30-Jan-20", "31-Jan-20"]])
+def test_the_century_of_a_year_is_not_guessed(times, tmp_path):
+    message = refusal(tmp_path, times)
+    assert f'column date: "{times[0]}" has a year of two digits: write four' in message
+    assert "data.time=none" in message
+    assert series(tmp_path, times, time="none").values.tolist() == [5, 6]
+
+
 BAD = {
     "holes": (
         ["2020-01-01", "2020-01-02", "2020-01-05", "2020-01-06"],
@@ -122,7 +130,7 @@ BAD = {
     "many": (["2020-01-01", "2020-01-02", "2021-01-03", "2021-01-04"], ["366 times", "363 more"]),
     "uneven": (
         ["2020-01-01 00:00", "2020-01-01 01:00", "2020-01-01 02:00", "2020-01-01 02:45"],
-        ["not evenly spaced", "line 5", "data.gaps=allow"],
+        ["not evenly spaced", "line 5 is 0.75 steps after", "where 1 is usual", "data.gaps=allow"],
     ),
     "uneven years": (["1996", "2000", "2004", "2009"], ["not evenly spaced", "line 5"]),
 }
@@ -180,8 +188,8 @@ NO_DATES = {
 def test_what_is_no_date_is_named(times, part, tmp_path):
     pytest.importorskip("pandas")
     message = refusal(tmp_path, times)
-    assert part in message
-    assert "data.time=none" in message
+    assert f"{part} is no date in the form of" in message or part == "in line 3"
+    assert "correct it, or set data.time=none" in message
 
 
 def test_summer_time_has_no_hole(tmp_path):
@@ -198,6 +206,18 @@ def test_a_file_without_weekends_goes_on_without_them(tmp_path):
     found = series(tmp_path, times, gaps="allow").times
     assert found is not None
     assert found.following(2) == ["2020-03-16", "2020-03-17"]
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [("month", ["Mar 24", "Feb 24"]), ("week", ["2024-W03", "2024-W02"]), ("ts", ["1704", "1703"])],
+)
+def test_a_file_whose_times_are_not_found_is_read_with_a_note(name, times, tmp_path):
+    found = series(tmp_path, times, name)
+    assert (found.times, found.note) == (None, "no times found")
+    assert series(tmp_path, times, name, time="none").note == ""
+    (tmp_path / "alone.csv").write_text("v\n5\n6.5\n")
+    assert read_column(tmp_path / "alone.csv").note == ""
 
 
 def test_the_column_of_times_is_found_or_given(tmp_path):

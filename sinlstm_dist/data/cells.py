@@ -61,7 +61,10 @@ def refuse(
         return
     shown = [f'"{cells[index]}" in {place(index)}' for index in wrong[: SHOWN + 1]]
     names = first_of(shown, SHOWN, total=len(wrong))
-    raise ConfigError(f"{what} has {counted(len(wrong), 'cell')} without a number: {names}")
+    raise ConfigError(
+        f"{what} has {counted(len(wrong), 'cell')} without a number: {names}: "
+        f"fill {'it' if len(wrong) == 1 else 'them'} in, or take the rows out of the file"
+    )
 
 
 def _plain(cells: Sequence[str]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Cells of text as dates: ISO dates by numpy, other ways to write them by pandas."""
+"""Cells of text as dates: ISO dates by numpy, other forms by pandas."""
 
 import contextlib
 import re
@@ -29,6 +29,7 @@ CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 FORMS = [day + clock for day in DAYS for clock in CLOCKS]
 LONGEST = 40  # characters of a date
 CHUNK = 1000  # cells at a time
+WITHOUT = "set data.time=none to read the file without its times"
 
 
 def is_date(cell: str) -> bool:
@@ -48,7 +49,8 @@ def to_dates(
         place: says where in the file the cell of an index is, such as "line 3".
 
     Raises:
-        ConfigError: the cells are not all dates of one form, or two forms fit them all.
+        ConfigError: the cells are not all dates of one form, two forms fit them all, or the years
+            have two digits.
         MissingPackage: it takes pandas to read them.
     """
     if _iso(cells[0]):
@@ -63,10 +65,9 @@ def to_dates(
         return read(cells, what)
     except _NoDate as error:
         wrong = next(index for index, cell in enumerate(cells) if not error.fits(cell))
-        of = f' of the form of "{cells[0]}"' if wrong else ""
+        form = f' in the form of "{cells[0]}"' if wrong else ""
         raise ConfigError(
-            f'{what}: "{cells[wrong]}" in {place(wrong)} is no date{of}: mend it, or set '
-            "data.time=none to read the file without its times"
+            f'{what}: "{cells[wrong]}" in {place(wrong)} is no date{form}: correct it, or {WITHOUT}'
         ) from error
 
 
@@ -160,6 +161,10 @@ def _read_by_pandas(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer
     forms = _forms(cells[0])
     if not forms:
         raise _NoDate(_forms)
+    if all("%y" in form for form in forms):
+        raise ConfigError(
+            f'{what}: "{cells[0]}" has a year of two digits: write four, or {WITHOUT}'
+        )
     try:
         import pandas
     except ImportError as error:
@@ -178,7 +183,7 @@ def _read_by_pandas(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer
         days = " or ".join(str(other[0])[:10] for other in found.values())
         raise ConfigError(
             f'{what}: "{cells[0]}" may mean {days}, and no other date decides: write the dates as '
-            "2024-12-31, or set data.time=none to read the file without its times"
+            f"2024-12-31, or {WITHOUT}"
         )
     return stamps, partial(_write_form, form=_unpadded(form, cells, stamps))
 

@@ -130,14 +130,16 @@ def _read(table: Table, where: str, *, column: str, time: str, gaps: str) -> Col
     values, has_commas = _numbers(cells, names[0], table.place)
     notes = ["decimal commas"] if has_commas else []
     times = None
-    for of_times in others:
-        stamps, write = _stamps(of_times, names[1], table.place)
+    if others:
+        stamps, write = _stamps(others[0], names[1], table.place)
         times, is_backwards = put_in_order(
             stamps, write, gaps=gaps, what=names[1], place=table.place
         )
         if is_backwards:
             values = values[::-1].copy()
             notes.append("newest first in the file: read backwards")
+    elif time != NONE and len(table.names) > 1:
+        notes.append("no times found")
     name = table.names[index] if table.is_named else ""
     return Column(name, values, times, ", ".join(notes))
 
@@ -189,10 +191,15 @@ def _only_numbers(table: Table, times: int | None, *, where: str) -> int:
     if len(left) == 1:
         return left[0]
     if left:
-        what, choice = f"has {len(left)} columns of numbers", _list(table, left)
+        what = f"has {len(left)} columns of numbers"
+    elif not any(map(len, table.columns(range(len(names))))):
+        raise ConfigError(f"{where}: holds no values")
     else:
-        what, choice = "has no column of numbers beside times and an index", _list(table)
-    raise ConfigError(f"{where}: {what}: set data.column to one of {choice}")
+        what = "has no column of numbers apart from the times and an index"
+        left = [index for index in range(len(names)) if index != times]
+        if not left:
+            raise ConfigError(f"{where}: holds only times")
+    raise ConfigError(f"{where}: {what}: set data.column to one of {_list(table, left)}")
 
 
 def _is_index(table: Table) -> bool:

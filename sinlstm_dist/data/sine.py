@@ -73,7 +73,7 @@ class SineDataset(Dataset[Batch]):
         )
         size, window, noise = limited.train_size, limited.window, limited.noise
         self._size, self._window, self._noise = size, window, noise
-        self._key = (limited.seed, _limited(seed=stream).seed)
+        self._key = (limited.seed, _limited(stream=stream).seed)
         series = _sine(
             length=size + window, period=limited.period, phase=limited.test_phase
         )  # (size + W,)
@@ -94,7 +94,7 @@ class SineDataset(Dataset[Batch]):
             window (W, 1) and target (1,), float32; with a leading batch dimension for an array.
 
         Raises:
-            IndexError: an index outside [-size, size), or none.
+            IndexError: an index outside [-size, size), or None.
         """
         if type(index) is not int and getattr(index, "dtype", None) != np.int64:
             index = self._numbers(index)
@@ -127,17 +127,15 @@ def _limited(**arguments: Any) -> Data:
     Raises:
         ValueError: names those that are not.
     """
-    keys = {"size": "train_size", "phase": "test_phase"}
-    names = {key: name for name, key in keys.items()}
+    keys = {"size": "train_size", "phase": "test_phase", "stream": "seed"}
+    names = {keys.get(name, name): name for name in arguments}
     values = {
         keys.get(name, name): getattr(v, "item", lambda v=v: v)() for name, v in arguments.items()
     }
     try:
         return Data.model_validate(values, strict=True)
     except ValidationError as error:
-        found = [
-            {**p, "loc": [names.get(str(key), key) for key in p["loc"]]} for p in error.errors()
-        ]
+        found = [{**p, "loc": [names[str(key)] for key in p["loc"]]} for p in error.errors()]
         raise ValueError(f"SineDataset: {'; '.join(map(describe, found))}") from None
 
 

@@ -23,7 +23,7 @@ class Table(Protocol):
     Args:
         names: of the columns; their numbers from 1 where the file has no names.
         is_named: whether the file has names.
-        first: the first cell of each column, "" where that is no text and no number.
+        first: the first cell of each column as text; "" if it cannot be a time.
     """
 
     names: list[str]

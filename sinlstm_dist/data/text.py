@@ -1,4 +1,4 @@
-"""A text file as records of cells, if one way alone to cut its lines into cells fits them all."""
+"""A text file as records of cells, if exactly one separator fits all lines."""
 
 import bz2
 import csv
@@ -18,7 +18,6 @@ from sinlstm_dist.words import counted
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 BLANKS = " "  # separate cells where no other separator is in the file's first lines
-ADVICE = 'a first line "sep=;" names the separator that is meant'
 CHUNK = 500  # records at a time; 20,000 take three times as long (2026-11-26)
 
 
@@ -42,7 +41,7 @@ class Text:
         """The first records, their cells without blanks around them.
 
         Raises:
-            ConfigError: a quote encloses no whole cell.
+            ConfigError: quotes do not enclose whole cells.
         """
         return [[cell.strip() for cell in record] for _, record in islice(self._numbered(), most)]
 
@@ -107,12 +106,15 @@ class Text:
             ) from error
 
     def _refuse_width(self, width: int) -> None:
+        is_alone = (width, self.separator) == (1, ",")
+        decimal = '; a first line "sep=;" if the commas are decimal' if is_alone else ""
         for line, record in self._numbered():
             if len(record) != width:
                 raise ConfigError(
                     f"{self.where}: line {line} has {counted(len(record), 'cell')} and line "
                     f"{self.top + 1} has {width}, where {SEPARATORS.get(self.separator, 'blanks')} "
                     "separates them: every line must have as many as the first"
+                    f"{decimal}"
                 )
 
     def _reader(self) -> Any:
@@ -185,7 +187,11 @@ def _cut(text: Text, column: str) -> Text:
         alike = [t for t in alike if column in t.head()[0]] or alike
     if len(alike) > 1:
         found = " and ".join(SEPARATORS[t.separator] for t in alike)
-        raise ConfigError(f"{text.where}: {found} can both separate the cells: {ADVICE}")
+        one = next(mark for mark in ";|," if mark in [t.separator for t in alike])
+        raise ConfigError(
+            f"{text.where}: {found} can both separate the cells: write sep={one} as the first line "
+            f"to choose the {SEPARATORS[one].removeprefix('a ')}"
+        )
     if alike:
         return alike[0]
     widest = max(texts, key=lambda t: sum(widths[t.separator]))

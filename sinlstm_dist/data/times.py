@@ -169,7 +169,7 @@ def _refuse_holes(times: Times, steps: np.ndarray, rows: _Rows) -> None:
         before, after = int(uneven[0]), int(uneven[0]) + 1
         raise ConfigError(
             f"{rows.what} is not evenly spaced: {times.text(after)} in {rows.place(after)} is "
-            f"{steps[before]:.3g} of the usual steps after {times.text(before)}: {advice}"
+            f"{steps[before]:.3g} steps after {times.text(before)}, where 1 is usual: {advice}"
         )
     holes = np.flatnonzero(steps != 1)
     if not len(holes):

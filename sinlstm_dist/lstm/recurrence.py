@@ -11,7 +11,6 @@ from torch import Tensor
 from sinlstm_dist import compiled
 
 State = tuple[Tensor, Tensor]  # hidden and cell, each (1, B, H)
-_INSTEAD = "use torch.nn.LSTM, or Predictor(fused=False)"
 
 
 def lstm(
@@ -137,9 +136,9 @@ class _Lstm(torch.autograd.Function):
 
 
 class _FirstDerivatives(torch.autograd.Function):
-    """Gradients that cannot be differentiated: an error, where zeros would be wrong.
+    """Makes a second derivative an error; autograd would give zeros.
 
-    torch's `once_differentiable` gives zeros if the gradient of the outputs is a constant.
+    So would torch's `once_differentiable` if the gradient of the outputs is a constant.
     """
 
     @staticmethod
@@ -151,7 +150,9 @@ class _FirstDerivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
-        raise RuntimeError(f"the fused LSTM has no second derivatives: {_INSTEAD}")
+        raise RuntimeError(
+            "the fused LSTM has no second derivatives: use torch.nn.LSTM, or Predictor(fused=False)"
+        )
 
 
 def _gradients(
