@@ -13,27 +13,36 @@ import tomli_w
 
 from sinlstm_dist.config import SINE, Config, read_config
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run import files, state
 from sinlstm_dist.run.record import CONFIG, SUMMARY, Summary, read_summary
+from sinlstm_dist.run.state import STATE, NewerVersion
 
 CARD = "README.md"
 PATHS = {"data.source", "train.init_from", "checkpoint.resume"}  # and the settings of [task]
 
 
-def find_card(weights: Path, *, sizes: Mapping[str, Any], std: float) -> str:
+def find_config(folder: Path) -> Config | None:
+    """The configuration of the run, or of the checkpoint, in a folder; None if it is not known."""
+    try:
+        if (folder / STATE).exists():
+            return Config.model_validate(state.parse(files.read(folder / STATE))["config"])
+        return read_config(folder / CONFIG)
+    except (ConfigError, NewerVersion, OSError, ValueError):  # no run, or not of this program
+        return None
+
+
+def find_card(weights: Path, *, sizes: Mapping[str, Any], std: float, config: Config | None) -> str:
     """The model card for a file with weights: the one in its folder, or one made of its run.
 
     Args:
         weights: the file.
         sizes: as for `write_card`.
         std: as for `write_card`.
+        config: as for `write_card`.
     """
     folder = weights.parent
     if (folder / CARD).exists():
         return (folder / CARD).read_text(encoding="utf-8")
-    try:
-        config = read_config(folder / CONFIG)
-    except ConfigError:  # no run, or this program did not write it
-        return write_card(sizes=sizes, std=std)
     try:
         return write_card(sizes=sizes, std=std, config=config, ended=read_summary(folder / SUMMARY))
     except (OSError, ValueError):
