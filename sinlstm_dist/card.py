@@ -16,6 +16,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import files, state
 from sinlstm_dist.run.record import CONFIG, SUMMARY, Summary, read_summary
 from sinlstm_dist.run.state import STATE, NewerVersion
+from sinlstm_dist.words import counted
 
 CARD = "README.md"
 PATHS = {"data.source", "train.init_from", "checkpoint.resume"}  # and the settings of [task]
@@ -72,7 +73,7 @@ def write_card(
         ]
         versions = ", ".join(f"{name} {value}" for name, value in ended.versions.items())
         parts.append(
-            f"Trained on {ended.world_size} process(es), {ended.device}, with {versions}.\n"
+            f"Trained on {counted(ended.world_size, 'process')}, {ended.device}, with {versions}.\n"
         )
     if config:
         parts.append(f"## Configuration\n\n```toml\n{_without_folders(config)}```\n")
@@ -95,6 +96,11 @@ def _usage(sizes: Mapping[str, Any], config: Config | None) -> str:
     window, features = config.data.window if config else 50, sizes["input_size"]
     steps = f"{window} + {sizes['difference']}" if sizes["difference"] else str(window)
     shape = f"(batch, {steps if config else 'window'}, {features})"
+    ahead = (
+        "forecasts = model.forecast(windows, steps=12)  # (batch, 12), from its own predictions\n"
+    )
+    if not sizes["scaled"] or not features == sizes["output_size"] == 1:
+        ahead = ""
     code = f"""```python
 import numpy as np
 from sinlstm_dist.model import Predictor
@@ -102,7 +108,7 @@ from sinlstm_dist.model import Predictor
 model = Predictor.from_pretrained(".")  # this folder, or its name on the Hub
 windows = np.zeros((1, {steps}, {features}))  # your values here: {shape}, oldest first
 predictions = model.predict(windows)  # (batch, {sizes["output_size"]})
-```
+{ahead}```
 """
     if not sizes["scaled"]:
         return code

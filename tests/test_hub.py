@@ -142,6 +142,8 @@ def test_the_card_of_a_series_has_its_units_and_no_folder(series_run, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "`windows` and `predictions` are in the units of `MW` of `load.csv`." in card
+    assert "model.forecast(windows, steps=12)" in card
+    assert "Trained on 1 process, " in card
     assert 'source = "load.csv"' in card
     assert 'init_from = "model.safetensors"' in card
     folders = [*series_run.parents, Path.home(), Path.cwd()]
