@@ -274,3 +274,12 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         check(expected, arguments)
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     check("pip install 'sinlstm-dist[plot]'", [run, "--output", str(tmp_path / "far.png")])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 8e7, 9e14])
+def test_a_table_has_one_number_of_decimals_and_no_exponent(size):
+    values = size * np.linspace(0.1, 1, 20)
+    rows = forecast.future(Forecast(values, values, values[:0], period=12.0))
+    texts = [row["forecast"] for row in rows]
+    assert not [text for text in texts if "e" in text]
+    assert len({len(text.partition(".")[2]) for text in texts}) == 1
