@@ -136,7 +136,7 @@ def newer_format(state: dict[str, Any]) -> None:
 
 
 def newer_key(state: dict[str, Any]) -> None:
-    state["config"]["data"]["difference"] = 0
+    state["config"]["data"]["novelty"] = 0
 
 
 def newer_section(state: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ def newer_section(state: dict[str, Any]) -> None:
     ("change", "told"),
     [
         (newer_format, "is of format 5, written by a newer version"),
-        (newer_key, "has settings of a newer version: data.difference"),
+        (newer_key, "has settings of a newer version: data.novelty"),
         (newer_section, "has settings of a newer version: schedule"),
     ],
 )
