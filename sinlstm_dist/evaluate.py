@@ -24,7 +24,7 @@ from sinlstm_dist.command import as_program, command
 from sinlstm_dist.config import Config, override
 from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.horizons import HORIZONS, MODEL, Backtest
+from sinlstm_dist.horizons import HORIZONS, MODEL, Backtest, again
 from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import PieceRows
@@ -33,7 +33,7 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.quality import SECTORS, Evaluation, evaluate_trained
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.checkpoint import Tensors
-from sinlstm_dist.run.record import DataRecord, read_data
+from sinlstm_dist.run.record import read_data
 from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.splits import deal_out_test, prepared
 from sinlstm_dist.task import counts_of
@@ -41,7 +41,7 @@ from sinlstm_dist.trained import Trained, read_saved, to_trained
 from sinlstm_dist.words import counted, decimals, first_of
 
 
-def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors, DataRecord | None]:
+def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors, dict[str, Any] | None]:
     """Read a run on the main process for all: no other process needs to see the folder.
 
     Raises:
@@ -52,8 +52,8 @@ def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors, DataRecor
     read = functools.cache(lambda: read_saved(path))
     config = world.on_main(lambda: read()[0].model_dump(mode="json"))
     weights = world.tensors_from_main(lambda: read()[1])
-    data = world.on_main(lambda: (found := read_data(path)) and found.model_dump())
-    return Config.model_validate(config), weights, data and DataRecord(**data)
+    data = world.on_main(lambda: read_data(path))
+    return Config.model_validate(config), weights, data
 
 
 def evaluate_task(config: Config, weights: Tensors, *, world: World) -> Totals:
@@ -89,7 +89,7 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
-        of = "'s changes" if trained.difference else ""
+        of = "'s differences" if trained.difference else ""
         shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
             f"of them, the standard deviation of the train part{of}"
@@ -99,7 +99,7 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
 
 def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
     """Rows of the table of model and baselines."""
-    named = {"the model": evaluation.model, "the last value again": evaluation.last_value}
+    named = {MODEL: evaluation.model, again(1): evaluation.last_value}
     if evaluation.period_ago:
         named[f"the value {counted(period, 'step')} ago"] = evaluation.period_ago
     form = decimals(max(quality.largest.max() for quality in named.values()), below=1e9)
@@ -215,8 +215,7 @@ def _show(path: Path, trained: Trained, evaluation: Evaluation) -> None:
     show_facts(shown)
     for note in evaluation.notes:
         show_sentence(f"note: {note}")
-    period = max(1, round(trained.config.data.period))
-    tables = [overall(evaluation, period=period), by_position(evaluation)]
+    tables = [overall(evaluation, period=trained.config.data.season), by_position(evaluation)]
     tables += [by_horizon(backtest)] if backtest else []
     for rows in filter(None, tables):
         show_text("\n")

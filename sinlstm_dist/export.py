@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sinlstm_dist.changes import add_changes
 from sinlstm_dist.command import as_program, command
+from sinlstm_dist.differences import integrate
 from sinlstm_dist.errors import ConfigError, MissingPackage, RunError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.screen.console import show_text
@@ -38,7 +38,7 @@ TOLERANCE = 1e-5  # float32 sums in another order differ by some 1e-7
 def to_onnx(model: Predictor) -> bytes:
     """The content of an ONNX file: "windows" (batch, window, D) to "predictions" (batch, O).
 
-    A model that learns changes over n time steps reads windows of n more values.
+    A model that learns differences at a lag of n reads windows of n more values.
 
     Both are in the user's units, float32 of the sine and float64 of a series, whose values may be
     large compared with their differences.
@@ -106,18 +106,18 @@ def _units(model: Predictor, node: Any) -> tuple[list[Any], list[Any], dict[str,
     mean, std = model.scaling.mean.double(), model.scaling.std.double()
     constants, before, after = {"mean": _array(mean), "std": _array(std)}, [], []
     if lag:
-        values, predictions = "changes", "change"
+        values, predictions = "differences", "difference"
         ends = {"start": 0, "lag": lag, "lag_from_end": -lag, "end": LAST, "steps_axis": 1}
         constants |= {name: np.array([number]) for name, number in ends.items()}
         constants["target_lag"] = np.array(-lag)
         before = [
             node("Slice", ["windows", "lag", "end", "steps_axis"], ["later"]),
             node("Slice", ["windows", "start", "lag_from_end", "steps_axis"], ["earlier"]),
-            node("Sub", ["later", "earlier"], ["changes"]),
+            node("Sub", ["later", "earlier"], ["differences"]),
         ]
         after = [
-            node("Gather", ["windows", "target_lag"], ["changed"], axis=1),  # (B, D)
-            node("Add", ["changed", "change"], ["predictions"]),
+            node("Gather", ["windows", "target_lag"], ["lagged"], axis=1),  # (B, D)
+            node("Add", ["lagged", "difference"], ["predictions"]),
         ]
     before += [
         node("Sub", [values, "mean"], ["centred"]),
@@ -176,9 +176,9 @@ def _windows(model: Predictor, shape: Sequence[int], generator: torch.Generator)
     inputs = torch.randn(*shape, generator=generator)
     if not model.scaling:
         return inputs
-    changes = model.scaling.undo(inputs).transpose(1, 2)  # (B, D, W)
-    before = torch.randn(*changes.shape[:2], model.scaling.lag, generator=generator).double()
-    values = add_changes(before.numpy(), changes.numpy())
+    differenced = model.scaling.undo(inputs).transpose(1, 2)  # (B, D, W)
+    before = torch.randn(*differenced.shape[:2], model.scaling.lag, generator=generator).double()
+    values = integrate(before.numpy(), differenced.numpy())
     return torch.from_numpy(np.concatenate((before, values), axis=2)).transpose(1, 2)
 
 

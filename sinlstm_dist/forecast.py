@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.command import as_program, command
-from sinlstm_dist.config import Config
+from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gallery import draw_forecast
 from sinlstm_dist.horizons import BOUNDS, LEAST_ERRORS, Fan
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
-from sinlstm_dist.trained import read_trained, refuse_task
+from sinlstm_dist.trained import Trained, read_trained, refuse_task
 from sinlstm_dist.words import counted, decimals
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
@@ -119,9 +119,9 @@ def main(options: Namespace) -> int:
     if options.csv:  # the files that were asked for come before the screen
         _write(Path(options.csv), to_csv(forecast))
     if options.output:
-        draw_forecast(forecast, trained.config.data, Path(options.output))
-    show_facts(facts(options.path, trained.config, forecast))
-    for note in (*trained.notes, *leanings(forecast)):
+        draw_forecast(forecast, trained.series, Path(options.output))
+    show_facts(facts(options.path, trained, forecast))
+    for note in (*trained.notes, *fan_notes(forecast)):
         show_sentence(f"note: {note}")
     if rows := future(forecast) if from_end else growth(forecast):
         show_text("\n")
@@ -132,15 +132,17 @@ def main(options: Namespace) -> int:
     return 0
 
 
-def facts(path: str, config: Config, forecast: Forecast) -> dict[str, str]:
+def facts(path: str, trained: Trained, forecast: Forecast) -> dict[str, str]:
     """The facts above the table: the run, and how the forecast was made."""
-    data, steps = config.data, len(forecast.values)
-    start = f"after the end of {data.source}" if forecast.fan else "from the first test window"
-    shown = {
-        "run": path,
+    data, steps = trained.config.data, len(forecast.values)
+    start = f"after the end of {data.source}" if forecast.from_end else "from the first test window"
+    shown = {"run": path}
+    if trained.series:
+        shown["data"] = describe_source(data, trained.series)
+    shown |= {
         "forecast": f"{counted(steps, 'step')} {start}, "
         f"{counted(steps / data.period, 'cycle', '.3g')} of {counted(data.period, 'step', 'g')}",
-        "memory": f"each prediction reads only the last {counted(data.used_up, 'value')}, "
+        "memory": f"each prediction reads only the last {counted(data.context, 'value')}, "
         "as in training",
     }
     if forecast.fan:
@@ -158,7 +160,7 @@ def _describe(fan: Fan, *, steps: int) -> str:
     return text
 
 
-def leanings(forecast: Forecast) -> list[str]:
+def fan_notes(forecast: Forecast) -> list[str]:
     """What a reader must know whose forecast lies outside of its own fan."""
     if not forecast.fan:
         return []

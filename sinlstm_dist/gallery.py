@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sinlstm_dist.config import SINE, Config, Data
-from sinlstm_dist.data.series import SeriesDataset
+from sinlstm_dist.data.series import Series, SeriesDataset
 from sinlstm_dist.data.source import WindowDataset, datasets, last_values, open_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Persistence
@@ -68,7 +68,8 @@ class Pictures:
             draw_curves([folder], folder / CURVES)
             drawn.append(CURVES)
         if (folder / WEIGHTS).exists() and not is_users:
-            draw_forecast(read_trained(folder).forecast(), run.config.data, folder / FORECAST)
+            trained = read_trained(folder)
+            draw_forecast(trained.forecast(), trained.series, folder / FORECAST)
             drawn.append(FORECAST)
         return drawn
 
@@ -121,7 +122,8 @@ def draw_windows(settings: Data, output: Path) -> None:
     Raises:
         ConfigError: the picture cannot be written.
     """
-    if settings.source == SINE:
+    series = open_source(settings)
+    if not series:
         noise = settings.noise or EXAMPLE_NOISE
         example = "" if settings.noise else " (an example: these data have none)"
         panels = {
@@ -132,8 +134,8 @@ def draw_windows(settings: Data, output: Path) -> None:
         panels = {"windows of the series": settings}
     windows_picture(
         output,
-        {title: windows_to_draw(shown) for title, shown in panels.items()},
-        quantity=_quantity(settings),
+        {title: windows_to_draw(shown, series) for title, shown in panels.items()},
+        quantity=_quantity(series),
     )
 
 
@@ -141,34 +143,37 @@ def _with_noise(settings: Data, noise: float) -> Data:
     return settings.model_copy(update={"noise": noise})
 
 
-def _quantity(settings: Data) -> str:
+def _quantity(series: Series | None) -> str:
     """What the values are: the name of a series' column, or "value" if it has no name."""
-    has_name = settings.source != SINE and settings.column and not settings.column.isdigit()
-    return settings.column if has_name else "value"
+    return (series and series.column.name) or "value"
 
 
-def draw_forecast(forecast: Forecast, settings: Data, output: Path) -> None:
+def draw_forecast(forecast: Forecast, series: Series | None, output: Path) -> None:
     """Draw a forecast and its errors.
 
     Args:
         forecast: in the user's units.
-        settings: of the data that it continues.
+        series: that it continues; None for the sine.
         output: the picture's file.
 
     Raises:
         ConfigError: the picture cannot be written.
     """
-    forecast_picture(output, forecast, quantity=_quantity(settings))
+    forecast_picture(output, forecast, quantity=_quantity(series))
 
 
-def windows_to_draw(settings: Data) -> list[tuple[int, np.ndarray, float]]:
+def windows_to_draw(settings: Data, series: Series | None) -> list[tuple[int, np.ndarray, float]]:
     """Three train windows, a third of a cycle apart, or as many as there are.
+
+    Args:
+        settings: of the data.
+        series: what `open_source` returns.
 
     Returns:
         first step, values of the window (W,), with a difference of n (n + W,), and next value of
         each, in the user's units.
     """
-    train, _ = datasets(settings, open_source(settings))
+    train, _ = datasets(settings, series)
     starts = dict.fromkeys(round(settings.period * i / 3) for i in range(3))
     samples = {first: _values(train, first) for first in starts if first < len(train)}
     return [(first, values[:-1], float(values[-1])) for first, values in samples.items()]

@@ -38,7 +38,7 @@ def last_horizon(num_windows: int) -> int:
     return num_windows - int(first[0]) if len(first) else 0
 
 
-def backtest(
+def compare_forecasts(
     values: np.ndarray, forecasts: np.ndarray, *, ends: np.ndarray, train: slice, period: int
 ) -> "Backtest":
     """Compare forecasts with what came, and with naive forecasts.
@@ -54,17 +54,18 @@ def backtest(
     targets = ends[:, None] + 1 + np.arange(steps)  # (S, K)
     truth = np.where(targets < len(values), values.take(targets, mode="clip"), np.nan)
     periods = sorted({1, period if period <= ends[0] + 1 else 1})
-    errors = {_again(m): truth - repeat_last(values, ends, period=m, steps=steps) for m in periods}
+    errors = {again(m): truth - repeat_last(values, ends, period=m, steps=steps) for m in periods}
     in_sample = {m: np.abs(values[train][m:] - values[train][:-m]) for m in periods}
     usable = [m for m in periods if in_sample[m].any()]  # long enough, and not always right
     return Backtest(
         {MODEL: truth - forecasts, **errors},
         unit=float(in_sample[usable[-1]].mean()),
-        naive=_again(usable[-1]),
+        naive=again(usable[-1]),
     )
 
 
-def _again(period: int) -> str:
+def again(period: int) -> str:
+    """The name of the naive forecast that repeats the last `period` values."""
     return f"the last {'value' if period == 1 else counted(period, 'step')} again"
 
 

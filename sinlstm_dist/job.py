@@ -17,6 +17,7 @@ from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
+from sinlstm_dist.initial_weights import read_weights
 from sinlstm_dist.optimizers import (
     FULL_LR,
     Update,
@@ -33,7 +34,6 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import Layout, shapes, unlike
 from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, splits
-from sinlstm_dist.starting import read_weights
 from sinlstm_dist.task import Baseline, Task
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from sinlstm_dist import hub, lstm
 from sinlstm_dist.card import find_card, find_config, write_card
+from sinlstm_dist.differences import DIFFERENCE, MEAN
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.rollout import continue_series
 
@@ -285,8 +286,8 @@ def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         "hidden_size": hidden_size,
         "output_size": output_size,
         "num_layers": sum(name.startswith("rnn.weight_ih_l") for name in weights),
-        "scaled": "scaling.mean" in weights,
-        "difference": int(weights.get("scaling.difference", 0)),
+        "scaled": MEAN in weights,
+        "difference": int(weights.get(DIFFERENCE, 0)),
     }
 
 

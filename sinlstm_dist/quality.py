@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from sinlstm_dist.config import SINE, Config, Data
-from sinlstm_dist.data.series import NO_SCALE
 from sinlstm_dist.data.source import WindowDataset, datasets, last_values, period_ago
 from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.differences import NO_SCALE
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
@@ -78,14 +78,13 @@ def evaluate_trained(trained: Trained, *, world: World) -> Evaluation:
     """
     config = trained.config
     task = trained_task(config, trained.weights, world)
-    data = config.data, trained.series, trained.scale
-    _, test = datasets(*data)
+    _, test = datasets(config.data, trained.series, trained.scale)
     notes = trained.notes
     unit = (trained.scale or NO_SCALE).std
     assess = functools.partial(_assess, targets=test, unit=unit, config=config, world=world)
     persistence = replace(task, model=Persistence(), rows=None)
     try:
-        ago = period_ago(*data)
+        ago = period_ago(config.data, trained.series, trained.scale)
     except ConfigError as error:  # the same on every process
         ago, notes = None, [*notes, str(error)]
     return Evaluation(
@@ -104,7 +103,7 @@ class _TestSamples(Dataset[tuple[torch.Tensor, ...]]):
     def __init__(self, inputs: WindowDataset, targets: WindowDataset, settings: Data) -> None:
         self._inputs, self._targets = inputs, targets
         phase = settings.test_phase if settings.source == SINE else 0.0
-        self._first, self._period = phase + settings.used_up, settings.period
+        self._first, self._period = phase + settings.context, settings.period
 
     def __len__(self) -> int:
         return len(self._targets)

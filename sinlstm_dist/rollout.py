@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sinlstm_dist.changes import add_changes, changes_of
+from sinlstm_dist.differences import DIFFERENCE, MEAN, STD, Scale, differences, integrate
 from sinlstm_dist.horizons import Fan
 
 IN_CACHE = 2**16  # float32 gates at a time: several times faster than more
@@ -43,22 +43,21 @@ def roll_out(weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: i
 def continue_series(
     weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: int
 ) -> np.ndarray:
-    """Forecast what follows each window, in the units that the model was trained in.
+    """Forecast what follows each window, in the user's units.
 
     Args:
         weights: of a `Predictor` of one value, by name, as its state holds them: `scaling.mean`,
             `scaling.std` and `scaling.difference` are there if it has them.
-        windows: (N, W) values; (N, n + W) for a model of the changes over n steps.
+        windows: (N, W) values; (N, n + W) for a model of differences at a lag of n.
         steps: values to forecast.
 
     Returns:
         (N, steps) float64.
     """
-    mean, std = float(weights.get("scaling.mean", 0)), float(weights.get("scaling.std", 1))
-    n = int(weights.get("scaling.difference", 0))
-    scaled = ((changes_of(windows, n) - mean) / std).astype(np.float32)
-    changes = roll_out(weights, scaled, steps=steps).astype(np.float64) * std + mean
-    return add_changes(windows[:, windows.shape[1] - n :], changes)
+    scale = Scale(float(weights.get(MEAN, 0)), float(weights.get(STD, 1)))
+    lag = int(weights.get(DIFFERENCE, 0))
+    scaled = roll_out(weights, scale.apply(differences(windows, lag)), steps=steps)
+    return integrate(windows[:, windows.shape[1] - lag :], scale.undo(scaled.astype(np.float64)))
 
 
 def _roll_out(
@@ -155,6 +154,7 @@ class Forecast:
         truth: (steps,), or as many as are known.
         period: steps in a cycle.
         times: (K + steps,), of the known values and the forecast; empty if there are none.
+        from_end: whether it begins at the end of a file, and not at the first test window.
         fan: of the forecast; None if it has none.
     """
 
@@ -163,6 +163,7 @@ class Forecast:
     truth: np.ndarray
     period: float
     times: Sequence[str] = ()
+    from_end: bool = False
     fan: Fan | None = None
 
     @functools.cached_property

@@ -51,7 +51,7 @@ class Data(Section):
     )
     encoding: Text = Field("utf-8", description="of that file, if it is text")
     difference: int = Field(
-        0, ge=0, le=10_000, description="0 = learn the values, n = their change over n steps"
+        0, ge=0, le=10_000, description="0 = learn the values, n = their differences at lag n"
     )
     test_phase: float = Field(
         0.5, description="time steps by which test windows are shifted; 0.0 = the article's split"
@@ -59,9 +59,14 @@ class Data(Section):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the noise")
 
     @property
-    def used_up(self) -> int:
-        """The first values of a series that are in windows only, and no target."""
+    def context(self) -> int:
+        """Values that a prediction reads: the window, and with a difference of n the n before."""
         return self.difference + self.window
+
+    @property
+    def season(self) -> int:
+        """The period in whole steps."""
+        return max(1, round(self.period))
 
 
 class Model(Section):

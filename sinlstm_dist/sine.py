@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sinlstm_dist import lstm
 from sinlstm_dist.config import SINE, Config
-from sinlstm_dist.data.seen import record_of
 from sinlstm_dist.data.series import Series, SeriesDataset
 from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.data.source import (
@@ -61,8 +60,8 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
         totals=functools.partial(totals, tolerance=config.train.tolerance),
         optimizer=SGD(model.parameters(), lr=config.optim.lr, momentum=config.optim.momentum),
         rows=_rows(recurrence, tolerance=config.train.tolerance),
-        advice=_advice(series),
-        data_record=record_of(series) if series else None,
+        advice=_what_to_try(series),
+        data_record=series.record() if series else None,
         baselines={"last value again": Baseline(Persistence(), last_values(test))},
         preview=functools.partial(_preview, model, test, period=config.data.period),
         facts={
@@ -74,9 +73,9 @@ def build(config: Config, recurrence: lstm.Choice) -> Task:
     )
 
 
-def _advice(series: Series | None) -> str:
+def _what_to_try(series: Series | None) -> str:
     """What to try if a baseline is better; differences only where they deviate less than values."""
-    n = 0 if series is None or series.settings.difference else series.steadiest()
+    n = 0 if series is None or series.settings.difference else series.suggested_difference()
     return f"--data.difference {n}, {ADVICE}" if n else ADVICE
 
 

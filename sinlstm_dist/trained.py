@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from sinlstm_dist.config import SINE, Config, named_build, override
-from sinlstm_dist.data.seen import Seen
-from sinlstm_dist.data.series import Scale, Series
+from sinlstm_dist.data.series import Series
 from sinlstm_dist.data.source import continuation, open_source
+from sinlstm_dist.differences import DIFFERENCE, MEAN, STD, Scale
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.horizons import Backtest, backtest, last_horizon, starts
+from sinlstm_dist.horizons import Backtest, compare_forecasts, last_horizon, starts
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.rollout import Forecast, continue_series
 from sinlstm_dist.run import checkpoint, files
@@ -32,13 +32,11 @@ from sinlstm_dist.run.record import (
     CONFIG,
     SUMMARY,
     WEIGHTS,
-    DataRecord,
     Summary,
     read_data,
     read_run,
 )
-
-SCALING = MEAN, STD, DIFFERENCE = "scaling.mean", "scaling.std", "scaling.difference"
+from sinlstm_dist.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,18 @@ class Trained:
         settings = self.config.data
         steps = steps or max(1, round((2 if from_end else 10) * settings.period))
         known, truth, times = continuation(settings, self.series, from_end=from_end, steps=steps)
-        window = known[None, -settings.used_up :]
+        window = known[None, -settings.context :]
         (values,) = continue_series(self._arrays, window, steps=steps)
-        backtest = self.backtest(steps=steps) if from_end else None
-        fan = backtest.fan(values) if backtest else None
-        return Forecast(known, values, truth, period=settings.period, times=times, fan=fan)
+        tested = self.backtest(steps=steps) if from_end else None
+        return Forecast(
+            known,
+            values,
+            truth,
+            period=settings.period,
+            times=times,
+            from_end=tested is not None,
+            fan=tested.fan(values) if tested else None,
+        )
 
     def backtest(self, *, steps: int) -> Backtest | None:
         """Forecast from many windows of a series' test part; None for the sine.
@@ -113,15 +118,15 @@ class Trained:
         if not series:
             return None
         steps = min(steps, last_horizon(settings.test_size))
-        period, values = max(1, round(settings.period)), series.column.values
-        ends = len(values) - settings.test_size - 1 + starts(settings.test_size)
-        windows = values[ends[:, None] + np.arange(1 - settings.used_up, 1)]
-        return backtest(
+        values = series.column.values
+        ends = series.test_start + settings.context - 1 + starts(settings.test_size)
+        windows = values[ends[:, None] + np.arange(1 - settings.context, 1)]
+        return compare_forecasts(
             values,
             continue_series(self._arrays, windows, steps=steps),
             ends=ends,
             train=slice(series.train_start, series.test_start),
-            period=period,
+            period=settings.season,
         )
 
     @property
@@ -156,7 +161,7 @@ def to_trained(
     overrides: Mapping[str, Any],
     *,
     origin: Path,
-    data: DataRecord | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Trained:
     """The trained model with this configuration and these weights.
 
@@ -176,8 +181,7 @@ def to_trained(
             "such a model"
         )
     _check(weights, config, origin=origin)
-    seen = Seen(config.data, data.model_dump() if data else None)
-    trained = Trained(override(config, overrides), weights, seen)
+    trained = Trained(override(config, overrides), weights, Seen(config.data, data))
     source = trained.config.data.source
     if (source == SINE) != (trained.scale is None):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Runs that learn the changes of a series: everything that a user gives and gets is values."""
+"""Runs that learn the differences of a series: everything that a user gives and gets is values."""
 
 import json
 import re
@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from sinlstm_dist import evaluate, plot
 from sinlstm_dist.config import Data
-from sinlstm_dist.data.series import Scale, open_series
+from sinlstm_dist.data.series import open_series
+from sinlstm_dist.differences import Scale
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
@@ -75,13 +76,13 @@ def test_windows_targets_and_baselines_are_those_of_the_hand(tmp_path):
         [window[:, 0].tolist() + target.tolist() for window, target in data]
         for data in (part.train(scale), part.test(scale))
     ]
-    # Changes over 2 steps: t**2 - (t - 2)**2 = 4 t - 4
+    # Differences at lag 2: t**2 - (t - 2)**2 = 4 t - 4
     assert samples == [
         [[8, 12, 16], [12, 16, 20], [16, 20, 24]],  # t from 3 on, values from 1 on
         [[36, 40, 44], [40, 44, 48]],  # t from 10 on, values from 8 on
     ]
     assert part.train(scale).values(1).tolist() == [4, 9, 16, 25, 36]
-    # The last value again changes by (t-1)**2 - (t-2)**2 = 2 t - 3, and t is 12 and 13
+    # The last value again differs by (t-1)**2 - (t-2)**2 = 2 t - 3, and t is 12 and 13
     last = part.test(scale).last_values()
     assert [(w.item(), t.item()) for w, t in last] == [(21, 44), (23, 48)]
     # Five steps ago: (t-5)**2 - (t-2)**2 = 21 - 6 t
@@ -92,12 +93,12 @@ def test_windows_targets_and_baselines_are_those_of_the_hand(tmp_path):
         part.before_targets(scale, steps=13)
 
 
-def test_the_scale_is_that_of_the_train_parts_changes_alone(tmp_path):
+def test_the_scale_is_that_of_the_train_parts_differences_alone(tmp_path):
     values = np.cumsum(np.random.default_rng(0).normal(size=13))
     np.save(tmp_path / "a.npy", values)
     scale = open_series(settings(tmp_path / "a.npy", difference=2)).fit()
-    changes = values[2:7] - values[:5]
-    assert scale == Scale(float(np.float32(changes.mean())), float(np.float32(changes.std())))
+    part = values[2:7] - values[:5]
+    assert scale == Scale(float(np.float32(part.mean())), float(np.float32(part.std())))
     values[7:] = 1e6
     np.save(tmp_path / "a.npy", values)
     assert open_series(settings(tmp_path / "a.npy", difference=2)).fit() == scale
@@ -116,10 +117,10 @@ def test_sizes_need_n_more_values_for_each_part(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_changes_that_teach_nothing_are_refused(tmp_path):
+def test_differences_that_teach_nothing_are_refused(tmp_path):
     cases = {
-        "5 changes to train on are all 0.2": np.arange(13) * 0.1,  # rounded, so not quite equal
-        "5 changes to train on are all 0": np.tile([0.1, 0.7], 7)[:13],
+        "5 differences to train on are all 0.2": np.arange(13) * 0.1,  # rounded, so not quite equal
+        "5 differences to train on are all 0": np.tile([0.1, 0.7], 7)[:13],
         "float32 cannot hold": np.where(np.arange(13) % 4 < 2, -1.7e308, 1.7e308),
     }
     for message, values in cases.items():
@@ -195,8 +196,8 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
     ended = train({"data.difference": difference})
     assert ended.codes == [0]
     monkeypatch.chdir(tmp_path)
-    used_up = difference + WINDOW
-    part = series[-TEST - used_up - TRAIN - used_up : -TEST - used_up]
+    context = difference + WINDOW
+    part = series[-TEST - context - TRAIN - context : -TEST - context]
     seen = part[difference:] - part[:-difference] if difference else part
     weights = load_file("run/model.safetensors")
     assert weights["scaling.mean"].item() == pytest.approx(seen.mean(), rel=1e-6)
@@ -204,7 +205,7 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
 
     model = Predictor.from_pretrained("run")
     ends = np.arange(len(series) - TEST, len(series))
-    predictions = model.predict(np.stack([series[end - used_up : end, None] for end in ends]))[:, 0]
+    predictions = model.predict(np.stack([series[end - context : end, None] for end in ends]))[:, 0]
     errors = np.abs(predictions - series[-TEST:])
     record = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert record["test_loss"] == pytest.approx(np.square(errors / seen.std()).mean(), rel=1e-4)
@@ -217,7 +218,7 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
     assert found.last_value.mean_error == pytest.approx(last.mean(), rel=1e-4)
     assert found.period_ago.mean_error == pytest.approx(ago.mean(), rel=1e-4)
     assert found.notes == []
-    sectors = (np.arange(used_up, used_up + TEST) * 12 // PERIOD) % 12
+    sectors = (np.arange(context, context + TEST) * 12 // PERIOD) % 12
     assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
     (row,) = [line for line in ended.stdout.splitlines() if "test, last value again" in line]
@@ -225,14 +226,15 @@ def test_a_run_predicts_values(difference, train, tmp_path, series, monkeypatch)
     assert loss == pytest.approx(np.square(last / seen.std()).mean(), rel=1e-4)
     assert found.last_value.totals.loss == pytest.approx(loss, rel=1e-4)
 
-    for first, window, target in windows_to_draw(read_trained(Path("run")).config.data):
-        assert [*window, target] == part[first : first + used_up + 1].tolist()
+    trained = read_trained(Path("run"))
+    for first, window, target in windows_to_draw(trained.config.data, trained.series):
+        assert [*window, target] == part[first : first + context + 1].tolist()
 
     far = read_trained(Path("run")).forecast(steps=TEST)
     assert far.truth.tolist() == series[-TEST:].tolist()
-    known = list(series[-TEST - used_up : -TEST])
+    known = list(series[-TEST - context : -TEST])
     for value in far.values:
-        window = np.array(known[-used_up:]).reshape(1, -1, 1)
+        window = np.array(known[-context:]).reshape(1, -1, 1)
         assert value == pytest.approx(model.predict(window).item(), rel=1e-5)
         known.append(value)
 
@@ -286,14 +288,14 @@ def notes(text: str) -> list[str]:
 @pytest.mark.parametrize("difference", [0, 12])
 def test_test_windows_that_the_run_has_seen_are_counted(difference, train, tmp_path, series):
     """Every size against sets of indices, for a file that stays as it is or has grown."""
-    from sinlstm_dist.data.seen import Seen, record_of
+    from sinlstm_dist.seen import Seen
 
     sizes = {"window": 3, "train_size": 20, "test_size": 5, "difference": difference}
     np.save(tmp_path / "a.npy", series[:80])
     old = Data(source=str(tmp_path / "a.npy"), **sizes)
     part = open_series(old)
     trained_on = set(range(part.train_start, part.test_start))
-    seen = Seen(old, record_of(part))
+    seen = Seen(old, part.record())
     for grown in (0, 1, 7, 40):
         np.save(tmp_path / "a.npy", series[: 80 + grown])
         for test_size in (1, 5, 6, 20, 27, 37):
@@ -371,7 +373,7 @@ def advised(launch: Launch) -> list[str]:
     [
         (lambda t, noise: 10 * t + noise, ["1"]),
         (lambda t, noise: 5 * t + 100 * np.sin(2 * np.pi * t / PERIOD) + noise, ["12"]),
-        (lambda t, noise: np.where(t < 123, noise, 3 + 0.01 * t), []),  # changes deviate more
+        (lambda t, noise: np.where(t < 123, noise, 3 + 0.01 * t), []),  # differences deviate more
     ],
     ids=["trend", "season", "neither"],
 )
@@ -382,10 +384,10 @@ def test_a_run_that_a_baseline_beats_says_what_to_try(values, difference, train,
     ended = train(untrained)
     assert 'worse than "last value again"' in ended.stdout
     assert advised(ended) == difference
-    assert advised(train({**untrained, "data.difference": 1, "output.dir": "changes"})) == []
+    assert advised(train({**untrained, "data.difference": 1, "output.dir": "differences"})) == []
 
 
 def test_what_is_advised_helps(train, tmp_path, series):
     assert advised(train()) == ["12"]
-    helped = train({"data.difference": 12, "output.dir": "changes", "train.epochs": 30})
+    helped = train({"data.difference": 12, "output.dir": "differences", "train.epochs": 30})
     assert "worse than" not in helped.stdout

@@ -8,16 +8,16 @@ import pytest
 
 from sinlstm_dist import evaluate, forecast
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data.seen import Seen
 from sinlstm_dist.horizons import (
     LEAST_ERRORS,
     Backtest,
-    backtest,
+    compare_forecasts,
     last_horizon,
     repeat_last,
     starts,
 )
 from sinlstm_dist.model import Predictor
+from sinlstm_dist.seen import Seen
 from sinlstm_dist.trained import Trained
 
 MEAN = 100.0  # what the model of `mean_model` forecasts for ever
@@ -74,11 +74,11 @@ def test_the_fan_of_a_model_of_changes_is_about_values(mean_model):
 def test_a_forecast_outside_of_its_own_fan_is_noted(mean_model):
     """All targets but the first three are far above it: only at the first step are they 10 %."""
     trained, values = mean_model()
-    assert forecast.leanings(trained.forecast(from_end=True, steps=20)) == []
+    assert forecast.fan_notes(trained.forecast(from_end=True, steps=20)) == []
     for shift, how in ((1000, "low"), (-1000, "high")):
         shifted = [v + shift * (i >= 59) - shift / 5 * (56 <= i < 59) for i, v in enumerate(values)]
         Path(trained.config.data.source).write_text("\n".join(["load", *map(str, shifted)]))
-        (found,) = forecast.leanings(
+        (found,) = forecast.fan_notes(
             Trained(trained.config, trained.weights, trained.seen).forecast(from_end=True, steps=20)
         )
         assert found == (
@@ -138,11 +138,13 @@ def test_without_a_season_the_last_value_is_the_unit(mean_model):
 def test_a_season_that_repeats_exactly_in_the_train_part_is_no_unit():
     values = np.array([1.0, 2, 1, 2, 1, 2, 5, 3, 5])
     forecasts = np.zeros((2, 2))
-    found = backtest(values, forecasts, ends=np.array([5, 6]), train=slice(0, 6), period=2)
+    found = compare_forecasts(values, forecasts, ends=np.array([5, 6]), train=slice(0, 6), period=2)
     assert (found.unit, found.naive) == (1.0, "the last value again")
     again = found.errors["the last 2 steps again"]
     assert again.tolist() == [[5 - 1, 3 - 2], [3 - 2, 5 - 5]]
-    after_end = backtest(values, forecasts, ends=np.array([6, 7]), train=slice(0, 6), period=1)
+    after_end = compare_forecasts(
+        values, forecasts, ends=np.array([6, 7]), train=slice(0, 6), period=1
+    )
     assert np.isnan(after_end.errors["the model"]).tolist() == [[False, False], [False, True]]
 
 

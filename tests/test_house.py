@@ -19,12 +19,12 @@ PLACES = (ROOT, PACKAGE)  # to which names on that page are relative
 # Imports point only from a later name to an earlier one; a folder is one name.
 ORDER = [
     "status", "early", "__init__", "words", "errors", "problems", "sections", "blame", "user_code",
-    "config", "compiled", "philox", "changes", "plan", "randomness", "data", "lstm", "metrics",
-    "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "trained", "starting",
-    "task", "sine", "optimizers", "processes", "arithmetic", "tree", "piece_rows", "reduction",
-    "gradient", "agreement", "screen", "gallery", "flags", "command_line", "command", "splits",
-    "snapshot", "probe", "job", "logbook", "train", "quality", "evaluate", "forecast", "plot",
-    "export", "compare", "verify", "__main__",
+    "config", "compiled", "philox", "differences", "plan", "randomness", "data", "lstm", "metrics",
+    "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "seen", "trained",
+    "initial_weights", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
+    "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
+    "command_line", "command", "splits", "snapshot", "probe", "job", "logbook", "train", "quality",
+    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -32,7 +32,7 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.
 # What a fresh process loads, directly or not.
 NO_TORCH = [
     "status", "early", "words", "errors", "problems", "sections", "blame", "user_code", "config",
-    "compiled", "philox", "changes", "plan", "metrics", "horizons", "rollout", "card", "hub",
+    "compiled", "philox", "differences", "plan", "metrics", "horizons", "rollout", "card", "hub",
     "flags", "command_line", "command", "compare", "__main__", "processes.launcher",
     "processes.stop", "processes.alive", "run.record", "run.files", "run.state",
     *(path.removesuffix(".py").replace("/", ".") for path in SOURCES if path.startswith("screen/")),

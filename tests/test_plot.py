@@ -293,6 +293,11 @@ def test_windows_of_a_series_name_their_quantity(tmp_path, figures, monkeypatch)
     arguments = ["data", "--config", "configs/sunspots.toml"]
     assert plot.main([*arguments, "--output", str(tmp_path / "windows.png")]) == 0
     assert figures[0].axes[0].get_ylabel() == "sunspots"
+    np.savetxt(tmp_path / "a.csv", np.sin(np.arange(99.0)), header="load", comments="")
+    alone = ["data", "--data.source", str(tmp_path / "a.csv"), "--data.window", "5"]
+    sizes = ["--data.train_size", "40", "--data.test_size", "20"]
+    assert plot.main([*alone, *sizes, "--output", str(tmp_path / "alone.png")]) == 0
+    assert figures[1].axes[0].get_ylabel() == "load"
 
 
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
@@ -327,7 +332,7 @@ def test_the_future_has_a_fan_and_times_that_are_readable(stamp, steps, tmp_path
     known, values = 1e5 + random.normal(size=24), 1e5 + random.normal(size=steps)
     times = [stamp.format(1900 + i) for i in range(24 + steps)] if stamp else ()
     fan = Fan(values[:20] + np.array([[-3], [-1], [2], [4]]), 30)
-    future = Forecast(known, values, np.empty(0), period=12.0, times=times, fan=fan)
+    future = Forecast(known, values, np.empty(0), period=12.0, times=times, from_end=True, fan=fan)
     forecast_picture(tmp_path / "a.png", future, quantity="load")
     (figure,) = figures
     check_readable(figure)
@@ -418,7 +423,7 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
 
 def test_the_noise_of_the_picture_is_that_of_the_configuration():
     settings = load_config(overrides={"data.noise": 0.3, "data.train_size": 100}).data
-    (first, window, _), *_ = windows_to_draw(settings)
+    (first, window, _), *_ = windows_to_draw(settings, None)
     expected, _ = SineDataset(size=100, noise=0.3)[first]
     np.testing.assert_array_equal(window, expected[:, 0].numpy())
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from sinlstm_dist.config import load_config
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.initial_weights import read_weights
 from sinlstm_dist.model import Predictor
-from sinlstm_dist.starting import read_weights
 from sinlstm_dist.trained import to_trained
 
 

@@ -14,9 +14,10 @@ from launching import environment, flags, metrics, weights_digest
 from nursery import Launch, Nursery
 from safetensors.torch import load_file
 
-from sinlstm_dist import evaluate, export
+from sinlstm_dist import evaluate, export, forecast
 from sinlstm_dist.config import SINE, Data, load_config
-from sinlstm_dist.data.series import Scale, open_series
+from sinlstm_dist.data.series import open_series
+from sinlstm_dist.differences import Scale
 from sinlstm_dist.errors import ConfigError, RunError
 from sinlstm_dist.gallery import windows_to_draw
 from sinlstm_dist.model import Predictor
@@ -218,8 +219,8 @@ def test_a_run_predicts_in_the_units_of_its_series(train, tmp_path, series, monk
     sectors = (np.arange(12, 43) * 12 // 20) % 12  # of a target, counted from the test part on
     assert found.model.samples.tolist() == np.bincount(sectors, minlength=12).tolist()
 
-    windows_drawn = windows_to_draw(read_trained(Path("run")).config.data)
-    for first, window, target in windows_drawn:
+    trained = read_trained(Path("run"))
+    for first, window, target in windows_to_draw(trained.config.data, trained.series):
         drawn = [*window, target]
         assert drawn == pytest.approx(series[5 + first : 5 + first + 13], rel=1e-5)
 
@@ -285,7 +286,7 @@ def test_sunspots_are_predicted_better_than_by_either_baseline(nursery, tmp_path
 
 
 @pytest.mark.parametrize("difference", [1, 12])
-def test_exports_learn_changes_and_give_values(difference):
+def test_exports_learn_differences_and_give_values(difference):
     model = Predictor(scaled=True, difference=difference, num_layers=2)
     model.scaling.set(30.0, 4.0)
     content = export.to_onnx(model)
@@ -302,7 +303,9 @@ def test_exports_learn_changes_and_give_values(difference):
         export.check(content, other)
 
 
-def test_the_start_says_which_column_was_taken_and_what_the_reader_did(nursery, tmp_path):
+def test_commands_say_which_column_was_taken_and_what_the_reader_did(
+    nursery, tmp_path, monkeypatch, capsys
+):
     days = np.datetime64("2024-01-01") + np.arange(150)
     lines = [f"{day};{at % 20},5" for at, day in enumerate(days)]
     (tmp_path / "series.csv").write_text("\n".join(["day;level", *reversed(lines)]))
@@ -310,3 +313,7 @@ def test_the_start_says_which_column_was_taken_and_what_the_reader_did(nursery, 
     assert launch.codes == [0], launch.stderr
     said = "level of series.csv (decimal commas, newest first in the file: read backwards)"
     assert said in launch.output("stdout")
+    monkeypatch.chdir(tmp_path)
+    for module in (evaluate, forecast):
+        assert module.main(["run"]) == 0
+        assert said in capsys.readouterr().out

@@ -20,10 +20,10 @@ from sinlstm_dist import train
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import TEST_NOISE, SineDataset
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.initial_weights import read_weights
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
 from sinlstm_dist.run.folder import RunFolder
-from sinlstm_dist.starting import read_weights
 
 QUICK = {
     "data.train_size": 60,

@@ -5,60 +5,38 @@
 
 The file's last values are the test part, the values before them the train part; no window has
 values of both. The model sees the values minus the train part's mean, divided by its standard
-deviation. With `data.difference = n` it sees their changes over n time steps, scaled in this way.
+deviation. With `data.difference = n` it sees their differences at a lag of n time
+steps, scaled in this way.
 """
 
 import copy
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sinlstm_dist.changes import changes_of
 from sinlstm_dist.config import Data
 from sinlstm_dist.data.reading import Column, read_column
 from sinlstm_dist.data.sine import Batch
+from sinlstm_dist.differences import Scale, differences
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.words import counted
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Mean and standard deviation that scale a series; float32 holds them exactly.
-
-    Args:
-        mean: of the train part, in the user's units.
-        std: of the train part, in the user's units.
-    """
-
-    mean: float
-    std: float
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Values in the user's units, of any shape, scaled to float32."""
-        return np.asarray((values - self.mean) / self.std, dtype=np.float32)
-
-    def undo(self, values: np.ndarray) -> np.ndarray:
-        """Scaled values, of any shape, in the user's units."""
-        return values * self.std + self.mean
-
-
-NO_SCALE = Scale(0.0, 1.0)
 
 
 class SeriesDataset(Dataset[Batch]):
     """Windows of a series, each with the value that follows it.
 
     Sample i is the window values[i : i + window], scaled; its target is values[i + window]. With a
-    difference of n, these are the changes over n time steps in place of the values.
+    difference of n, these are the differences at that lag in place of the values.
 
     Args:
         values: (n + window + size,) float64, in the user's units.
         window: time steps in a window.
-        scale: of the values, or of their changes.
+        scale: of the values, or of their differences.
         difference: n; 0 for the values themselves.
     """
 
@@ -68,7 +46,7 @@ class SeriesDataset(Dataset[Batch]):
         self, values: np.ndarray, *, window: int, scale: Scale, difference: int = 0
     ) -> None:
         self.scale, self._values, self._difference = scale, values, difference
-        self._series = scale.apply(changes_of(values, difference))  # (W + size,)
+        self._series = scale.apply(differences(values, difference))  # (W + size,)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._series[:-1], window)
         self._targets = self._series[window:, None]  # (size, 1)
 
@@ -84,12 +62,12 @@ class SeriesDataset(Dataset[Batch]):
         """The values of one sample, in the user's units: n + window, and then its target's."""
         return self._values[index : len(self._values) - len(self) + index + 1]
 
-    def from_one(self, values: np.ndarray) -> "SeriesDataset":
+    def with_inputs(self, values: np.ndarray) -> "SeriesDataset":
         """The same targets, each with a window of one value.
 
         Args:
-            values: (size,), in the user's units; with a difference of n, a window has the change
-                from n time steps before the target to this value.
+            values: (size,), in the user's units; with a difference of n, a window has this
+                value minus the one n time steps before the target.
         """
         other, size = copy.copy(self), len(self)
         if self._difference:
@@ -100,12 +78,12 @@ class SeriesDataset(Dataset[Batch]):
 
     def last_values(self) -> "SeriesDataset":
         """The same targets, each with the value just before it."""
-        return self.from_one(self._values[-1 - len(self) : -1])
+        return self.with_inputs(self._values[-1 - len(self) : -1])
 
     def fingerprint(self) -> str:
         """SHA-256 of all values, their scale and their number, hexadecimal."""
         parts = [self._series.tobytes(), str((self.scale, self._windows.shape)).encode()]
-        if self._difference:  # changes stay the same if all values change alike
+        if self._difference:  # they stay the same if all values change alike
             parts.append(self._values.tobytes())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -126,6 +104,15 @@ class Series:
     test_start: int
     settings: Data
 
+    def record(self) -> dict[str, Any]:
+        """What a run folder keeps about its series: see `DataRecord` in run/record.py."""
+        number = len(self.column.values)
+        return {"values": number, "sha256": self.sha256(self.train_start, number)}
+
+    def sha256(self, first: int, end: int) -> str:
+        """SHA-256 of the values from `first` to before `end`, hexadecimal."""
+        return hashlib.sha256(self.column.values[first:end].tobytes()).hexdigest()
+
     def fit(self) -> Scale:
         """The scale of the train part alone.
 
@@ -134,10 +121,10 @@ class Series:
         """
         n, values = self.settings.difference, self._train_values
         with np.errstate(over="ignore", invalid="ignore"):
-            part = changes_of(values, n)
-            # Changes of values that were rounded differ a little even if they are all the same.
+            part = differences(values, n)
+            # Differences of values that were rounded vary a little even if they are all the same.
             rounding = 4 * np.spacing(np.abs(values).max()) if n else 0.0
-            what = counted(len(part), "change") if n else counted(len(part), "value")
+            what = counted(len(part), "difference") if n else counted(len(part), "value")
             where = f"data.source={self.settings.source}: the {what} to train on"
             if part.max() - part.min() <= rounding:
                 raise ConfigError(f"{where} are all {part[0]:g}: there is nothing to learn")
@@ -151,14 +138,14 @@ class Series:
             )
         return Scale(float(mean), float(std))
 
-    def steadiest(self) -> int:
-        """The difference, of 0, 1 and a period, whose changes deviate least in the train part.
+    def suggested_difference(self) -> int:
+        """The lag, of 0, 1 and a period, whose differences deviate least in the train part.
 
         Those that are all the same have nothing to teach.
         """
         values = self._train_values
-        candidates = [n for n in (0, 1, round(self.settings.period)) if n < len(values)]
-        return min(candidates, key=lambda n: changes_of(values, n).std() or math.inf)
+        candidates = [n for n in (0, 1, self.settings.season) if n < len(values)]
+        return min(candidates, key=lambda n: differences(values, n).std() or math.inf)
 
     @property
     def _train_values(self) -> np.ndarray:
@@ -189,7 +176,7 @@ class Series:
                 f"data.period={self.settings.period:g}: {self.settings.source} begins less than "
                 "that before its first test target, so the value one period ago is not known"
             )
-        return self.test(scale).from_one(values[start : start + size])
+        return self.test(scale).with_inputs(values[start : start + size])
 
 
 def _mean(values: np.ndarray) -> float:
@@ -213,21 +200,32 @@ def open_series(settings: Data) -> Series:
         gaps=settings.gaps,
         encoding=settings.encoding,
     )
-    number, used_up = len(column.values), settings.used_up
-    needed = settings.train_size + settings.test_size + 2 * used_up
-    if number < needed:
+    number = len(column.values)
+    train_start, test_start = split(number, settings)
+    if train_start < 0:
+        needed = number - train_start
         n = settings.difference
         raise ConfigError(
             f"data.source={settings.source} holds {counted(number, 'value')}: "
             f"data.train_size={settings.train_size} and data.test_size={settings.test_size} "
             f"windows of data.window={settings.window} steps need {needed:,}"
-            f"{f' with data.difference={n}' if n else ''}{_advice(number - 2 * used_up)}"
+            f"{f' with data.difference={n}' if n else ''}"
+            f"{_sizes_that_fit(number - 2 * settings.context)}"
         )
-    test_start = number - settings.test_size - used_up
-    return Series(column, test_start - settings.train_size - used_up, test_start, settings)
+    return Series(column, train_start, test_start, settings)
 
 
-def _advice(num_windows: int) -> str:
+def split(number: int, settings: Data) -> tuple[int, int]:
+    """The indices of the first value of the train part and of the test part.
+
+    Args:
+        number: of the series' values; with too few, the first index is negative.
+    """
+    test_start = number - settings.test_size - settings.context
+    return test_start - settings.train_size - settings.context, test_start
+
+
+def _sizes_that_fit(num_windows: int) -> str:
     if num_windows < 2:
         return ": a shorter window, or a longer series"
     test_size = max(1, num_windows // 5)

@@ -97,14 +97,14 @@ class SineDataset(Dataset[Batch]):
             IndexError: an index outside [-size, size), or None.
         """
         if type(index) is not int and getattr(index, "dtype", None) != np.int64:
-            index = self._numbers(index)
+            index = self._as_index(index)
         windows = self._windows[index, :, None].copy()  # (..., W, 1)
         if self._noise:
             rows = np.asarray(index) % self._size  # a negative index counts from the end
             add_noise(windows[..., 0], key=self._key, rows=rows, deviation=self._noise)
         return torch.from_numpy(windows), torch.from_numpy(self._targets[index].copy())
 
-    def _numbers(self, index: Any) -> Any:
+    def _as_index(self, index: Any) -> Any:
         """The numbers of the samples that an index means, of a kind other than int64."""
         if isinstance(index, slice):
             return np.arange(*index.indices(self._size))

@@ -7,9 +7,9 @@ import numpy as np
 
 from sinlstm_dist.config import SINE, Data
 from sinlstm_dist.data.reading import Column
-from sinlstm_dist.data.series import Scale, Series, SeriesDataset, open_series
+from sinlstm_dist.data.series import Series, SeriesDataset, open_series
 from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset
-from sinlstm_dist.words import counted
+from sinlstm_dist.differences import Scale
 
 WindowDataset = SineDataset | SeriesDataset
 
@@ -25,7 +25,7 @@ def describe_source(settings: Data, series: Series | None) -> str:
     name, note = series.column.name or settings.column or "values", series.column.note
     source = f"{name} of {settings.source}{f' ({note})' if note else ''}"
     if settings.difference:
-        return f"changes over {counted(settings.difference, 'step')} of {source}"
+        return f"differences at lag {settings.difference:,} of {source}"
     return source
 
 
@@ -72,7 +72,7 @@ def datasets(
 def last_values(test: WindowDataset) -> WindowDataset:
     """The same targets, each with a window that ends with the value just before it.
 
-    A window of changes does not: what it says of that value is its change.
+    A window of differences does not: it holds that value's difference.
     """
     return test.last_values() if isinstance(test, SeriesDataset) else test
 
@@ -83,7 +83,7 @@ def period_ago(settings: Data, series: Series | None, scale: Scale | None) -> Wi
     Raises:
         ConfigError: the series is too short for that.
     """
-    steps = max(1, round(settings.period))
+    steps = settings.season
     if series and scale:
         return series.before_targets(scale, steps=steps)
     return SineDataset(
@@ -115,9 +115,10 @@ def continuation(
         _, test = datasets(settings.model_copy(update={"test_size": steps}), None)
         return test[0][0][:, 0].numpy(), test[np.arange(steps)][1][:, 0].numpy(), ()
     values = series.column.values
-    first, end = series.test_start, series.test_start + settings.used_up
+    first, end = series.test_start, series.test_start + settings.context
     if from_end:
-        first, end = max(0, len(values) - max(settings.used_up, steps)), len(values)
+        # More than the model reads: the picture shows them
+        first, end = max(0, len(values) - max(settings.context, steps)), len(values)
     times = _times(series.column, first, end - first + steps)
     return values[first:end], values[end : end + steps], times
 

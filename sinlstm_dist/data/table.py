@@ -56,7 +56,7 @@ class TextTable:
         second = (others[0] if others else []) + [""] * len(first)
         self._text = text
         self.is_named = _has_names(first, second, column, text.where)
-        self.names = first if self.is_named else _numbers(len(first))
+        self.names = first if self.is_named else _positions(len(first))
         self.first = second if self.is_named else first
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
@@ -103,7 +103,7 @@ class ArrayTable:
                 "or of two (time steps, columns), are needed"
             )
         self._array = array if array.ndim == 2 else array[:, None]
-        self.names = _numbers(self._array.shape[1])
+        self.names = _positions(self._array.shape[1])
         self.first = [""] * len(self.names)
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
@@ -178,7 +178,7 @@ class FrameTable:
         return str(self._frame.iloc[0, index]) if len(self._frame) else ""
 
 
-def _numbers(width: int) -> list[str]:
+def _positions(width: int) -> list[str]:
     return [str(number) for number in range(1, width + 1)]
 
 
@@ -194,7 +194,7 @@ def _has_names(first: list[str], second: list[str], column: str, where: str) -> 
     Raises:
         ConfigError: that is not certain.
     """
-    counting, numbers = [str(index) for index in range(len(first))], _numbers(len(first))
+    counting, numbers = [str(index) for index in range(len(first))], _positions(len(first))
     words = [index for index, cell in enumerate(first) if not _is_value(cell)]
     by_number = len(first) > 1 and first[0] == "" and first[1:] in (counting[:-1], numbers[:-1])
     if len(words) == len(first) or by_number:

@@ -201,11 +201,12 @@ def _summaries() -> TypeAdapter[Summary]:
     return TypeAdapter(Summary)
 
 
-def read_data(path: Path) -> DataRecord | None:
+def read_data(path: Path) -> dict[str, Any] | None:
     """What the folder of a run, or of one of its checkpoints, keeps about the run's series.
 
     Returns:
-        None if it keeps nothing, or has been taken out of its run's folder.
+        a `DataRecord` as a JSON value; None if the folder keeps nothing, or has been taken out of
+        its run's folder.
     """
     is_checkpoint = path.resolve().parent.name == CHECKPOINTS
     folder = path.resolve().parent.parent if is_checkpoint else path
@@ -213,7 +214,8 @@ def read_data(path: Path) -> DataRecord | None:
         starts = _read_starts(folder / STARTS)
     except (OSError, ValueError):
         return None
-    return starts[-1].data if starts else None
+    data = starts[-1].data if starts else None
+    return data.model_dump() if data else None
 
 
 def _read_starts(path: Path) -> list[_Start]:

@@ -161,7 +161,7 @@ def forecast_picture(path: Path, forecast: Forecast, *, quantity: str) -> None:
 
 def time_axis(axes: "Axes", forecast: Forecast) -> None:
     """The x axis of a forecast: the times of the file, or time steps."""
-    start = "end of the file" if forecast.fan else "seed window"
+    start = "end of the file" if forecast.from_end else "seed window"
     whole_numbers(axes, "" if forecast.times else f"time steps after the {start}")
     if forecast.times:
         from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -177,7 +177,7 @@ def time_axis(axes: "Axes", forecast: Forecast) -> None:
 def draw_waves(axes: "Axes", forecast: Forecast, *, title: str, quantity: str) -> None:
     """Draw a forecast over the truth or its fan, after the values that it started from."""
     thin = max(0.3, min(1.0, DRAWN_CYCLES * forecast.period / len(forecast.values)))
-    known = "known values" if forecast.fan else "seed window"
+    known = "known values" if forecast.from_end else "seed window"
     for first, values, color, width, label in (
         (1 - len(forecast.known), forecast.known, GREEN, 1.6, known),
         (1, forecast.truth, PALE, 3, "truth"),

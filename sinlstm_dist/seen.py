@@ -1,23 +1,12 @@
 """What a run has seen of a file, and what a series holds of it now."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sinlstm_dist.config import Data
-from sinlstm_dist.data.series import Series
+from sinlstm_dist.data.series import Series, split
 from sinlstm_dist.words import counted
-
-
-def record_of(series: Series) -> dict[str, Any]:
-    """What a run folder keeps about its series: see `run/record.py`."""
-    values = series.column.values
-    return {"values": len(values), "sha256": _digest(series, series.train_start, len(values))}
-
-
-def _digest(series: Series, first: int, end: int) -> str:
-    return hashlib.sha256(series.column.values[first:end].tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -37,10 +26,9 @@ class Seen:
         """What a reader of figures about the test windows of `series` must know."""
         source, number = series.settings.source, len(series.column.values)
         before = self.record["values"] if self.record else number
-        test_start = before - self.settings.test_size - self.settings.used_up
-        train_start = test_start - self.settings.train_size - self.settings.used_up
+        train_start, test_start = split(before, self.settings)
         if self.record and (
-            number < before or _digest(series, train_start, before) != self.record["sha256"]
+            number < before or series.sha256(train_start, before) != self.record["sha256"]
         ):
             return [
                 f"{source} holds other values than the run was trained on: what its test windows "
@@ -50,9 +38,9 @@ class Seen:
         if number > before:
             more = counted(number - before, "value")
             notes.append(f"{source} has grown by {more} since the run was trained")
-        size, used_up = series.settings.test_size, series.settings.used_up
+        size, context = series.settings.test_size, series.settings.context
         # The first and the last window that hold a value of the train part, and their number
-        first = max(0, train_start - series.test_start - used_up)
+        first = max(0, train_start - series.test_start - context)
         common = max(0, min(size, test_start - series.test_start) - first)
         if common:
             notes.append(

@@ -7,13 +7,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from sinlstm_dist.differences import DIFFERENCE, MEAN, SCALING
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.run import checkpoint
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import shapes, unlike
 from sinlstm_dist.run.record import WEIGHTS
-from sinlstm_dist.trained import DIFFERENCE, MEAN, SCALING
 
 
 def read_weights(path: Path, model: nn.Module) -> Tensors:
@@ -43,8 +43,7 @@ def read_weights(path: Path, model: nn.Module) -> Tensors:
         has, needs = int(weights.get(DIFFERENCE, 0)), model.scaling.lag if model.scaling else 0
         if MEAN in weights and has != needs:  # what they have learned means something else here
             raise ConfigError(
-                f"train.init_from={path}: was trained with data.difference={has}, and this run has "
-                f"{needs}"
+                f"{where} was trained with data.difference={has}, and this run has {needs}"
             )
         wanted = dict(model.named_parameters())
         weights = {k: v.float() for k, v in weights.items() if k not in SCALING}
