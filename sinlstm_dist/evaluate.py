@@ -89,6 +89,9 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
+        shown["correct"] += (
+            f" standard deviations ({config.train.tolerance * trained.scale.std:.4g})"
+        )
         of = "'s differences" if trained.difference else ""
         shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "

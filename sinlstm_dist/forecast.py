@@ -139,9 +139,12 @@ def facts(path: str, trained: Trained, forecast: Forecast) -> dict[str, str]:
     shown = {"run": path}
     if trained.series:
         shown["data"] = describe_source(data, trained.series)
+    cycles = ""
+    if steps >= data.period:
+        number = counted(steps / data.period, "cycle", ".3g")
+        cycles = f", {number} of {counted(data.period, 'step', 'g')}"
     shown |= {
-        "forecast": f"{counted(steps, 'step')} {start}, "
-        f"{counted(steps / data.period, 'cycle', '.3g')} of {counted(data.period, 'step', 'g')}",
+        "forecast": f"{counted(steps, 'step')} {start}{cycles}",
         "memory": f"each prediction reads only the last {counted(data.context, 'value')}, "
         "as in training",
     }

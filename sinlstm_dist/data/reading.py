@@ -106,7 +106,8 @@ def read_column(
         return _read(table, where, column=column, time=time, gaps=gaps)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"{where}: cannot be read: {reason}") from error
+        looked = f" (looked for from {Path.cwd()})" if not path.is_absolute() else ""
+        raise ConfigError(f"{where}: cannot be read: {reason}{looked}") from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ConfigError(f"{where}: cannot be unpacked: {error}") from error
 
