@@ -39,7 +39,11 @@ class Data(Section):
     noise: float = Field(
         0.0, ge=0, description="standard deviation of the noise on inputs; targets stay clean"
     )
-    source: Text = Field(SINE, description='"sine" or a file with a series: .csv, .npy or .parquet')
+    source: Text = Field(
+        SINE,
+        description='"sine" or a file with a series: .csv, .tsv or .txt, also packed (.gz, .bz2, '
+        ".xz); .npy; .parquet",
+    )
     column: Text = Field(
         "", description='which column of that file; "" = the only one that can be meant'
     )

@@ -22,6 +22,15 @@ class Seen:
     settings: Data
     record: Mapping[str, Any] | None
 
+    def train_part(self, series: Series) -> slice:
+        """Where `series` holds the train part of the run, or its own if it has other values."""
+        if self.record:
+            before = self.record["values"]
+            start, end = split(before, self.settings)
+            if series.sha256(start, before) == self.record["sha256"]:
+                return slice(start, end)
+        return slice(series.train_start, series.test_start)
+
     def notes(self, series: Series) -> list[str]:
         """What a reader of figures about the test windows of `series` must know."""
         source, number = series.settings.source, len(series.column.values)

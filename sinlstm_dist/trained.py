@@ -125,7 +125,7 @@ class Trained:
             values,
             continue_series(self._arrays, windows, steps=steps),
             ends=ends,
-            train=slice(series.train_start, series.test_start),
+            train=self.seen.train_part(series),
             period=settings.season,
         )
 

@@ -338,6 +338,23 @@ def test_evaluate_says_what_the_run_has_seen(train, tmp_path, series):
     assert notes(run(words, cwd=tmp_path).stdout) == [note]
 
 
+def test_the_unit_of_mase_is_that_of_the_train_part_of_the_run(train, tmp_path, series):
+    assert train().codes == [0]
+
+    def unit(path: str = "run") -> float:
+        found = read_trained(tmp_path / path, {"data.source": str(tmp_path / "series.csv")})
+        backtest = found.backtest(steps=1)
+        assert backtest is not None
+        return backtest.unit
+
+    before = unit()
+    write(tmp_path, np.append(series, [1800, 1803, 1907]))
+    assert unit() == before
+    series[70:] *= 2  # other values: those of the run are not in the file any more
+    write(tmp_path, series)
+    assert unit() > 1.5 * before
+
+
 def test_a_run_of_an_older_version_is_taken_for_unchanged(train, tmp_path, series):
     assert train().codes == [0]
     starts = tmp_path / "run" / "starts.jsonl"

@@ -8,7 +8,9 @@ import io
 import lzma
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from launching import environment
 
 from sinlstm_dist.data import read_values
-from sinlstm_dist.data.reading import read_column
+from sinlstm_dist.data.reading import Column, read_column
 from sinlstm_dist.errors import ConfigError
 
 
@@ -68,6 +70,15 @@ READ = {
     "decimal commas in quotes": ('b\n"1,5"\n"1,234"\n', "b", [1.5, 1.234]),
     "decimal commas below one": ("a;b\nx;0,125\ny;0,250\n", "b", [0.125, 0.25]),
     "exponents, signs and points": ("v\n1e3\n+.5\n-2.\n1E-2\n", "v", [1000, 0.5, -2, 0.01]),
+    "three decimals everywhere, commas between the cells": (
+        "t,v\n1.000,12.500\n2.000,-1.250\n",
+        "v",
+        [12.5, -1.25],
+    ),
+    "three decimals, some below one": ("v\n0.125\n12.500\n3\n", "v", [0.125, 12.5, 3]),
+    "three decimals and two": ("a;v\nx;1.015\ny;1.05\n", "v", [1.015, 1.05]),
+    "three decimals after four digits": ("a;v\nx;1.015\ny;1015.125\n", "v", [1.015, 1015.125]),
+    "three decimals in an exponent's number": ("a;v\nx;1.015\ny;1.015e3\n", "v", [1.015, 1015]),
     "CR LF": ("a,v\r\nx,1\r\ny,2\r\n", "v", [1, 2]),
     "CR": ("a,v\rx,1\ry,2\r", "v", [1, 2]),
     "quoted names with blanks around": ('"a" ; "v"\nx; 1\ny ;2 \n', "v", [1, 2]),
@@ -128,6 +139,18 @@ REFUSED = {
     "thousands": ('v\n"1,234"\n"2,345"\n', "v", ["1,234", "1.234", "1234", "line 2"]),
     "thousands and points": ('v\n"1,234.50"\n"1,5"\n', "v", ["line 2"]),
     "thousands of thousands": ('v\n"1,234,567"\n', "v", ["line 2"]),
+    "German thousands": (
+        "Monat;Stueck\nJan;906\nFeb;895\nMar;1.015\nApr;1.053\n",
+        "Stueck",
+        ['column Stueck: "1.015" in line 4', "1.015 or 1015", "without points"],
+    ),
+    "German thousands, four digits together": ("a;v\nx;1015\ny;-12.345\n", "v", ["or -12345"]),
+    "German thousands in one column": ("v\n906\n1.015\n", "v", ["line 3", "1.015 or 1015"]),
+    "German thousands between tabs": ("a\tv\nx\t2.906\ny\t1.015\n", "v", ["2.906 or 2906"]),
+    "German thousands between commas": ("a,v\nx,906\ny,1.015\n", "v", ["1.015 or 1015"]),
+    "German thousands of thousands": ("v\n1.015\n1.234.567\n", "v", ["1.015 or 1015"]),
+    "only thousands of thousands": ("v\n1.234.567\n", "v", ["1234567", "without points"]),
+    "German thousands and decimals": ("a;v\nx;1.015\ny;0,5\n", "v", ["1.015 or 1015"]),
     "pandas' numbers for names": (
         "0,1,2\n10,20,30\n11,21,31\n",
         "1",
@@ -329,9 +352,113 @@ def test_parquet(tmp_path):
     assert '"nan" in row 2' in refusal(path, "n")
     assert '"a" in row 1' in refusal(path, "w")
     assert "2 columns of numbers: set data.column to one of v, n" in refusal(path)
+    frame["day"] = days.tz_localize("Europe/Berlin")
+    frame.to_parquet(path)
+    times = read_column(path, "v").times
+    assert times is not None
+    assert times.text(2) == "2020-01-03 00:00:00+01:00"
+    frame["day"] = days
     frame.set_index("day")[["v"]].to_parquet(path)
     assert read_column(path).values.tolist() == [1, 2, 3]
     assert "cannot be read" in refusal(write(tmp_path, "no parquet", "b.parquet"))
+
+
+def frame_column(folder: Path, frame: Any, column: str = "", **keywords: str) -> Column:
+    frame.to_parquet(folder / "a.parquet")
+    return read_column(folder / "a.parquet", column, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "texts"),
+    [
+        ("2024-01-02 22:00", "h", ["2024-01-02T22:00", "2024-01-03T00:00", "2024-01-03T02:00"]),
+        ("2024-01-02", "D", ["2024-01-02", "2024-01-04", "2024-01-06"]),
+        ("2024-01-02", "s", [f"2024-01-02T00:00:0{second}" for second in (0, 2, 4)]),
+        ("2024-01-02", "ms", [f"2024-01-02T00:00:00.00{second}" for second in (0, 2, 4)]),
+        ("2024-01-02", "ns", [f"2024-01-02T00:00:00.00000000{second}" for second in (0, 2, 4)]),
+    ],
+)
+def test_times_of_parquet_have_one_form(start, step, texts, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    times = pandas.date_range(start, periods=5, freq=step, unit="ns")
+    found = frame_column(tmp_path, pandas.DataFrame({"t": times, "v": range(5)})).times
+    assert found is not None
+    assert [found.text(index) for index in (0, 2, 4)] == texts
+    holed = pandas.DataFrame({"t": times.where(times != times[1]), "v": range(5)})
+    with pytest.raises(ConfigError, match="in row 2 is no date"):
+        frame_column(tmp_path, holed)
+
+
+def test_numbers_of_parquet_that_are_text_or_decimal_are_seen(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"v": [Decimal("1.015"), None, Decimal("2.015")]})
+    with pytest.raises(ConfigError, match='"nan" in row 2'):
+        frame_column(tmp_path, frame)
+    assert frame_column(tmp_path, frame.dropna()).values.tolist() == [1.015, 2.015]
+    for cells in ([Decimal("1.5"), Decimal("2.5")], ["1.5", " 2.5"]):
+        frame = pandas.DataFrame({"w": ["a", "b"], "v": cells})
+        assert frame_column(tmp_path, frame).values.tolist() == [1.5, 2.5]
+        frame["v"] = frame["v"].astype("category")
+        assert frame_column(tmp_path, frame).values.tolist() == [1.5, 2.5]
+        frame["n"] = [1.5, 2]
+        with pytest.raises(ConfigError, match=r"2 columns of numbers: set data\.column"):
+            frame_column(tmp_path, frame)
+
+
+# times, the text of the second, what follows
+FRAMES = {
+    "days without signs": ([20240130, 20240131], "20240131", "20240201"),
+    "nanoseconds": (
+        [1704153600000000001, 1704153600000000004],
+        "1704153600000000004",
+        "1704153600000000007",
+    ),
+    "whole numbers": ([2001.0, 2002.0], "2002", "2003"),
+    "rounded sums": ([0.1, 0.2, 0.1 + 0.2], "0.2", "0.4"),
+    "small steps": ([0.0, 1e-6, 2e-6], "0.000001", "0.000003"),
+}
+
+
+def _whole(number: float) -> str:
+    return f"{number:.0f}" if number >= 1 else str(number)
+
+
+@pytest.mark.parametrize(("times", "text", "later"), FRAMES.values(), ids=FRAMES)
+def test_numbers_as_times_are_written_as_they_are(times, text, later, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"time": times, "v": range(len(times))})
+    frame.to_csv(tmp_path / "a.csv", index=False, float_format=_whole)
+    for column in (frame_column(tmp_path, frame), read_column(tmp_path / "a.csv", "v")):
+        assert column.times is not None
+        assert column.times.text(1) == text
+        assert column.times.following(1) == [later]
+        assert column.values.tolist() == list(range(len(times)))
+        assert column.values.dtype == np.float64
+
+
+def test_zoned_times_of_parquet_are_those_of_the_zone(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    days = pandas.date_range("2024-01-03", periods=3, tz="Europe/Berlin")
+    times = frame_column(tmp_path, pandas.DataFrame({"t": days, "v": range(3)}), "v").times
+    assert times is not None
+    assert times.text(0) == "2024-01-03 00:00:00+01:00"
+    assert times.following(1) == ["2024-01-06 00:00:00+01:00"]
+
+
+def test_an_index_of_parquet_is_a_column(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    years = pandas.RangeIndex(2001, 2004, name="year")
+    times = frame_column(tmp_path, pandas.DataFrame({"v": range(3)}, years), "v").times
+    assert times is not None
+    assert times.following(1) == ["2004"]
+    frame = pandas.DataFrame({"v": [1.0, 2.0]}, pandas.Index(["a", "b"], name="v"))
+    assert frame_column(tmp_path, pandas.DataFrame({"u": [5.5, 7]}, [4, 9])).name == "u"
+    hours = pandas.date_range("2024-01-03 23:00", periods=3, freq="h")
+    times = frame_column(tmp_path, pandas.DataFrame({"v": range(3)}, hours)).times
+    assert times is not None
+    assert times.following(1) == ["2024-01-04T02:00"]
+    with pytest.raises(ConfigError, match="2 columns have the name v"):
+        frame_column(tmp_path, frame, "v")
 
 
 def test_an_unknown_kind_of_file_is_named_with_the_known_ones(tmp_path):
@@ -399,11 +526,27 @@ NUMBERS = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1,
 
 
 @settings(max_examples=100, deadline=None)
+@given(
+    numbers=st.lists(st.integers(-(10**7), 10**7), min_size=1, max_size=9),
+    mark=st.sampled_from(".,"),
+    separator=st.sampled_from(";\t|"),
+)
+def test_marks_of_thousands_are_never_read_as_decimals(numbers, mark, separator, tmp_path_factory):
+    rows = "".join(f"w{separator}{number:,}\n".replace(",", mark) for number in numbers)
+    path = write(tmp_path_factory.getbasetemp(), f"name{separator}v\n{rows}", "thousands.csv")
+    try:
+        found = read_values(path, "v").tolist()
+    except ConfigError:
+        assert mark in rows
+    else:
+        assert found == numbers
+
+
+@settings(max_examples=100, deadline=None)
 @given(values=NUMBERS)
 def test_numbers_keep_every_bit(values, tmp_path_factory):
     text = "name;v\n" + "".join(f"w;{value!r}\n" for value in values)
-    path = write(tmp_path_factory.getbasetemp(), text, "bits.csv")
-    assert read_values(path, "v").tobytes() == np.array(values).tobytes()
-    path = write(tmp_path_factory.getbasetemp(), text.replace(".", ","), "bits.csv")
-    with contextlib.suppress(ConfigError):  # all commas may be those of thousands
-        assert read_values(path, "v").tobytes() == np.array(values).tobytes()
+    for written in (text, text.replace(".", ",")):
+        path = write(tmp_path_factory.getbasetemp(), written, "bits.csv")
+        with contextlib.suppress(ConfigError):  # all marks may be those of thousands
+            assert read_values(path, "v").tobytes() == np.array(values).tobytes()

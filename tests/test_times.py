@@ -1,7 +1,8 @@
 """The times of a series: which column has them, their order, their holes, what follows."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -45,10 +46,28 @@ FOLLOWING = {
     "months": (["2019-11", "2019-12"], ["2020-01", "2020-02"]),
     "first days of months": (["2019-11-01", "2019-12-01"], ["2020-01-01", "2020-02-01"]),
     "last days of months": (["2019-11-30", "2019-12-31"], ["2020-01-31", "2020-02-29"]),
+    "30ths of months": (
+        ["2024-10-30", "2024-11-30", "2024-12-30", "2025-01-30", "2025-02-28", "2025-03-30"],
+        ["2025-04-30", "2025-05-30"],
+    ),
+    "29ths of months": (
+        ["2024-12-29T12:00", "2025-01-29T12:00", "2025-02-28T12:00", "2025-03-29T12:00"],
+        ["2025-04-29T12:00", "2025-05-29T12:00"],
+    ),
+    "29ths before February": (["2024-12-29", "2025-01-29"], ["2025-02-28", "2025-03-29"]),
+    "last days with a clock": (
+        ["2024-12-31 23:59", "2025-01-31 23:59"],
+        ["2025-02-28 23:59", "2025-03-31 23:59"],
+    ),
     "last days of quarters": (["2019-06-30", "2019-09-30"], ["2019-12-31", "2020-03-31"]),
     "first days of years": (["2019-01-01", "2020-01-01"], ["2021-01-01", "2022-01-01"]),
     "quarters": (["2019Q3", "2019Q4"], ["2020Q1", "2020Q2"]),
     "days without signs": (["20200227", "20200228"], ["20200229", "20200301"]),
+    "months without signs": (["200511", "200512"], ["200601", "200602"]),
+    "tenths of a second": (
+        ["2020-01-01T00:00:00.5", "2020-01-01T00:00:01.0"],
+        ["2020-01-01T00:00:01.5", "2020-01-01T00:00:02.0"],
+    ),
     "years": (["2019", "2020"], ["2021", "2022"]),
     "decimal years": (
         ["1960.50", "1960.58", "1960.67", "1960.75", "1960.83", "1960.92"],
@@ -82,6 +101,8 @@ OTHER = {
     "Excel's": (["30-Jan-2020", "31-Jan-2020"], ["01-Feb-2020", "02-Feb-2020"]),
     "words": (["Nov 2019", "Dec 2019"], ["Jan 2020", "Feb 2020"]),
     "slashes": (["2020/01/30", "2020/01/31"], ["2020/02/01", "2020/02/02"]),
+    "digits left out": (["2024-1-3", "2024-1-4"], ["2024-1-5", "2024-1-6"]),
+    "digits left out later": (["2024-10-31", "2024-11-1"], ["2024-11-2", "2024-11-3"]),
     "decided by a later row": (
         ["11.12.2019", "12.12.2019", "13.12.2019"],
         ["14.12.2019", "15.12.2019"],
@@ -103,12 +124,16 @@ def test_day_first_or_month_first_must_be_decided(tmp_path):
     message = refusal(tmp_path, ["01/02/2020", "02/02/2020", "03/02/2020"])
     assert "2020-01-02 or 2020-02-01" in message
     assert "data.time=none" in message
+    message = refusal(tmp_path, ["01/01/2020", "02/01/2020", "03/01/2020"])
+    assert '"02/01/2020" may mean 2020-02-01 or 2020-01-02' in message
     found = series(tmp_path, ["11/02/2020", "12/02/2020", "13/02/2020"]).times
     assert found is not None
     assert found.following(1) == ["14/02/2020"]
 
 
-@pytest.mark.parametrize("times", [["03.01.55", "04.01.55"], ["30-Jan-20", "31-Jan-20"]])
+@pytest.mark.parametrize(
+    "times", [["03.01.55", "04.01.55"], ["30-Jan-20", "31-Jan-20"], ["Jan-20", "Feb-20"]]
+)
 def test_the_century_of_a_year_is_not_guessed(times, tmp_path):
     message = refusal(tmp_path, times)
     assert f'column date: "{times[0]}" has a year of two digits: write four' in message
@@ -194,9 +219,57 @@ def test_what_is_no_date_is_named(times, part, tmp_path):
 
 def test_summer_time_has_no_hole(tmp_path):
     zones = [("00:00", "+01:00"), ("01:00", "+01:00"), ("03:00", "+02:00"), ("04:00", "+02:00")]
-    found = series(tmp_path, [f"2020-03-29T{clock}:00{zone}" for clock, zone in zones]).times
+    times = [f"2020-03-29T{clock}:00{zone}" for clock, zone in zones]
+    for rows in (times, times[::-1]):
+        found = series(tmp_path, rows).times
+        assert found is not None
+        assert [found.text(index) for index in range(4)] == times
+        assert found.following(1) == ["2020-03-29T05:00:00+02:00"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    start=st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)),
+    zone=st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC"]),
+    hours=st.sampled_from([1, 6, 24]),
+    form=st.sampled_from(["%Y-%m-%d %H:%M%z", "%Y-%m-%dT%H:%M:%S%z"]),
+    colon=st.booleans(),
+)
+def test_zoned_times_are_written_as_the_file_has_them(
+    start, zone, hours, form, colon, tmp_path_factory
+):
+    utc = start.replace(second=0, microsecond=0, tzinfo=UTC)
+    local = [
+        (utc + index * timedelta(hours=hours)).astimezone(ZoneInfo(zone)) for index in range(400)
+    ]
+    times = [time.strftime(form) for time in local]
+    if colon:
+        times = [f"{time[:-2]}:{time[-2:]}" for time in times]
+    found = series(tmp_path_factory.getbasetemp(), times).times
     assert found is not None
-    assert found.following(1) == ["2020-03-29T03:00:00+00:00"]
+    assert [found.text(index) for index in range(len(times))] == times
+    later = datetime.fromisoformat(found.following(1)[0])
+    assert later - local[-1] == timedelta(hours=hours)
+    assert later.utcoffset() == local[-1].utcoffset()
+
+
+@pytest.mark.parametrize(
+    ("clocks", "found"),
+    [
+        (["27 00:00", "27 01:00", "27 02:00", "27 02:00", "27 03:00"], " again in "),
+        (["27 02:00", "27 02:30", "27 02:00", "27 02:30"], "goes from"),
+        (["26 23:00", "27 00:00", "27 01:00", "27 03:00"], "lacks 1 time"),
+    ],
+)
+def test_local_times_over_a_change_of_the_clock_need_their_zone(clocks, found, tmp_path):
+    advice = "local times need their zone where the clock changes"
+    message = refusal(tmp_path, [f"2024-10-{clock}" for clock in clocks])
+    assert found in message
+    assert f"{advice}, such as 2024-10-27 0" in message
+    for changed in ("2024-10-{}Z", "2024-08-{}"):  # 27 August 2024 is no Sunday
+        message = refusal(tmp_path, [changed.format(clock) for clock in clocks])
+        assert found in message
+        assert advice not in message
 
 
 def test_a_file_without_weekends_goes_on_without_them(tmp_path):
@@ -210,7 +283,7 @@ def test_a_file_without_weekends_goes_on_without_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "times"),
-    [("month", ["Mar 24", "Feb 24"]), ("week", ["2024-W03", "2024-W02"]), ("ts", ["1704", "1703"])],
+    [("of", ["Mar 24", "Feb 24"]), ("KW", ["2024-W03", "2024-W02"]), ("ts", ["1704", "1703"])],
 )
 def test_a_file_whose_times_are_not_found_is_read_with_a_note(name, times, tmp_path):
     found = series(tmp_path, times, name)
@@ -218,6 +291,42 @@ def test_a_file_whose_times_are_not_found_is_read_with_a_note(name, times, tmp_p
     assert series(tmp_path, times, name, time="none").note == ""
     (tmp_path / "alone.csv").write_text("v\n5\n6.5\n")
     assert read_column(tmp_path / "alone.csv").note == ""
+
+
+UNKNOWN = {
+    "a zone's name": ("Date", "2024-01-03 00:00:00 UTC", "2024-01-02 00:00:00 UTC"),
+    "a weekday": ("date", "Wed Jan 03 2024", "Tue Jan 02 2024"),
+    "a clock after joint digits": ("Timestamp", "20240103 00:00", "20240102 00:00"),
+    "a fraction of a second": ("time", "1/3/2024 0:00:00.000", "1/2/2024 0:00:00.000"),
+    "a week": ("week", "2024-W03", "2024-W02"),
+    "a month": ("Month", "Mar 24", "Feb 24"),
+}
+
+
+@pytest.mark.parametrize(("name", "new", "old"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_column_with_the_name_of_times_is_not_ignored(name, new, old, tmp_path):
+    for cells, line in (([new, old], 2), (["", new, old], 3)):
+        message = refusal(tmp_path, cells, name)
+        assert f'column {name} may hold the times, but "{new}" in line {line} is no' in message
+        assert "data.time=none" in message
+    assert series(tmp_path, [new, old], name, time="none").values.tolist() == [5, 6]
+    (tmp_path / "b.csv").write_text(f"day,{name} 2,{name},v\n2020-01-01,,{new},5\n")
+    assert read_column(tmp_path / "b.csv", "v").times is not None
+
+
+def test_a_first_time_that_is_missing_hides_no_column(tmp_path):
+    for name, times in (("of", ["", "2020-01-03", "2020-01-02"]), ("year", ["NA", "2020", "2019"])):
+        message = refusal(tmp_path, times, name)
+        assert f"column {name}" in message
+        assert f'"{times[0]}" in line 2' in message
+
+
+def test_days_without_signs_are_found_by_the_name(tmp_path):
+    for name in ("day", "ds", "date", "month"):
+        backwards = series(tmp_path, ["20240103", "20240102"], name)
+        assert backwards.values.tolist() == [6, 5]
+        assert backwards.times is not None
+        assert backwards.times.following(1) == ["20240104"]
 
 
 def test_the_column_of_times_is_found_or_given(tmp_path):

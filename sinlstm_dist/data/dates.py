@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ SHAPE = re.compile(
     r"(?P<zone>Z|[+-]00:?00)?"
 )
 DAY = re.compile("(1[6-9]|20|21)[0-9]{2}[01][0-9][0-3][0-9]")  # 20240131
+SHORT = re.compile(r"[0-9]{4}-([0-9]-|[0-9]{2}-[0-9]\b)")  # 2024-1-31
+MONTH = re.compile("(1[6-9]|20|21)[0-9]{2}(0[1-9]|1[0-2])")  # 202401
 QUARTER = re.compile(r"([0-9]{4})(-?Q)([1-4])")
 DAYS = [
+    "%Y-%m-%d", "%b-%y",  # the former with digits left out
     "%d.%m.%Y", "%d.%m.%y", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y", "%Y/%m/%d",
     "%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%m/%Y", "%Y/%m", "%d-%b-%Y", "%d-%b-%y",
     "%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%b %Y", "%B %Y",
@@ -37,6 +41,11 @@ def is_date(cell: str) -> bool:
     if len(cell) > LONGEST or not re.search("[0-9].*[-/. Q]|[-/. ].*[0-9]", cell):
         return False
     return bool(_iso(cell) or QUARTER.fullmatch(cell) or _forms(cell))
+
+
+def is_joined(cells: Sequence[str]) -> bool:
+    """Whether numbers may be dates without signs between: 20240131 or 202401."""
+    return any(all(map(form.fullmatch, cells)) for form in (DAY, MONTH))
 
 
 def to_dates(
@@ -57,8 +66,8 @@ def to_dates(
         read: Callable[[Sequence[str], str], tuple[np.ndarray, Writer]] = _read_iso
     elif QUARTER.fullmatch(cells[0]):
         read = _read_quarters
-    elif DAY.fullmatch(cells[0]):
-        read = _read_days
+    elif is_joined(cells):
+        read = _read_joined
     else:
         read = _read_by_pandas
     try:
@@ -96,10 +105,12 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     for start in range(0, len(cells), CHUNK):
         shapes.update(_zeros("\n".join(cells[start : start + CHUNK])).split("\n"))
     if {_iso(shape) for shape in shapes} != {form}:
+        if _forms(cells[0]) and any(map(SHORT.match, cells)):
+            return _read_by_pandas(cells, what)
         raise _NoDate(lambda cell: _iso(cell) == form)
     match = next(filter(None, map(SHAPE.fullmatch, sorted(shapes, key=len, reverse=True))))
     size = len(match["zone"] or "")
-    zones = {cell[-size:] for cell in cells} if size else {""}
+    zones = [cell[-size:] for cell in cells] if size else [""]
     bare = [cell[:-size] for cell in cells] if size else cells
     unit = "m" if match["joint"] else "D"
     if match["second"]:
@@ -111,11 +122,13 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
         stamps = np.array(bare, f"datetime64[{unit}]")
     except ValueError:
         raise _NoDate(lambda cell: _is_real(cell[: len(cell) - size])) from None
-    if len(zones) > 1:  # summer time and winter time
-        stamps, zones = stamps - np.array([_minutes(cell) for cell in cells]), {"+00:00"}
-    if len(match["day"]) == len("0000-00"):
-        return stamps, partial(_write_form, form="%Y-%m")
-    return stamps, partial(_write_iso, joint=match["joint"] or "T", zone=zones.pop())
+    length, joint = len(match.group()) - size, match["joint"] or "T"
+    if len(set(zones)) == 1:
+        return stamps, partial(_write_iso, length=length, joint=joint, zone=zones[0])
+    stamps = stamps - np.array([_minutes(zone) for zone in zones])  # summer time and winter time
+    order = np.argsort(stamps, kind="stable")
+    known, of_known = stamps[order], np.array(zones)[order]
+    return stamps, partial(_write_zoned, known=known, zones=of_known, length=length, joint=joint)
 
 
 def _is_real(cell: str) -> bool:
@@ -126,14 +139,23 @@ def _is_real(cell: str) -> bool:
     return True
 
 
-def _minutes(cell: str) -> np.timedelta64:
+def _minutes(zone: str) -> np.timedelta64:
     """How far the clock of a zone such as +01:30 is ahead."""
-    zone = cell[-6:].replace(":", "")[-5:]
+    zone = zone.replace(":", "")
     return np.timedelta64(int(f"{zone[0]}1") * (60 * int(zone[1:3]) + int(zone[3:])), "m")
 
 
-def _write_iso(stamp: np.datetime64, *, joint: str, zone: str) -> str:
-    return str(stamp).replace("T", joint) + zone
+def _write_iso(stamp: np.datetime64, *, length: int, joint: str, zone: str) -> str:
+    return str(stamp)[:length].replace("T", joint) + zone
+
+
+def _write_zoned(
+    stamp: np.datetime64, *, known: np.ndarray, zones: np.ndarray, length: int, joint: str
+) -> str:
+    """In the zone of the last known time that is not after it."""
+    last = max(0, int(np.searchsorted(known, stamp, side="right")) - 1)
+    zone = str(zones[last])
+    return _write_iso(stamp + _minutes(zone), length=length, joint=joint, zone=zone)
 
 
 def _read_quarters(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
@@ -148,12 +170,13 @@ def _write_quarter(stamp: np.datetime64, *, joint: str) -> str:
     return f"{year}{joint}{(int(month) + 2) // 3}"
 
 
-def _read_days(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
+def _read_joined(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
+    form = "%Y%m%d" if DAY.fullmatch(cells[0]) else "%Y%m"
     try:
-        days = [f"{cell[:4]}-{cell[4:6]}-{cell[6:]}" for cell in cells]
-        return np.array(days, "datetime64[D]"), partial(_write_form, form="%Y%m%d")
+        days = [f"{cell[:4]}-{cell[4:6]}-{cell[6:] or '01'}" for cell in cells]
+        return np.array(days, "datetime64[D]"), partial(_write_form, form=form)
     except ValueError:
-        raise _NoDate(lambda cell: _fits(cell, "%Y%m%d")) from None
+        raise _NoDate(partial(_fits, form=form)) from None
 
 
 def _read_by_pandas(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
@@ -180,10 +203,11 @@ def _read_by_pandas(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer
         raise _NoDate(partial(_fits, form=form))
     (form, stamps), *others = found.items()
     if any((other != stamps).any() for _, other in others):
-        days = " or ".join(str(other[0])[:10] for other in found.values())
+        index = next(i for i, *seen in zip(count(), *found.values()) if len(set(seen)) > 1)
+        days = " or ".join(dict.fromkeys(str(other[index])[:10] for other in found.values()))
         raise ConfigError(
-            f'{what}: "{cells[0]}" may mean {days}, and no other date decides: write the dates as '
-            f"2024-12-31, or {WITHOUT}"
+            f'{what}: "{cells[index]}" may mean {days}, and no other date decides: write the '
+            f"dates as 2024-12-31, or {WITHOUT}"
         )
     return stamps, partial(_write_form, form=_unpadded(form, cells, stamps))
 

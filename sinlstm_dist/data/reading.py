@@ -4,16 +4,18 @@ A reader that is not sure refuses: the error says what it found, and the keys th
 """
 
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sinlstm_dist.data.cells import NUMBER, refuse, to_numbers
-from sinlstm_dist.data.dates import DAY, Writer, is_date, to_dates
+from sinlstm_dist.data.dates import WITHOUT, Writer, is_date, is_joined, to_dates
 from sinlstm_dist.data.table import ArrayTable, Cells, FrameTable, Table, TextTable
 from sinlstm_dist.data.text import OPENERS, read_text
 from sinlstm_dist.data.times import NONE, Times, put_in_order
@@ -22,8 +24,12 @@ from sinlstm_dist.words import first_of
 
 TEXT, ARRAY, FRAME = (".csv", ".tsv", ".txt"), ".npy", ".parquet"
 OF_TIMES = {"time", "date", "datetime", "timestamp", "year"}  # names of columns of numbers
+MAYBE_OF_TIMES = {*OF_TIMES, "quarter", "month", "week", "day", "ds"}  # names of columns of dates
 OF_INDEX = {"", "Unnamed: 0"}  # names that pandas and R give
+INTEGER = re.compile(r"[+-]?[0-9]{1,18}|[+-]?[1-3][0-9]{18}")  # whose differences are int64
+PRECISION = 12  # digits of a time: without rounding errors such as 0.30000000000000004
 LISTED = 10  # names in a message
+UNITS: tuple[Any, ...] = ("D", "m", "s", "ms", "us", "ns")  # of dates, the coarsest first
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,11 @@ def _read(table: Table, where: str, *, column: str, time: str, gaps: str) -> Col
     if not len(cells):
         raise ConfigError(f"{where}: holds no values")
     names = [f"{where}: column {table.names[i] or i + 1}" for i in indices]
-    values, has_commas = _numbers(cells, names[0], table.place)
+    values, has_commas = _numbers(cells, names[0], table)
     notes = ["decimal commas"] if has_commas else []
     times = None
     if others:
-        stamps, write = _stamps(others[0], names[1], table.place)
+        stamps, write = _stamps(others[0], names[1], table)
         times, is_backwards = put_in_order(
             stamps, write, gaps=gaps, what=names[1], place=table.place
         )
@@ -182,16 +188,41 @@ def _find_times(table: Table, time: str, column: int | None, *, where: str) -> i
             raise ConfigError(f"{where}: data.column and data.time are the same column, {time}")
         return found[0]
     others = [index for index in range(len(table.names)) if index != column]
-    found = [index for index in others if is_date(table.first[index])]
+    first = table.first(others)
+    found = [index for index in others if is_date(first[index])]
     if not found and table.is_named:
-        numbers = [i for i in others if NUMBER.fullmatch(table.first[i])]
-        found = [index for index in numbers if table.names[index].lower() in OF_TIMES]
+        found = _named_for_times(table, first, where=where)
     if len(found) > 1:
         raise ConfigError(
             f"{where}: {len(found)} columns may hold the times: set data.time to one of "
             f"{_list(table, found)}, or to {NONE}"
         )
     return found[0] if found else None
+
+
+def _named_for_times(table: Table, first: Mapping[int, str], *, where: str) -> list[int]:
+    """Those of the columns with these first cells that hold numbers and have the name of times.
+
+    Raises:
+        ConfigError: none does, and one with such a name holds what may be times.
+    """
+    names = {index: table.names[index].lower() for index in first}
+    numbers = [index for index, cell in first.items() if NUMBER.fullmatch(cell)]
+    found = [
+        index
+        for index in numbers
+        if names[index] in (MAYBE_OF_TIMES if is_joined([first[index]]) else OF_TIMES)
+    ]
+    for index, cell in first.items():
+        is_unknown = index not in numbers and re.search("[0-9]", cell)
+        if not found and is_unknown and names[index] in MAYBE_OF_TIMES:
+            (cells,) = table.columns([index])
+            raise ConfigError(
+                f'{where}: column {table.names[index]} may hold the times, but "{cell}" in '
+                f"{table.place(list(cells).index(cell))} is no date that is known: write dates as "
+                f"2024-12-31, or {WITHOUT}"
+            )
+    return found
 
 
 def _only_numbers(table: Table, times: int | None, *, where: str) -> int:
@@ -226,27 +257,37 @@ def _is_index(table: Table) -> bool:
     )
 
 
-def _numbers(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, bool]:
+def _numbers(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, bool]:
     if isinstance(cells, list):
-        return to_numbers(cells, what=what, place=place)
+        between_commas = table.between_commas
+        return to_numbers(cells, what=what, place=table.place, between_commas=between_commas)
     if cells.dtype.kind == "M":
         raise ConfigError(f"{what} holds times, not numbers")
-    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, place)
-    return cells, False
+    refuse(np.flatnonzero(~np.isfinite(cells)), cells, what, table.place)
+    return cells.astype(np.float64), False
 
 
-def _stamps(cells: Cells, what: str, place: Callable[[int], str]) -> tuple[np.ndarray, Writer]:
+def _stamps(cells: Cells, what: str, table: Table) -> tuple[np.ndarray, Writer]:
     """The times of a column: numbers, or dates."""
     if not isinstance(cells, list) and cells.dtype.kind == "M":
-        cells = [str(cell) for cell in np.datetime_as_string(cells, "auto")]
-    if isinstance(cells, list) and not NUMBER.fullmatch(cells[0]):
-        return to_dates(cells, what=what, place=place)
-    if isinstance(cells, list) and all(map(DAY.fullmatch, cells)):
-        return to_dates(cells, what=what, place=place)
-    stamps, _ = _numbers(cells, what, place)
-    shown = cells if isinstance(cells, list) else [f"{stamp:.12g}" for stamp in stamps]
-    decimals = max(len(cell.partition(".")[2]) for cell in shown)
+        known = cells[~np.isnat(cells)]
+        unit = next(unit for unit in UNITS if (known.astype(f"M8[{unit}]") == known).all())
+        cells = np.datetime_as_string(cells, unit).tolist()
+    texts = cells if isinstance(cells, list) else cells.astype(str).tolist()
+    if (cells is texts and not NUMBER.fullmatch(texts[0])) or is_joined(texts):
+        return to_dates(texts, what=what, place=table.place)
+    if all(map(INTEGER.fullmatch, texts)):
+        return np.array([int(text) for text in texts]), str
+    stamps, _ = _numbers(cells, what, table)
+    decimals = max(len(text.partition(".")[2]) for text in texts)
+    if cells is not texts or decimals > PRECISION or any("e" in text.lower() for text in texts):
+        decimals = max(len(_rounded(stamp).partition(".")[2]) for stamp in stamps)
     return stamps, partial(_write_number, decimals=decimals)
+
+
+def _rounded(value: float) -> str:
+    """A number with `PRECISION` digits at most, and without an exponent."""
+    return np.format_float_positional(value, PRECISION, fractional=False, trim="-")
 
 
 def _write_number(value: float, *, decimals: int) -> str:

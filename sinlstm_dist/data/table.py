@@ -1,9 +1,10 @@
 """What a file holds, as columns with names: text, an array of numpy, or a table of pandas."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from sinlstm_dist.errors import ConfigError, MissingPackage
 from sinlstm_dist.words import first_of
 
 Cells = list[str] | np.ndarray  # of one column: text, or what is no text any more
+LARGE = 2**62  # below it, integers differ by what int64 holds
 MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "."}
 
 
@@ -23,12 +25,15 @@ class Table(Protocol):
     Args:
         names: of the columns; their numbers from 1 where the file has no names.
         is_named: whether the file has names.
-        first: the first cell of each column as text; "" if it cannot be a time.
+        between_commas: whether commas separate its cells.
     """
 
     names: list[str]
     is_named: bool
-    first: list[str]
+    between_commas: bool
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """The first cell of some columns that is not missing, as text; "" if it is no time."""
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
@@ -57,7 +62,19 @@ class TextTable:
         self._text = text
         self.is_named = _has_names(first, second, column, text.where)
         self.names = first if self.is_named else _positions(len(first))
-        self.first = second if self.is_named else first
+        self.between_commas = text.separator == "," and len(first) > 1
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """The first cell of some columns that is not missing."""
+        found: dict[int, str] = {}
+        for rows in self._text.chunks(self.is_named):
+            for index in indices:
+                cells = (row[index].strip() for row in rows)
+                if index not in found and (cell := _first(cells)):
+                    found[index] = cell
+            if len(found) == len(indices):
+                break
+        return {index: found.get(index, "") for index in indices}
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The cells of some columns."""
@@ -89,6 +106,7 @@ class ArrayTable:
     """
 
     is_named = False
+    between_commas = False
 
     def __init__(self, path: Path, *, where: str) -> None:
         try:
@@ -104,11 +122,18 @@ class ArrayTable:
             )
         self._array = array if array.ndim == 2 else array[:, None]
         self.names = _positions(self._array.shape[1])
-        self.first = [""] * len(self.names)
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """No text: an array holds no dates, and its columns have no names."""
+        return dict.fromkeys(indices, "")
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """The numbers of some columns."""
-        return [self._array[:, index].astype(np.float64) for index in indices]
+        columns = [self._array[:, index] for index in indices]
+        return [
+            cells.astype(np.float64) if cells.dtype.kind == "f" else _integers(cells)
+            for cells in columns
+        ]
 
     def with_numbers(self, indices: Sequence[int]) -> list[int]:
         """All of them."""
@@ -132,6 +157,7 @@ class FrameTable:
     """
 
     is_named = True
+    between_commas = False
 
     def __init__(self, path: Path, *, where: str) -> None:
         try:
@@ -141,21 +167,32 @@ class FrameTable:
             name = error.name or "pandas"
             raise MissingPackage(where, package=name, install="sinlstm-dist[series]") from error
         try:
-            frame = pandas.read_parquet(path)
+            frame: Any = pandas.read_parquet(path)
         except (ValueError, KeyError) as error:  # pyarrow's errors are such
             raise ConfigError(f"{where}: cannot be read: {error}") from error
-        is_counting = isinstance(frame.index, pandas.RangeIndex)
-        self._frame = frame if is_counting else frame.reset_index()
+        if not isinstance(frame.index, pandas.RangeIndex) or frame.index.name is not None:
+            names = ["" if name is None else name for name in frame.index.names]
+            frame = frame.reset_index(allow_duplicates=True, names=names)
+        self._frame = frame
         self.names = [str(name) for name in self._frame.columns]
-        self.first = [self._cell(index) for index in range(len(self.names))]
+
+    def first(self, indices: Sequence[int]) -> dict[int, str]:
+        """The first cell of some columns that is not missing."""
+        columns = {index: self._frame.iloc[:, index] for index in indices}
+        return {i: _first(map(str, cells[cells.notna()])) for i, cells in columns.items()}
 
     def columns(self, indices: Sequence[int]) -> list[Cells]:
         """Numbers and times as arrays, other cells as text."""
         return [self._column(index) for index in indices]
 
     def with_numbers(self, indices: Sequence[int]) -> list[int]:
-        """Those of these columns that hold numbers."""
-        return [index for index in indices if self._frame.dtypes.iloc[index].kind in "fiu"]
+        """Those of these columns that hold a number, if only in one row."""
+        columns = {index: self._column(index) for index in indices}
+        return [
+            index
+            for index, cells in columns.items()
+            if (any(map(is_number, cells)) if isinstance(cells, list) else cells.dtype.kind in "fi")
+        ]
 
     def place(self, index: int) -> str:
         """Where in the file the cells of an index are."""
@@ -164,18 +201,27 @@ class FrameTable:
     def _column(self, index: int) -> Cells:
         series = self._frame.iloc[:, index]
         kind = series.dtype.kind
-        if kind in "fiu":
+        if kind in "iu" and series.notna().all():
+            return _integers(series.to_numpy())
+        if kind in "fiu" or isinstance(next(iter(series[series.notna()]), None), Decimal):
             return series.to_numpy(np.float64, na_value=np.nan)
-        if kind == "M":
-            zoned = getattr(series.dt, "tz", None) is not None
-            return (series.dt.tz_convert(None) if zoned else series).to_numpy()
+        if kind == "M" and series.dt.tz is None:
+            return series.to_numpy()
         return [
-            "" if cell is None else str(cell)
+            "" if cell is None else str(cell).strip()
             for cell in series.astype(object).where(series.notna(), None)
         ]
 
-    def _cell(self, index: int) -> str:
-        return str(self._frame.iloc[0, index]) if len(self._frame) else ""
+
+def _integers(cells: np.ndarray) -> np.ndarray:
+    """Integers as int64, or as float64 if their differences might be too large for it."""
+    is_small = not len(cells) or -LARGE < int(cells.min()) <= int(cells.max()) < LARGE
+    return cells.astype(np.int64 if is_small else np.float64)
+
+
+def _first(cells: Iterable[str]) -> str:
+    """The first cell that is not missing; "" if all are."""
+    return next((cell for cell in cells if cell.lower() not in MISSING), "")
 
 
 def _positions(width: int) -> list[str]:

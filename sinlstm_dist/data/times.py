@@ -1,5 +1,6 @@
 """The times of a series' values: their order, their holes, and the times that follow."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from sinlstm_dist.words import counted, first_of
 
 NONE = "none"  # data.time's value for a file whose times are not to be read
 SHORTEST_MONTH = np.timedelta64(28, "D")
+TWO_HOURS, SUNDAY = np.timedelta64(2, "h"), np.timedelta64(3, "D")
+ZONE = re.compile("(Z|[+-][0-9]{2}:?[0-9]{2})$")
 SHOWN = 3  # of many missing times
 UNEVEN = 0.25  # of a step: decimal years of months differ so much, in files of two decimals
 
@@ -21,15 +24,15 @@ class Times:
     """The times of a column's values, oldest first.
 
     Args:
-        stamps: (N,) datetime64, or float64 where the file has numbers.
+        stamps: (N,) datetime64, or int64 or float64 where the file has numbers.
         step: from one time to the next, where none is missing; in months if it is of a calendar.
-        month_end: whether months are counted from their ends.
+        month_day: of a calendar's times, such as 30; shorter months have their last day for it.
         write: a stamp, in the file's form.
     """
 
     stamps: np.ndarray
     step: Any
-    month_end: bool
+    month_day: int
     write: Writer
 
     def text(self, index: int) -> str:
@@ -53,10 +56,8 @@ class Times:
         stamp, counts = self.stamps[index], np.arange(1, steps + 1)
         if not _is_calendar(self.step):
             return [self.write(later) for later in stamp + counts * self.step]
-        month = stamp.astype("datetime64[M]") + self.month_end
-        rest = stamp - month.astype(stamp.dtype)
-        months = (month + counts * self.step).astype(stamp.dtype)
-        return [self.write(later) for later in months + rest]
+        days = _days(stamp.astype("datetime64[M]") + counts * self.step, self.month_day)
+        return [self.write(later) for later in days + _clock(stamp)]
 
     def _skips_weekends(self) -> bool:
         is_date = self.stamps.dtype.kind == "M" and not _is_calendar(self.step)
@@ -64,6 +65,18 @@ class Times:
             return False
         days = self.stamps.astype("datetime64[D]")
         return bool(np.is_busday(days).all())
+
+
+def _days(months: np.ndarray, month_day: int) -> np.ndarray:
+    """This day of each month, or its last one."""
+    first = months.astype("datetime64[D]")
+    last = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+    return np.minimum(first + np.timedelta64(month_day - 1, "D"), last)
+
+
+def _clock(stamps: Any) -> Any:
+    """The time of day."""
+    return stamps - stamps.astype("datetime64[D]")
 
 
 def _is_calendar(step: Any) -> bool:
@@ -85,7 +98,7 @@ def put_in_order(
     """The times of a column, and whether the file has the newest first.
 
     Args:
-        stamps: (N,) datetime64 or float64, in the file's order.
+        stamps: (N,) datetime64, int64 or float64, in the file's order.
         write: a stamp, in the file's form.
         gaps: "allow" or "refuse" missing times and uneven steps.
         what: the file and its column of times, for messages.
@@ -119,41 +132,52 @@ def _refuse_disorder(stamps: np.ndarray, rows: _Rows) -> None:
     raise ConfigError(
         f"{rows.what} {found} in {rows.place(after)}: keep one series in the file, set data.time "
         "to another column, or to none if this is not a column of times"
+        f"{_on_clocks(stamps, after, rows.write)}"
     )
+
+
+def _on_clocks(stamps: np.ndarray, index: int, write: Writer) -> str:
+    """Advice for local times at one of which the clock may have been changed."""
+    text, stamp = write(stamps[index]), stamps[index]
+    is_local = stamps.dtype.kind == "M" and ":" in text and not ZONE.search(text)
+    if not is_local or abs(stamp - stamps[index - 1]) > TWO_HOURS:
+        return ""
+    night = stamp - stamp.astype("datetime64[W]")  # weeks of numpy begin on Thursdays
+    if not SUNDAY <= night <= SUNDAY + 2 * TWO_HOURS:
+        return ""
+    return f"; local times need their zone where the clock changes, such as {text}+01:00"
 
 
 def _with_step(stamps: np.ndarray, write: Writer) -> tuple[Times, np.ndarray]:
     """The times, and how many steps each is after the one before."""
     if len(stamps) < 2:
-        return Times(
-            stamps, 1.0 if stamps.dtype.kind == "f" else np.timedelta64(1), False, write
-        ), stamps[1:]
-    differences, month_end = _differences(stamps)
-    if stamps.dtype.kind != "f":
+        step: Any = np.timedelta64(1) if stamps.dtype.kind == "M" else 1
+        return Times(stamps, step, 0, write), stamps[1:]
+    differences, month_day = _differences(stamps)
+    if stamps.dtype.kind == "M":
         step = _most_common(differences)
-        return Times(stamps, step, month_end, write), differences / step
+        return Times(stamps, step, month_day, write), differences / step
     is_whole = bool((stamps % 1 == 0).all())
-    step = float(_most_common(differences) if is_whole else np.median(differences))
+    step = _most_common(differences) if is_whole else float(np.median(differences))
     steps = differences / step
     if not is_whole:
         near = np.rint(steps)
         steps = np.where(abs(steps - near) <= UNEVEN, near, steps)
         if (steps == 1).all():
             step = float(stamps[-1] - stamps[0]) / (len(stamps) - 1)
-    return Times(stamps, step, False, write), steps
+    return Times(stamps, step, 0, write), steps
 
 
-def _differences(stamps: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Between neighbours, in months where a calendar counts; and whether from their ends."""
+def _differences(stamps: np.ndarray) -> tuple[np.ndarray, int]:
+    """Between neighbours, in months where a calendar counts; and the day of the months."""
     plain = np.diff(stamps)
     if stamps.dtype.kind == "M" and (plain >= SHORTEST_MONTH).all():
-        for month_end in (True, False):
-            months = stamps.astype("datetime64[M]") + month_end
-            rest = stamps - months.astype(stamps.dtype)
-            is_last_day = rest[0] >= -np.timedelta64(1, "D")
-            if (rest == rest[0]).all() and is_last_day >= month_end:
-                return np.diff(months), month_end
-    return plain, False
+        months, days, clocks = stamps.astype("M8[M]"), stamps.astype("M8[D]"), _clock(stamps)
+        largest = int((days - months.astype("M8[D]")).max().astype(int)) + 1
+        for month_day in (31, largest):
+            if (days == _days(months, month_day)).all() and (clocks == clocks[0]).all():
+                return np.diff(months), month_day
+    return plain, 0
 
 
 def _most_common(differences: np.ndarray) -> Any:
@@ -181,4 +205,5 @@ def _refuse_holes(times: Times, steps: np.ndarray, rows: _Rows) -> None:
     raise ConfigError(
         f"{rows.what} lacks {counted(number, 'time')} ({names}; the first hole is before "
         f"{rows.place(int(holes[0]) + 1)}): fill them in, or {advice}"
+        f"{_on_clocks(times.stamps, int(holes[0]) + 1, times.write)}"
     )
