@@ -13,27 +13,37 @@ import tomli_w
 
 from sinlstm_dist.config import SINE, Config, read_config
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run import files, state
 from sinlstm_dist.run.record import CONFIG, SUMMARY, Summary, read_summary
+from sinlstm_dist.run.state import STATE, NewerVersion
+from sinlstm_dist.words import counted
 
 CARD = "README.md"
 PATHS = {"data.source", "train.init_from", "checkpoint.resume"}  # and the settings of [task]
 
 
-def find_card(weights: Path, *, sizes: Mapping[str, Any], std: float) -> str:
+def find_config(folder: Path) -> Config | None:
+    """The configuration of the run, or of the checkpoint, in a folder; None if it is not known."""
+    try:
+        if (folder / STATE).exists():
+            return Config.model_validate(state.parse(files.read(folder / STATE))["config"])
+        return read_config(folder / CONFIG)
+    except (ConfigError, NewerVersion, OSError, ValueError):  # no run, or not of this program
+        return None
+
+
+def find_card(weights: Path, *, sizes: Mapping[str, Any], std: float, config: Config | None) -> str:
     """The model card for a file with weights: the one in its folder, or one made of its run.
 
     Args:
         weights: the file.
         sizes: as for `write_card`.
         std: as for `write_card`.
+        config: as for `write_card`.
     """
     folder = weights.parent
     if (folder / CARD).exists():
         return (folder / CARD).read_text(encoding="utf-8")
-    try:
-        config = read_config(folder / CONFIG)
-    except ConfigError:  # no run, or this program did not write it
-        return write_card(sizes=sizes, std=std)
     try:
         return write_card(sizes=sizes, std=std, config=config, ended=read_summary(folder / SUMMARY))
     except (OSError, ValueError):
@@ -63,7 +73,7 @@ def write_card(
         ]
         versions = ", ".join(f"{name} {value}" for name, value in ended.versions.items())
         parts.append(
-            f"Trained on {ended.world_size} process(es), {ended.device}, with {versions}.\n"
+            f"Trained on {counted(ended.world_size, 'process')}, {ended.device}, with {versions}.\n"
         )
     if config:
         parts.append(f"## Configuration\n\n```toml\n{_without_folders(config)}```\n")
@@ -86,6 +96,11 @@ def _usage(sizes: Mapping[str, Any], config: Config | None) -> str:
     window, features = config.data.window if config else 50, sizes["input_size"]
     steps = f"{window} + {sizes['difference']}" if sizes["difference"] else str(window)
     shape = f"(batch, {steps if config else 'window'}, {features})"
+    ahead = (
+        "forecasts = model.forecast(windows, steps=12)  # (batch, 12), from its own predictions\n"
+    )
+    if not sizes["scaled"] or not features == sizes["output_size"] == 1:
+        ahead = ""
     code = f"""```python
 import numpy as np
 from sinlstm_dist.model import Predictor
@@ -93,7 +108,7 @@ from sinlstm_dist.model import Predictor
 model = Predictor.from_pretrained(".")  # this folder, or its name on the Hub
 windows = np.zeros((1, {steps}, {features}))  # your values here: {shape}, oldest first
 predictions = model.predict(windows)  # (batch, {sizes["output_size"]})
-```
+{ahead}```
 """
     if not sizes["scaled"]:
         return code

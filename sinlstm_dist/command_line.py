@@ -204,8 +204,7 @@ def choose(arguments: Sequence[str]) -> str:
     known = f"{', '.join(COMMANDS)}; {PROGRAM} --help says what each does"
     if not arguments:
         raise ConfigError(f"name a command: {known}")
-    name = arguments[0]
-    if name not in COMMANDS:
+    if (name := arguments[0]) not in COMMANDS:
         nearest = did_you_mean(name, COMMANDS) or f"; the commands are {known}"
         raise ConfigError(f"there is no command {name}{nearest}")
     return name
@@ -268,7 +267,8 @@ def _new_parser(name: str, code: UserCode | None) -> Parser:
         fields = {k: f for k, f in model.model_fields.items() if f"{section}.{k}" in command.keys}
         if section == "task" and code:
             fields |= code.settings.model_fields
-        keys = {f"{section}.{key}": as_flag(field) for key, field in fields.items()}
+        of_run = "--config" not in command.arguments  # its own value is the default
+        keys = {f"{section}.{k}": as_flag(f, of_run=of_run) for k, f in fields.items()}
         is_shown = bool(keys.keys() - set(refused))
         group = parser.add_argument_group(section, model.__doc__) if is_shown else parser
         for key, flag in keys.items():

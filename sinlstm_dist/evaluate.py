@@ -38,7 +38,7 @@ from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, s
 from sinlstm_dist.splits import deal_out_test, prepared
 from sinlstm_dist.task import counts_of
 from sinlstm_dist.trained import Trained, read_saved, to_trained
-from sinlstm_dist.words import counted, first_of
+from sinlstm_dist.words import counted, decimals, first_of
 
 
 def share_saved(path: Path, *, world: World) -> tuple[Config, Tensors, dict[str, Any] | None]:
@@ -89,6 +89,9 @@ def facts(path: Path, trained: Trained) -> dict[str, str]:
         "correct": f"an error below {config.train.tolerance:g}",
     }
     if trained.scale:
+        shown["correct"] += (
+            f" standard deviations ({config.train.tolerance * trained.scale.std:.4g})"
+        )
         of = "'s differences" if trained.difference else ""
         shown["units"] = (
             f"errors are in those of the series; loss and correctness in {trained.scale.std:.4g} "
@@ -102,13 +105,14 @@ def overall(evaluation: Evaluation, *, period: int) -> list[dict[str, str]]:
     named = {MODEL: evaluation.model, again(1): evaluation.last_value}
     if evaluation.period_ago:
         named[f"the value {counted(period, 'step')} ago"] = evaluation.period_ago
+    form = decimals(max(quality.largest.max() for quality in named.values()), below=1e9)
     return [
         {
             "prediction": name,
             "loss": f"{quality.totals.loss:.4e}",
             "accuracy": f"{quality.totals.accuracy:.4f}",
-            "mean\nerror": f"{quality.mean_error:.4f}",
-            "largest": f"{quality.largest.max():.4f}",
+            "mean\nerror": f"{quality.mean_error:{form}}",
+            "largest": f"{quality.largest.max():{form}}",
             "model's\n/ this": _ratio(evaluation.model.mean_error, quality.mean_error),
         }
         for name, quality in named.items()
@@ -119,13 +123,14 @@ def by_position(evaluation: Evaluation) -> list[dict[str, str]]:
     """Rows of the table of errors by the target's place in the cycle."""
     model, last = evaluation.model, evaluation.last_value
     width, samples = 360 // SECTORS, model.samples
+    form = decimals(max(model.largest.max(), last.largest.max()), below=1e9)
     return [
         {
             "target at": f"{i * width:>3}° to {(i + 1) * width:>3}°",
             "samples": f"{samples[i]:,.0f}",
-            "mean\nerror": f"{model.errors[i] / samples[i]:.4f}",
-            "largest": f"{model.largest[i]:.4f}",
-            "last value again": f"{last.errors[i] / samples[i]:.4f}",
+            "mean\nerror": f"{model.errors[i] / samples[i]:{form}}",
+            "largest": f"{model.largest[i]:{form}}",
+            "last value again": f"{last.errors[i] / samples[i]:{form}}",
             "model's\n/ this": _ratio(model.errors[i], last.errors[i]),
         }
         for i in range(SECTORS)
@@ -135,16 +140,18 @@ def by_position(evaluation: Evaluation) -> list[dict[str, str]]:
 
 def by_horizon(backtest: Backtest) -> list[dict[str, str]]:
     """Rows of the table of forecasts several steps ahead; empty if too few end in the test part."""
+    scores = backtest.scores()
+    form = decimals(max((score.rmse for score in scores), default=0), below=1e9)
     return [
         {
             "steps\nahead": f"{score.horizon:,}" if score.prediction == MODEL else "",
             "forecast": score.prediction,
             "forecasts": f"{score.num_forecasts:,}" if score.prediction == MODEL else "",
-            "MAE": f"{score.mae:.4f}",
-            "RMSE": f"{score.rmse:.4f}",
+            "MAE": f"{score.mae:{form}}",
+            "RMSE": f"{score.rmse:{form}}",
             "MASE": f"{score.mase:.3f}",
         }
-        for score in backtest.scores()
+        for score in scores
     ]
 
 

@@ -12,12 +12,17 @@ from pydantic_core import to_jsonable_python
 from sinlstm_dist.problems import show_value
 
 
-def as_flag(field: FieldInfo) -> dict[str, Any]:
-    """argparse's options for the flag of a key."""
+def as_flag(field: FieldInfo, *, of_run: bool = False) -> dict[str, Any]:
+    """argparse's options for the flag of a key.
+
+    Args:
+        of_run: whether the value of a run is the default, and not the key's.
+    """
     kind = _without_none(field.annotation)
     is_list = (get_origin(kind) or kind) in (list, tuple)
     is_choice = get_origin(kind) is Literal
-    what = f"{field.description or ''} ({_default(field)})".lstrip().replace("%", "%%")
+    default = "" if of_run else f" ({_default(field)})"
+    what = f"{field.description or ''}{default}".lstrip().replace("%", "%%")
     return {
         "default": argparse.SUPPRESS,
         "metavar": "|".join(map(str, get_args(kind))) if is_choice else "VALUE",

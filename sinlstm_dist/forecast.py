@@ -26,7 +26,7 @@ from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
 from sinlstm_dist.trained import Trained, read_trained, refuse_task
-from sinlstm_dist.words import counted
+from sinlstm_dist.words import counted, decimals
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
 FIRST_STEPS = 12  # of a forecast into the future, that are all listed
@@ -35,13 +35,13 @@ FIRST_STEPS = 12  # of a forecast into the future, that are all listed
 def to_csv(forecast: Forecast) -> str:
     """A forecast as CSV, one line per step; see `columns`."""
     text = io.StringIO()
-    writer, shown = csv.writer(text, lineterminator="\n"), columns(forecast, digits=9)
+    writer, shown = csv.writer(text, lineterminator="\n"), columns(forecast, form=".9g")
     writer.writerow(shown)
     writer.writerows(zip_longest(*shown.values(), fillvalue=""))
     return text.getvalue()
 
 
-def columns(forecast: Forecast, *, digits: int) -> dict[str, list[str]]:
+def columns(forecast: Forecast, *, form: str) -> dict[str, list[str]]:
     """A forecast as columns of text: the later steps have no truth, or no fan, if it is unknown.
 
     Returns:
@@ -50,7 +50,7 @@ def columns(forecast: Forecast, *, digits: int) -> dict[str, list[str]]:
     """
 
     def numbers(values: np.ndarray) -> list[str]:
-        return [f"{value:.{digits}g}" for value in values]
+        return [f"{value:{form}}" for value in values]
 
     found = {"step": [str(step) for step in range(1, len(forecast.values) + 1)]}
     if forecast.times:
@@ -68,13 +68,14 @@ def growth(forecast: Forecast) -> list[dict[str, str]]:
     listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
     listed |= {cycle.number for cycle in forecast.cycles[-1:]}
     held = np.abs(forecast.known[-1] - forecast.truth)
+    form = decimals(max((c.largest for c in forecast.cycles), default=0), below=1e9)
     return [
         {
             "cycle": str(cycle.number or ""),
             "steps": f"{cycle.first:,} to {cycle.last:,}" if cycle.number else "1",
-            "mean\nerror": f"{cycle.mean_error:.4f}",
-            "largest": f"{cycle.largest:.4f}",
-            "last\nheld": f"{held[cycle.first - 1 : cycle.last].mean():.4f}",
+            "mean\nerror": f"{cycle.mean_error:{form}}",
+            "largest": f"{cycle.largest:{form}}",
+            "last\nheld": f"{held[cycle.first - 1 : cycle.last].mean():{form}}",
             "amplitude": _known(f"{cycle.amplitude:.3f}"),
             "ahead\nby": _known(f"{cycle.phase:+.1f}°"),
             "in\nsteps": _known(f"{cycle.phase / 360 * forecast.period:+.2f}"),
@@ -90,7 +91,9 @@ def _known(text: str) -> str:
 
 def future(forecast: Forecast) -> list[dict[str, str]]:
     """Rows of the table of a forecast into the future: its first steps, some later, the last."""
-    shown = columns(forecast, digits=6)
+    bounds = forecast.fan.bounds if forecast.fan else np.empty(0)
+    largest = max(np.abs(forecast.values).max(), np.abs(bounds).max(initial=0))
+    shown = columns(forecast, form=decimals(largest))
     names = [name for name in shown if "_50" not in name]
     listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
     listed |= {*range(1, FIRST_STEPS + 1), len(forecast.values)}
@@ -136,9 +139,12 @@ def facts(path: str, trained: Trained, forecast: Forecast) -> dict[str, str]:
     shown = {"run": path}
     if trained.series:
         shown["data"] = describe_source(data, trained.series)
+    cycles = ""
+    if steps >= data.period:
+        number = counted(steps / data.period, "cycle", ".3g")
+        cycles = f", {number} of {counted(data.period, 'step', 'g')}"
     shown |= {
-        "forecast": f"{counted(steps, 'step')} {start}, "
-        f"{counted(steps / data.period, 'cycle', '.3g')} of {counted(data.period, 'step', 'g')}",
+        "forecast": f"{counted(steps, 'step')} {start}{cycles}",
         "memory": f"each prediction reads only the last {counted(data.context, 'value')}, "
         "as in training",
     }

@@ -69,7 +69,10 @@ class Pictures:
             drawn.append(CURVES)
         if (folder / WEIGHTS).exists() and not is_users:
             trained = read_trained(folder)
-            draw_forecast(trained.forecast(), trained.series, folder / FORECAST)
+            data, steps = run.config.data, None
+            if trained.series:  # the truth ends with the test part
+                steps = min(max(1, round(10 * data.period)), data.test_size)
+            draw_forecast(trained.forecast(steps=steps), trained.series, folder / FORECAST)
             drawn.append(FORECAST)
         return drawn
 

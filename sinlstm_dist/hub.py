@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run.record import CONFIG, WEIGHTS
+
+WINDOW = "window"  # its name in config.json and in the metadata of the weights
 
 
 def find(source: str | Path, **download: Any) -> Path:
@@ -39,6 +43,13 @@ def find(source: str | Path, **download: Any) -> Path:
         raise ConfigError(
             f"{source} is not a folder here, and the Hub does not provide its {WEIGHTS}: {reason}"
         ) from error
+
+
+def read_window(path: Path) -> int | None:
+    """The window that `Predictor.save_pretrained` has written into a file of weights, if any."""
+    with safe_open(path, "np") as file:
+        written = (file.metadata() or {}).get(WINDOW)
+    return int(written) if written else None
 
 
 def _find_here(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from sinlstm_dist import hub, lstm
-from sinlstm_dist.card import find_card, write_card
+from sinlstm_dist.card import find_card, find_config, write_card
 from sinlstm_dist.differences import DIFFERENCE, MEAN
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.rollout import continue_series
@@ -116,6 +116,7 @@ class Predictor(nn.Module):
                 "output is the next value of its input"
             )
         self.card = ""  # the model card, in Markdown
+        self.window: int | None = None  # time steps of a window in the training, if known
         self.rnn: nn.LSTM = (
             lstm.FusedLSTM(input_size, hidden_size, num_layers)
             if fused
@@ -150,18 +151,18 @@ class Predictor(nn.Module):
         """Predict in the units of the series that the model was trained on.
 
         Args:
-            windows: (B, W, D) values in the user's units, an array or a tensor; (B, W + n, D) if
-                the model learns differences to the value n time steps before.
+            windows: (B, W, D) values in the user's units, a tensor or what NumPy makes an array of;
+                (B, W + n, D) if the model learns differences to the value n time steps before.
 
         Returns:
-            (B, output_size) values in the user's units, an array for an array: float64 for a
-            series, float32 for the sine.
+            (B, output_size) values in the user's units, a tensor for a tensor, otherwise an array:
+            float64 for a series, float32 for the sine.
 
         Raises:
-            ValueError: `windows` has another shape, or holds no real numbers.
+            ValueError: `windows` has another shape, or holds no finite real numbers.
         """
         weight, lag = self.output_layer.weight, self.scaling.lag if self.scaling else 0
-        _check_real(windows)
+        windows = _to_real(windows)
         if isinstance(windows, np.ndarray):
             values = weight.new_tensor(windows.astype(np.float64, "C"), dtype=torch.float64)
             return self.predict(values).numpy(force=True)
@@ -182,28 +183,31 @@ class Predictor(nn.Module):
         """Predict the next value, then the one after it from the window moved on, and so on.
 
         Args:
-            window: (W,) or (B, W, 1) values in the user's units, an array or a tensor; W + n values
-                if the model learns differences to the value n time steps before.
+            window: (N,) or (B, N, 1) values in the user's units, oldest first: a tensor, or what
+                NumPy makes an array of, such as a list or a pandas Series. Each prediction reads
+                the last W of them, the window of the training (W + n if the model learns
+                differences to the value n time steps before). Where `model.window` is None, as
+                for a bare file of weights, it reads all N: set it, or give W values.
             steps: values to predict, at least 1.
 
         Returns:
-            (steps,) or (B, steps) values in the user's units, an array for an array: float64 for a
-            series, float32 for the sine.
+            (steps,) or (B, steps) values in the user's units, as from `predict`.
 
         Raises:
-            ValueError: the model has several features, `window` has another shape or holds no real
-                numbers, or there are no steps.
+            ValueError: the model has several features, `window` has another shape, is too short or
+                holds no finite real numbers, or there are no steps.
         """
-        _check_real(window)
+        window = _to_real(window)
         if isinstance(window, torch.Tensor):
             found = self.forecast(window.double().numpy(force=True), steps)
             return window.new_tensor(found, dtype=torch.from_numpy(found).dtype)
         windows = window[None, :, None] if window.ndim == 1 else window
         lag, features = self.scaling.lag if self.scaling else 0, self.output_layer.out_features
+        needed = (self.window or 1) + lag
         if not self.rnn.input_size == features == 1:
             raise ValueError("a model of several features does not predict its own next input")
-        if windows.ndim != 3 or windows.shape[1] <= lag or windows.shape[2] != 1:
-            wanted = f"window{f' + {lag}' if lag else ''}"
+        if windows.ndim != 3 or windows.shape[1] < needed or windows.shape[2] != 1:
+            wanted = f"{self.window or 'window'}{f' + {lag}' if lag else ''}"
             raise ValueError(
                 f"window has shape {window.shape}: ({wanted},) or (batch, {wanted}, 1) is needed"
             )
@@ -212,6 +216,7 @@ class Predictor(nn.Module):
         weights = {
             name: value.float().numpy(force=True) for name, value in self.state_dict().items()
         }
+        windows = windows[:, -needed:] if self.window else windows
         found = continue_series(weights, windows[:, :, 0].astype(np.float64), steps=steps)
         found = found if self.scaling else found.astype(np.float32)
         return found[0] if window.ndim == 1 else found
@@ -233,10 +238,14 @@ class Predictor(nn.Module):
             weights = load_file(path)
             model = cls(**_sizes(weights))
             model.load_state_dict(weights)
+            model.window = hub.read_window(path)
         except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: holds no weights of a Predictor: {error}") from error
         std = float(model.scaling.std) if model.scaling else 1.0
-        model.card = find_card(path, sizes=_sizes(weights), std=std)
+        config = find_config(path.parent)
+        if model.window is None and config and not config.task.build:
+            model.window = config.data.window
+        model.card = find_card(path, sizes=_sizes(weights), std=std, config=config)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
@@ -250,18 +259,23 @@ class Predictor(nn.Module):
         weights = self.state_dict()
         sizes = _sizes(weights)
         card = self.card or write_card(sizes=sizes)
-        hub.save(folder, weights=save(weights), config=sizes, card=card, **options)
+        known = {hub.WINDOW: self.window} if self.window else {}
+        content = save(weights, {name: str(value) for name, value in known.items()})
+        hub.save(folder, weights=content, config=sizes | known, card=card, **options)
 
 
-def _check_real(values: np.ndarray | torch.Tensor) -> None:
-    """Refuse what holds no real numbers: complex ones, truth values, text."""
-    is_real = (
-        values.dtype.kind in "fiu"
-        if isinstance(values, np.ndarray)
-        else not (values.is_complex() or values.dtype is torch.bool)
-    )
+def _to_real(values: Any) -> Any:
+    """A tensor as it is, all else as an array; what holds no finite real numbers is refused."""
+    if isinstance(values, torch.Tensor):
+        is_real = not (values.is_complex() or values.dtype is torch.bool)
+    else:
+        values = np.asarray(values)
+        is_real = values.dtype.kind in "fiu"
     if not is_real:
         raise ValueError(f"the windows are {values.dtype}: real numbers are needed")
+    if not (torch if isinstance(values, torch.Tensor) else np).isfinite(values).all():
+        raise ValueError("the windows hold NaN or infinity: fill the gaps in first")
+    return values
 
 
 def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Counts and lists, in messages and tables."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -30,3 +31,18 @@ def first_of(things: Sequence[str], most: int = 3, *, total: int | None = None) 
     if total <= most + 1:  # "1 more" would be no shorter
         return ", ".join(things)
     return f"{', '.join(things[:most])}, and {total - most} more"
+
+
+def decimals(largest: float, *, below: float = 1e15) -> str:
+    """The format of all numbers of a table, by the size of the largest.
+
+    >>> decimals(8.1e7), decimals(113.4), decimals(0.04), decimals(0.0003), decimals(1e16)
+    ('.0f', '.4f', '.4f', '.6f', '.6g')
+
+    Args:
+        below: numbers of this size and more have an exponent.
+    """
+    if not (1e-6 <= largest < below):
+        return ".6g" if largest else ".4f"
+    exponent = math.floor(math.log10(largest))
+    return f".{max(0, min(4, 6 - exponent)) if largest >= 0.01 else 2 - exponent}f"

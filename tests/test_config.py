@@ -360,3 +360,12 @@ def test_mistakes_in_other_commands(arguments, expected, capsys):
 def test_a_key_that_depends_on_the_run_is_not_refused_before_it_is_read():
     """The column of a file, where only the run knows that its source is a file."""
     assert parse("evaluate", ["run", "--data.column", "y"]).keys == {"data.column": "y"}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "forecast"])
+def test_the_keys_of_a_run_have_no_other_default(name, capsys):
+    """Left out, they have the run's own values."""
+    with pytest.raises(SystemExit):
+        parse(name, ["--help"])
+    keys = capsys.readouterr().out.partition("--data.source")[2]
+    assert "default:" not in keys

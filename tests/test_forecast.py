@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import launching
@@ -10,7 +11,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from sinlstm_dist import evaluate, forecast, rollout
+from sinlstm_dist import evaluate, forecast, gallery, rollout
 from sinlstm_dist.data.sine import TEST_NOISE, SineDataset
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.rollout import Forecast
@@ -213,7 +214,7 @@ def test_one_of_two_processes_does_it(trained_run, nursery, tmp_path):
 
 def test_one_step_is_one_step(trained_run, capsys):
     assert forecast.main([str(trained_run), "--steps", "1"]) == 0
-    assert "forecast  1 step from the first test window, " in capsys.readouterr().out
+    assert "forecast  1 step from the first test window\n" in capsys.readouterr().out
 
 
 def test_a_picture_is_drawn(trained_run, tmp_path):
@@ -257,7 +258,7 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         "--steps 0": [run, "--steps", "0"],
         "cannot be written": [run, "--csv", f"{absent}/far.csv"],
         "far.png": [run, "--output", f"{absent}/far.png"],
-        "'xyz' is not supported": [run, "--output", str(tmp_path / "far.xyz")],
+        "name a .png, .svg or .pdf": [run, "--output", str(tmp_path / "far.xyz")],
         "--train.epochs": [run, "--train.epochs", "3"],
         "the sine has no end": [run, "--from", "end"],
         "invalid choice: 'middle'": [run, "--from", "middle"],
@@ -274,3 +275,20 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         check(expected, arguments)
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     check("pip install 'sinlstm-dist[plot]'", [run, "--output", str(tmp_path / "far.png")])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 8e7, 9e14])
+def test_a_table_has_one_number_of_decimals_and_no_exponent(size):
+    values = size * np.linspace(0.1, 1, 20)
+    rows = forecast.future(Forecast(values, values, values[:0], period=12.0))
+    texts = [row["forecast"] for row in rows]
+    assert not [text for text in texts if "e" in text]
+    assert len({len(text.partition(".")[2]) for text in texts}) == 1
+
+
+def test_a_series_is_drawn_as_far_as_its_test_part(monthly, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(gallery, "draw_forecast", lambda forecast, *_: drawn.append(forecast))
+    folder = shutil.copytree(monthly, tmp_path / "run")
+    gallery.Pictures(enabled=True, folder=folder).draw()
+    assert len(drawn[0].values) == len(drawn[0].truth) == 34

@@ -97,6 +97,42 @@ def series_run(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "run"
 
 
+def test_a_forecast_reads_the_window_of_the_training(run, series_run, tmp_path):
+    """However much is given, and wherever the model comes from."""
+    for trained in (run, series_run):
+        model = Predictor.from_pretrained(trained)
+        model.save_pretrained(tmp_path / trained.parent.name)
+        (tmp_path / trained.parent.name / "config.json").unlink()  # the weights say it themselves
+        moved = shutil.copytree(max((trained / "checkpoints").iterdir()), tmp_path / "moved")
+        values = 400 + 40 * np.sin(np.arange(30) / 5)
+        for source in (trained, moved, tmp_path / trained.parent.name):
+            again = Predictor.from_pretrained(source)
+            assert again.window == 12
+            expected = again.forecast(values[-12:], 5)
+            np.testing.assert_array_equal(again.forecast(values, 5), expected)
+            np.testing.assert_array_equal(again.forecast(torch.tensor(values), 5), expected)
+            with pytest.raises(ValueError, match=r"shape \(11,\): \(12,\) or \(batch, 12, 1\)"):
+                again.forecast(values[:11], 5)
+        shutil.rmtree(moved)
+
+
+def test_a_bare_file_of_weights_has_no_window(run, tmp_path):
+    shutil.copy(run / "model.safetensors", tmp_path)
+    model = Predictor.from_pretrained(tmp_path)
+    assert model.window is None
+    values = np.sin(np.arange(30) / 5)
+    assert not np.array_equal(model.forecast(values, 5), model.forecast(values[-12:], 5))
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{", '{"format": 4}'])
+def test_a_damaged_configuration_leaves_the_window_unknown(damaged, run, tmp_path):
+    newest = max((run / "checkpoints").iterdir())
+    for source, name in ((newest, "state.json"), (run, "config.toml")):
+        copy = shutil.copytree(source, tmp_path / name)
+        (copy / name).write_text(damaged or "[")
+        assert Predictor.from_pretrained(copy).window is None
+
+
 def python_of(card: str) -> str:
     return card.partition("```python\n")[2].partition("```")[0]
 
@@ -106,6 +142,8 @@ def test_the_card_of_a_series_has_its_units_and_no_folder(series_run, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "`windows` and `predictions` are in the units of `MW` of `load.csv`." in card
+    assert "model.forecast(windows, steps=12)" in card
+    assert "Trained on 1 process, " in card
     assert 'source = "load.csv"' in card
     assert 'init_from = "model.safetensors"' in card
     folders = [*series_run.parents, Path.home(), Path.cwd()]
@@ -141,7 +179,7 @@ def test_the_code_of_a_card_runs_as_it_stands(source, run, series_run, tmp_path)
     shown = "print(*windows.shape, *predictions.shape)"
     words = [sys.executable, "-W", "error", "-c", f"{code}\n{shown}"]
     ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-    window = {"run": 12, "series_run": 12, "differences": 57}.get(source, 50)
+    window = {"run": 12, "series_run": 12, "checkpoint": 12, "differences": 57}.get(source, 50)
     sizes = (3, 2) if source == "untrained" else (1, 1)
     assert ended.stdout.split() == ["1", str(window), str(sizes[0]), "1", str(sizes[1])], ended
     has_units = "in the units of" in (tmp_path / "README.md").read_text()

@@ -94,6 +94,35 @@ def test_an_array_is_predicted_as_a_tensor_is(model):
     np.testing.assert_array_equal(model.predict(whole), model.predict(whole.astype(float)))
 
 
+def test_lists_and_the_values_of_pandas_are_arrays():
+    pandas = pytest.importorskip("pandas")
+    model, values = scaled(2), np.random.default_rng(0).normal(10, 9, size=9)
+    expected = model.forecast(values, 3)
+    for given in (values.tolist(), pandas.Series(values, index=range(50, 59)), tuple(values)):
+        np.testing.assert_array_equal(model.forecast(given, 3), expected)
+    next_value = model.predict(values[None, :, None])
+    for given in (values[None, :, None].tolist(), [pandas.DataFrame({"load": values})]):
+        np.testing.assert_array_equal(model.predict(given), next_value)
+    with pytest.raises(ValueError, match=r"shape \(9, 1\): \(window \+ 2,\) or"):
+        model.forecast(pandas.DataFrame({"load": values}), 3)
+    with pytest.raises(ValueError, match="real numbers are needed"):
+        model.forecast(pandas.Series(pandas.date_range("2024", periods=9)), 3)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("model", [Predictor(), scaled(2)])
+def test_what_is_not_finite_is_refused(model, wrong):
+    """The kernels of torch and of ONNX Runtime answer it with a number."""
+    values = np.linspace(0, 1, 9)
+    values[3] = wrong
+    for given in (values, values.tolist(), torch.tensor(values)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            model.forecast(given, 3)
+    for given in (values[None, :, None], torch.tensor(values)[None, :, None]):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            model.predict(given)
+
+
 @pytest.mark.parametrize("lag", [0, 2])
 @pytest.mark.parametrize(
     "shape", [(), (8,), (8, 1), (4, 8), (4, 8, 2), (4, 0, 1), (1, 4, 8, 1)], ids=str

@@ -246,6 +246,7 @@ def test_the_suffix_does_not_decide_the_separator(name, separator, tmp_path):
 def test_a_file_that_is_missing_or_a_folder_is_one_error(tmp_path):
     assert "cannot be read: No such file" in refusal(tmp_path / "b.csv")
     assert "cannot be read: No such file" in refusal(tmp_path / "b.npy")
+    assert refusal(Path("b.csv")).endswith(f" (looked for from {Path.cwd()})")
     (tmp_path / "c.csv").mkdir()
     assert "cannot be read: Is a directory" in refusal(tmp_path / "c.csv")
 

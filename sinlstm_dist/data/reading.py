@@ -58,10 +58,20 @@ def read_values(
     gaps: str = "refuse",
     encoding: str = "utf-8",
 ) -> np.ndarray:
-    """The values of `read_column`, whose arguments and errors it has.
+    """Read the values of one column of a file, oldest first; the rules are those of training.
+
+    Args:
+        path: of the file.
+        column: its name, or its number from 1; "" for the only column of numbers.
+        time: the column of times; "" for the one that is found, "none" for no times.
+        gaps: "refuse" or "allow" missing times and uneven steps.
+        encoding: of a text file.
 
     Returns:
         (N,) float64, all of them finite.
+
+    Raises:
+        ConfigError: names the file, what was found in it, and the keys that decide.
 
     Examples:
         >>> sunspots = read_values("configs/sunspots.csv", "sunspots")
@@ -102,7 +112,8 @@ def read_column(
         return _read(table, where, column=column, time=time, gaps=gaps)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"{where}: cannot be read: {reason}") from error
+        looked = f" (looked for from {Path.cwd()})" if not path.is_absolute() else ""
+        raise ConfigError(f"{where}: cannot be read: {reason}{looked}") from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ConfigError(f"{where}: cannot be unpacked: {error}") from error
 

@@ -22,11 +22,12 @@ from safetensors.torch import load, save
 from sinlstm_dist.run import files, state
 from sinlstm_dist.run.files import NotAFile
 from sinlstm_dist.run.record import WEIGHTS
+from sinlstm_dist.run.state import STATE as STATE
 from sinlstm_dist.run.state import NewerVersion
 
 Tensors = dict[str, torch.Tensor]
 
-OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
+OPTIMIZER, MANIFEST = "optimizer.safetensors", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, STATE, MANIFEST)
 REMOVED = ".removed-"
 

@@ -14,6 +14,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.problems import first_problem
 from sinlstm_dist.run import files
 
+STATE = "state.json"
 FORMAT = 4
 LARGEST = 2**53  # up to here every reader of JSON reads counts exactly
 OLDER_TOTALS = {"squared_error", "correct", "samples"}  # in formats 1 and 2

@@ -94,7 +94,7 @@ def drawing(
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
         except ValueError as error:  # the file's ending stands for no format
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"{path}: {error}; name a .png, .svg or .pdf") from error
 
 
 def whole_numbers(axes: "Axes", label: str) -> None:
@@ -153,7 +153,7 @@ def forecast_picture(path: Path, forecast: Forecast, *, quantity: str) -> None:
             time_axis(axes, forecast)
         return
     with drawing(path, heights=(3, 2), size=(8, 4.6)) as (waves, errors):
-        draw_waves(waves, forecast, title=f"closed-loop {title}", quantity=quantity)
+        draw_waves(waves, forecast, title=f"{title} from its own predictions", quantity=quantity)
         _errors(errors, forecast.cycles[1:])
         errors.set_ylabel("absolute error")
         time_axis(errors, forecast)
