@@ -19,7 +19,7 @@ from sinlstm_dist.processes.quota import cpu_quota
 # From so many bytes on, rows travel as messages, which are faster than gloo's all-gather: 4 MB in
 # 4 ms and not in 14 (two processes, 2026-11-26). Fewer bytes fit a slot of the shared memory.
 LARGE = 2**18
-SPIN_NS = 50_000  # a process that is woken up has lost about as much
+SPIN_NS = 300_000  # with 50_000 some runs took 30 ms and not 17 an epoch: waking a core is slow
 PATIENCE_NS = 100_000_000  # then `wait` looks at signals and at the other processes
 TOKEN_BYTES = 16
 
