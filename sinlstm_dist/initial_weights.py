@@ -37,7 +37,7 @@ def read_weights(path: Path, model: nn.Module) -> Tensors:
             ) from error
         raise ConfigError(f"{where} is not a readable .safetensors file: {error}") from error
     if path.name == checkpoint.OPTIMIZER:
-        raise ConfigError(f"{where} is an optimizer's state: name the {WEIGHTS} beside it")
+        raise ConfigError(f"{where} is an optimizer's state: name the {WEIGHTS} in the same folder")
     wanted, buffers = model.state_dict(), dict(model.named_buffers())
     if isinstance(model, Predictor):
         has, needs = int(weights.get(DIFFERENCE, 0)), model.scaling.lag if model.scaling else 0

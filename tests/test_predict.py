@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -95,7 +96,6 @@ def test_an_array_is_predicted_as_a_tensor_is(model):
 
 
 def test_lists_and_the_values_of_pandas_are_arrays():
-    pandas = pytest.importorskip("pandas")
     model, values = scaled(2), np.random.default_rng(0).normal(10, 9, size=9)
     expected = model.forecast(values, 3)
     for given in (values.tolist(), pandas.Series(values, index=range(50, 59)), tuple(values)):

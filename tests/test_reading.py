@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +53,7 @@ READ = {
     "a counting column alone": ("v\n1\n2\n3\n", "", [1, 2, 3]),
     "a counting column that is asked for": ("t,v\n0,5\n1,3\n", "t", [0, 1]),
     "dates for an index": (",level\n2020-01-01,1.5\n2020-01-02,2.5\n", "", [1.5, 2.5]),
-    "words beside": ("day,v\nmonday,5\ntuesday,7.5\n", "", [5, 7.5]),
+    "a column of words": ("day,v\nmonday,5\ntuesday,7.5\n", "", [5, 7.5]),
     "blank first lines": ("\n \nvalue\n1\n2\n", "value", [1, 2]),
     "blank last lines": ("value\n1\n2\n\n \n\n", "value", [1, 2]),
     "comments": ("# theirs, 2\n#\na,b\n1,2\n", "b", [2]),
@@ -338,7 +339,6 @@ def test_without_pandas_the_command_that_installs_it_is_said(tmp_path):
 
 
 def test_parquet(tmp_path):
-    pandas = pytest.importorskip("pandas")
     days = pandas.date_range("2020-01-01", periods=3)
     frame = pandas.DataFrame(
         {"day": days, "v": [1, 2, 3], "w": ["a", "b", "c"], "n": [1.5, None, 2]}
@@ -379,7 +379,6 @@ def frame_column(folder: Path, frame: Any, column: str = "", **keywords: str) ->
     ],
 )
 def test_times_of_parquet_have_one_form(start, step, texts, tmp_path):
-    pandas = pytest.importorskip("pandas")
     times = pandas.date_range(start, periods=5, freq=step, unit="ns")
     found = frame_column(tmp_path, pandas.DataFrame({"t": times, "v": range(5)})).times
     assert found is not None
@@ -390,7 +389,6 @@ def test_times_of_parquet_have_one_form(start, step, texts, tmp_path):
 
 
 def test_numbers_of_parquet_that_are_text_or_decimal_are_seen(tmp_path):
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"v": [Decimal("1.015"), None, Decimal("2.015")]})
     with pytest.raises(ConfigError, match='"nan" in row 2'):
         frame_column(tmp_path, frame)
@@ -425,7 +423,6 @@ def _whole(number: float) -> str:
 
 @pytest.mark.parametrize(("times", "text", "later"), FRAMES.values(), ids=FRAMES)
 def test_numbers_as_times_are_written_as_they_are(times, text, later, tmp_path):
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"time": times, "v": range(len(times))})
     frame.to_csv(tmp_path / "a.csv", index=False, float_format=_whole)
     for column in (frame_column(tmp_path, frame), read_column(tmp_path / "a.csv", "v")):
@@ -437,7 +434,6 @@ def test_numbers_as_times_are_written_as_they_are(times, text, later, tmp_path):
 
 
 def test_zoned_times_of_parquet_are_those_of_the_zone(tmp_path):
-    pandas = pytest.importorskip("pandas")
     days = pandas.date_range("2024-01-03", periods=3, tz="Europe/Berlin")
     times = frame_column(tmp_path, pandas.DataFrame({"t": days, "v": range(3)}), "v").times
     assert times is not None
@@ -446,7 +442,6 @@ def test_zoned_times_of_parquet_are_those_of_the_zone(tmp_path):
 
 
 def test_an_index_of_parquet_is_a_column(tmp_path):
-    pandas = pytest.importorskip("pandas")
     years = pandas.RangeIndex(2001, 2004, name="year")
     times = frame_column(tmp_path, pandas.DataFrame({"v": range(3)}, years), "v").times
     assert times is not None

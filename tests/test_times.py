@@ -112,7 +112,6 @@ OTHER = {
 
 @pytest.mark.parametrize(("times", "later"), OTHER.values(), ids=OTHER)
 def test_other_dates_are_read_by_pandas(times, later, tmp_path):
-    pytest.importorskip("pandas")
     found = series(tmp_path, times).times
     assert found is not None
     assert [found.text(index) for index in range(len(times))] == times
@@ -120,7 +119,6 @@ def test_other_dates_are_read_by_pandas(times, later, tmp_path):
 
 
 def test_day_first_or_month_first_must_be_decided(tmp_path):
-    pytest.importorskip("pandas")
     message = refusal(tmp_path, ["01/02/2020", "02/02/2020", "03/02/2020"])
     assert "2020-01-02 or 2020-02-01" in message
     assert "data.time=none" in message
@@ -211,7 +209,6 @@ NO_DATES = {
 
 @pytest.mark.parametrize(("times", "part"), NO_DATES.values(), ids=NO_DATES)
 def test_what_is_no_date_is_named(times, part, tmp_path):
-    pytest.importorskip("pandas")
     message = refusal(tmp_path, times)
     assert f"{part} is no date in the form of" in message or part == "in line 3"
     assert "correct it, or set data.time=none" in message

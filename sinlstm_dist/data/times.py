@@ -25,7 +25,7 @@ class Times:
 
     Args:
         stamps: (N,) datetime64, or int64 or float64 where the file has numbers.
-        step: from one time to the next, where none is missing; in months if it is of a calendar.
+        step: from one time to the next, where none is missing; in months where a calendar counts.
         month_day: of a calendar's times, such as 30; shorter months have their last day for it.
         write: a stamp, in the file's form.
     """
