@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import launching
@@ -47,13 +48,18 @@ class Machines:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("said-*")))
 
     def wait_for(self, what: str, *, times: int = 1) -> None:
-        try:
-            launching.wait_for(lambda: self.said().count(what) >= times)
-        except AssertionError:
-            raise AssertionError(f"no {what!r} in:\n{self.said()}") from None
+        self._until(lambda: self.said().count(what) >= times, f"no {what!r}")
 
     def wait(self) -> list[int]:
-        return [launcher.wait() for launcher in self.started]
+        """Until all have ended; their exit codes."""
+        self._until(lambda: None not in [launcher.poll() for launcher in self.started], "no end")
+        return [launcher.returncode for launcher in self.started]
+
+    def _until(self, what: Callable[[], bool], lacking: str) -> None:
+        try:
+            launching.wait_for(what)
+        except AssertionError:
+            raise AssertionError(f"{lacking} in:\n{self.said()}") from None
 
     def lose(self, number: int) -> None:
         """End a machine without a word."""
