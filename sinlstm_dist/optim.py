@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,8 +63,7 @@ class SGD(torch.optim.Optimizer):
         (group,) = self.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
         if parameters and parameters[0].is_cpu:
-            if self._places(parameters) != self._laid_out:
-                self._lay_out(parameters)
+            self._lay_out(parameters)
             gradient = self._gradient
             if gradient is None:  # ddp leaves one tensor per parameter
                 gradient = _joined([p.grad for p in parameters]).numpy()
@@ -82,6 +82,14 @@ class SGD(torch.optim.Optimizer):
     # Needed for tests/test_optim.py::test_a_step_opens_no_profilers_record.
     step.hooked = True  # type: ignore[attr-defined]
 
+    def vectors(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The vectors that hold all parameters on the CPU and, with momentum, their velocities.
+
+        Every parameter needs a gradient, as for a step that moves all of them.
+        """
+        self._lay_out(self.param_groups[0]["params"])
+        return self._values, self._velocity
+
     def _begin(self) -> None:
         """Lay the parameters out before the first gradient.
 
@@ -95,6 +103,8 @@ class SGD(torch.optim.Optimizer):
 
     def _lay_out(self, parameters: list[Tensor]) -> None:
         """Make views of one vector of the parameters, and of their velocities if they have any."""
+        if self._places(parameters) == self._laid_out:
+            return
         self._values = _as_views(parameters).numpy()
         gradient = _vector_of([p.grad for p in parameters if p.grad is not None])
         self._gradient = None if gradient is None else gradient.numpy()

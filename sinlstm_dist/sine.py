@@ -144,6 +144,11 @@ def fused_rows(
     return lstm.predictor_rows(**arguments, out=out)
 
 
+def uses_kernel(task: Task) -> bool:
+    """Whether the fused kernel computes a task's rows."""
+    return getattr(task.rows, "func", None) is fused_rows
+
+
 def reference_rows(
     parameters: Sequence[Tensor],
     batch: Batch,

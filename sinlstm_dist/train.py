@@ -8,6 +8,7 @@ The same command continues a run that was stopped or killed. Results are in the 
 """
 
 import contextlib
+import math
 import sys
 import time
 from argparse import Namespace
@@ -33,6 +34,7 @@ from sinlstm_dist.run.progress import Outcome, Progress
 from sinlstm_dist.run.record import Summary
 from sinlstm_dist.screen.console import report_lost_output
 from sinlstm_dist.screen.report import Report
+from sinlstm_dist.stepping import new_stepping
 from sinlstm_dist.words import counted
 
 USUAL_LR = 0.01  # of SGD; the largest that is advised
@@ -96,6 +98,7 @@ class Training:
     ) -> None:
         self.config, self.job, self.world, self.log = config, job, world, log
         self.request = request
+        self.steps = new_stepping(job, config, world)
         self.progress = Progress()
         self.outcome: Outcome | None = None
         self.stops = False  # whether a process asked to, in the last step
@@ -119,22 +122,31 @@ class Training:
         """Train the rest of the running epoch. Returns whether it was finished."""
         self.epoch_began, self.samples_before = time.perf_counter(), self.progress.totals.samples
         split, epoch = self.job.train, self.progress.epoch
-        for step, batch in split.batches(
-            epoch=epoch, first_step=self.progress.step_in_epoch, whole=self.job.gradient.is_whole
+        for steps, batch in split.strides(
+            epoch=epoch,
+            first_step=self.progress.step_in_epoch,
+            whole=self.job.gradient.is_whole,
+            most=self._most_steps,
         ):
-            # Sets every parameter's .grad; its collectives carry requests to stop too.
-            result = self.job.gradient(batch, epoch=epoch, step=step, stop=self._stop_requested())
-            if not result.totals.is_finite:
+            # The gradient over all processes and the optimizer's update, for each of these steps.
+            result = self.steps(
+                batch, self.progress, num_steps=len(steps), stop=self._stop_requested()
+            )
+            self.progress, self.stops = result.progress, result.stop
+            if not math.isfinite(result.loss):
                 at = f"at step {self.progress.step + 1}"
-                self._fail(f"the training loss became {result.totals.loss} {at}")
+                self._fail(f"the training loss became {result.loss} {at}")
                 return False
-            self.job.update(self.progress.step)
-            self.progress = self.progress.after_step(result.totals)
-            self.log.report.step(epoch=epoch + 1, step=step + 1)
-            self.stops = result.stop
-            if step + 1 < split.plan.num_steps and not self._stop_or_save():
+            self.log.report.step(epoch=epoch + 1, step=self.progress.step_in_epoch)
+            if self.progress.step_in_epoch < split.plan.num_steps and not self._stop_or_save():
                 return False
         return True
+
+    def _most_steps(self) -> int:
+        """How many steps may be made before a checkpoint is due."""
+        every = self.config.checkpoint.every_steps
+        most = self.steps.most
+        return min(most, every - self.progress.step % every) if every else most
 
     def _stop_or_save(self) -> bool:
         """Stop if that was asked for, or save if that is due. Returns whether to go on."""

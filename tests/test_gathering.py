@@ -89,7 +89,7 @@ def test_numbers_begin_again_after_the_last() -> None:
 
     def work(rank: int) -> None:
         own = SharedMemory(memory, rank=rank, size=2, spins=True, wait=patiently)
-        own._number = last
+        own.number = last
         for number in range(10):
             expected = torch.cat([row(other, number) for other in range(2)])
             assert torch.equal(own.gather(row(rank, number)), expected)

@@ -23,7 +23,7 @@ ORDER = [
     "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "seen", "trained",
     "initial_weights", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
     "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
-    "command_line", "command", "splits", "snapshot", "probe", "job", "logbook", "train", "quality",
+    "command_line", "command", "splits", "snapshot", "probe", "job", "stepping", "logbook", "train", "quality",
     "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}

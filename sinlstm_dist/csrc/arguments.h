@@ -2,8 +2,8 @@
  * that holds the arguments, their number, and the names that a call must use, in this order.
  *
  * Python passes each argument by its name: addresses (tensor.data_ptr(), 0 for no tensor; those of
- * int64 arrays are Integers), sizes, and strides in elements. Another name, order or number of
- * arguments is a TypeError.
+ * int64 arrays are Integers, of float64 ones Numbers), sizes, and strides in elements. Another
+ * name, order or number of arguments is a TypeError.
  */
 #ifndef SINLSTM_ARGUMENTS_H
 #define SINLSTM_ARGUMENTS_H
@@ -43,6 +43,37 @@
     X(Size, with_gradient) /* 0 or 1 */             \
     X(Address, out)                                 \
     X(Size, out_row_stride)
+
+/* Steps; `windows`, `targets` and `piece_sizes` are those of all of them. */
+#define STEPS_ARGUMENTS(X)                          \
+    STRIDED_TENSOR(X, windows)                      \
+    X(Address, targets)                             \
+    X(Size, targets_sample_stride)                  \
+    X(Object, piece_sizes) /* tuple of int */       \
+    X(Object, parameters)  /* tuple of addresses */ \
+    X(Size, num_samples)                            \
+    SHAPE(X)                                        \
+    X(Size, num_threads)                            \
+    X(Real, tolerance)                              \
+    X(Size, num_steps)                              \
+    X(Address, values)                              \
+    X(Address, velocity)                            \
+    X(Real, lr)                                     \
+    X(Real, momentum)                               \
+    X(Size, stop) /* 0 or 1 */                      \
+    X(Address, rows)                                \
+    X(Size, num_rows)                               \
+    X(Size, row_floats)                             \
+    X(Address, gathered)                            \
+    X(Integers, places)                             \
+    X(Size, num_pieces)                             \
+    X(Address, memory) /* 0: this process alone */  \
+    GATHER_SIZE_ARGUMENTS(X)                        \
+    X(Size, rank)                                   \
+    X(Size, spin_ns)                                \
+    X(Size, patience_ns)                            \
+    X(Integers, state)                              \
+    X(Numbers, totals)
 
 #define FORWARD_ARGUMENTS(X)  \
     STRIDED_TENSOR(X, inputs) \
@@ -116,12 +147,14 @@
 /* The kinds of arguments. A value of another type sets an exception. */
 typedef float *Address;
 typedef int64_t *Integers;
+typedef double *Numbers;
 typedef Py_ssize_t Size;
 typedef double Real;
 typedef PyObject *Object;
 
 static Address read_Address(PyObject *value) { return PyLong_AsVoidPtr(value); }
 static Integers read_Integers(PyObject *value) { return PyLong_AsVoidPtr(value); }
+static Numbers read_Numbers(PyObject *value) { return PyLong_AsVoidPtr(value); }
 static Size read_Size(PyObject *value) { return PyLong_AsSsize_t(value); }
 static Real read_Real(PyObject *value) { return PyFloat_AsDouble(value); }
 static Object read_Object(PyObject *value) { return value; }

@@ -9,9 +9,10 @@
 
 #include "arguments.h"
 #include "call.h"
-#include "gather.h"
+#include "gather_calls.h"
 #include "memory.h"
 #include "pool.h"
+#include "steps.h"
 #include "tuples.h"
 
 /* ---------------------------------------------------------------- instruction sets */
@@ -55,14 +56,12 @@ static PyObject *set_instruction_set(PyObject *Py_UNUSED(self), PyObject *name) 
 /* ---------------------------------------------------------------- arguments */
 
 DEFINE_ARGUMENTS(PredictorArguments, PREDICTOR_ARGUMENTS)
+DEFINE_ARGUMENTS(StepsArguments, STEPS_ARGUMENTS)
 DEFINE_ARGUMENTS(ForwardArguments, FORWARD_ARGUMENTS)
 DEFINE_ARGUMENTS(BackwardArguments, BACKWARD_ARGUMENTS)
 DEFINE_ARGUMENTS(TapeArguments, TAPE_ARGUMENTS)
 DEFINE_ARGUMENTS(NoiseArguments, NOISE_ARGUMENTS)
 DEFINE_ARGUMENTS(ShuffleArguments, SHUFFLE_ARGUMENTS)
-DEFINE_ARGUMENTS(GatherSizeArguments, GATHER_SIZE_ARGUMENTS)
-DEFINE_ARGUMENTS(GatherPutArguments, GATHER_PUT_ARGUMENTS)
-DEFINE_ARGUMENTS(GatherTakeArguments, GATHER_TAKE_ARGUMENTS)
 
 /* Sets ValueError if the kernel cannot compute these sizes. Checked before they become ints. */
 static bool shape_is_possible(Size window, Size input_size, Size hidden_size) {
@@ -89,6 +88,18 @@ static PyObject *none_if(bool enough_memory) {
 
 /* ---------------------------------------------------------------- predictor */
 
+/* The Problem of arguments for `predictor` or `steps`, but for the parameters. */
+#define PREDICTOR_PROBLEM(a, is_training)                                  \
+    {.num_samples = a.num_samples,                                         \
+     .W = (int)a.window,                                                   \
+     .H = (int)a.hidden_size,                                              \
+     .num_threads = a.num_threads,                                         \
+     .inputs = {a.windows, a.windows_sample_stride, a.windows_step_stride, \
+                a.windows_feature_stride},                                 \
+     .targets = {a.targets, a.targets_sample_stride, 0, 0},                \
+     .tolerance = (float)a.tolerance,                                      \
+     .with_gradient = is_training}
+
 static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
                            Py_ssize_t num_positional, PyObject *names) {
     PredictorArguments a;
@@ -96,17 +107,7 @@ static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
     if (!shape_is_possible(a.window, a.input_size, a.hidden_size)) return NULL;
     Pieces pieces = {.rows = a.out, .row_stride = a.out_row_stride};
     if (!read_sizes(a.piece_sizes, &pieces, a.num_samples)) return NULL;
-    Problem p = {
-        .num_samples = a.num_samples,
-        .W = (int)a.window,
-        .H = (int)a.hidden_size,
-        .num_threads = a.num_threads,
-        .inputs = {a.windows, a.windows_sample_stride, a.windows_step_stride,
-                   a.windows_feature_stride},
-        .targets = {a.targets, a.targets_sample_stride, 0, 0},
-        .tolerance = (float)a.tolerance,
-        .with_gradient = a.with_gradient != 0,
-    };
+    Problem p = PREDICTOR_PROBLEM(a, a.with_gradient != 0);
     if (!read_parameters(a.parameters, (int)a.input_size, &p)) return NULL;
     const Kernel *kernel = chosen;
     bool enough_memory;
@@ -114,6 +115,42 @@ static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
     enough_memory = run_predictor(kernel, &p, &pieces);
     Py_END_ALLOW_THREADS
     return none_if(enough_memory);
+}
+
+/* Makes training steps; returns False if it must be called again, because the others take long. */
+static PyObject *steps(PyObject *Py_UNUSED(self), PyObject *const *values,
+                       Py_ssize_t num_positional, PyObject *names) {
+    StepsArguments a;
+    if (!read_StepsArguments(&a, (Arguments){values, num_positional, names})) return NULL;
+    if (!shape_is_possible(a.window, a.input_size, a.hidden_size)) return NULL;
+    Steps s = {
+        .problem = PREDICTOR_PROBLEM(a, true),
+        .pieces = {.rows = a.rows, .row_stride = a.row_floats},
+        .num_steps = a.num_steps,
+        .values = a.values,
+        .velocity = a.velocity,
+        .lr = (float)a.lr,
+        .momentum = (float)a.momentum,
+        .stop = a.stop != 0,
+        .num_rows = a.num_rows,
+        .gathered = a.gathered,
+        .places = a.places,
+        .num_pieces = a.num_pieces,
+        .memory = {(char *)a.memory, (size_t)a.num_processes, (size_t)a.slot_bytes},
+        .rank = a.rank,
+        .spin_ns = a.spin_ns,
+        .patience_ns = a.patience_ns,
+    };
+    if (!read_sizes(a.piece_sizes, &s.pieces, a.num_samples)) return NULL;
+    if (!read_parameters(a.parameters, (int)a.input_size, &s.problem)) return NULL;
+    s.pieces.count /= s.num_steps; /* of one step */
+    const Kernel *kernel = chosen;
+    StepsResult result;
+    Py_BEGIN_ALLOW_THREADS
+    result = run_steps(kernel, &s, (StepsState *)a.state, (StepsTotals *)a.totals);
+    Py_END_ALLOW_THREADS
+    if (result == STEPS_NO_MEMORY) return PyErr_NoMemory();
+    return PyBool_FromLong(result == STEPS_ENDED);
 }
 
 /* ---------------------------------------------------------------- lstm */
@@ -221,38 +258,6 @@ static PyObject *shuffle(PyObject *Py_UNUSED(self), PyObject *const *values,
     Py_RETURN_NONE;
 }
 
-/* ---------------------------------------------------------------- gathers */
-
-static PyObject *gather_size(PyObject *Py_UNUSED(self), PyObject *const *values,
-                             Py_ssize_t num_positional, PyObject *names) {
-    GatherSizeArguments a;
-    if (!read_GatherSizeArguments(&a, (Arguments){values, num_positional, names})) return NULL;
-    const GatherMemory memory = {NULL, (size_t)a.num_processes, (size_t)a.slot_bytes};
-    return PyLong_FromSize_t(gather_memory_bytes(&memory));
-}
-
-static PyObject *gather_put_(PyObject *Py_UNUSED(self), PyObject *const *values,
-                             Py_ssize_t num_positional, PyObject *names) {
-    GatherPutArguments a;
-    if (!read_GatherPutArguments(&a, (Arguments){values, num_positional, names})) return NULL;
-    const GatherMemory memory = {(char *)a.memory, (size_t)a.num_processes, (size_t)a.slot_bytes};
-    gather_put(&memory, (size_t)a.rank, (uint32_t)a.number, a.bytes, (size_t)a.num_bytes);
-    Py_RETURN_NONE;
-}
-
-static PyObject *gather_take_(PyObject *Py_UNUSED(self), PyObject *const *values,
-                              Py_ssize_t num_positional, PyObject *names) {
-    GatherTakeArguments a;
-    if (!read_GatherTakeArguments(&a, (Arguments){values, num_positional, names})) return NULL;
-    const GatherMemory memory = {(char *)a.memory, (size_t)a.num_processes, (size_t)a.slot_bytes};
-    bool all_came;
-    Py_BEGIN_ALLOW_THREADS
-    all_came = gather_take(&memory, (uint32_t)a.number, a.out, (size_t)a.num_bytes, a.spin_ns,
-                           a.patience_ns);
-    Py_END_ALLOW_THREADS
-    return PyBool_FromLong(all_came);
-}
-
 /* ---------------------------------------------------------------- the module */
 
 static PyObject *num_workers(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused)) {
@@ -264,6 +269,7 @@ static PyObject *num_workers(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unus
 
 static PyMethodDef methods[] = {
     {"predictor", NAMED_ARGUMENTS(predictor), NULL},
+    {"steps", NAMED_ARGUMENTS(steps), NULL},
     {"lstm_forward", NAMED_ARGUMENTS(lstm_forward), NULL},
     {"lstm_backward", NAMED_ARGUMENTS(lstm_backward), NULL},
     {"tape_size", NAMED_ARGUMENTS(tape_size), NULL},

@@ -1,7 +1,7 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -184,15 +184,34 @@ class Split:
         The share is a list of its pieces, None for an empty one; or, if it is to be `whole`, which
         only `by_array` can be, a tuple of tensors (B, ...).
         """
+        for steps, share in self.strides(epoch=epoch, first_step=first_step, whole=whole):
+            yield steps[0], share
+
+    def strides(
+        self,
+        *,
+        epoch: int = 0,
+        first_step: int = 0,
+        whole: bool = False,
+        most: Callable[[], int] = lambda: 1,
+    ) -> Iterator[tuple[range, Any]]:
+        """The same, with the shares of one or more steps in one.
+
+        Args:
+            most: how many steps may come next; asked each time. More than one must be `whole`.
+        """
         self.sampler.start(epoch=epoch, step=first_step)
-        for steps, fetched in zip(self.sampler.fetches(), self.loader, strict=True):
+        for fetched_steps, fetched in zip(self.sampler.fetches(), self.loader, strict=True):
             if not self.by_array:
-                yield steps[0], fetched
+                yield fetched_steps, fetched
                 continue
-            sizes = [sum(self.plan.piece_sizes(step)) for step in steps]
-            shares = zip(*(tensor.split(sizes) for tensor in fetched), strict=True)
-            for step, share in zip(steps, shares, strict=True):
-                yield step, share if whole else pieces(share, self.plan.piece_sizes(step))
+            steps, end = fetched_steps[:0], 0
+            while steps.stop < fetched_steps.stop:
+                steps = range(steps.stop, min(steps.stop + most(), fetched_steps.stop))
+                sizes = [size for step in steps for size in self.plan.piece_sizes(step)]
+                start, end = end, end + sum(sizes)
+                share = tuple(tensor[start:end] for tensor in fetched)
+                yield steps, share if whole else pieces(share, sizes)
 
     def some(
         self, indices: np.ndarray, sizes: Sequence[int], *, epoch: int = 0, whole: bool = False

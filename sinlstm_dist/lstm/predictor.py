@@ -100,7 +100,7 @@ def _call(
     out: Tensor | None = None,
 ) -> Tensor:
     """Call the kernel once; runs in every training step, so it copies only unusual layouts."""
-    B, W, D, H = _check_shapes(windows, targets, parameters)
+    B, W, D, H = check_shapes(windows, targets, parameters)
     rows, width = len(piece_sizes), NUM_TOTALS
     if with_gradient:
         num_above = len(parameters) // LAYER_PARAMETERS - 1
@@ -115,7 +115,7 @@ def _call(
             with_gradient=with_gradient, out=out,
         )  # fmt: skip
     kernel = compiled.kernel()
-    _check_types(windows, targets, parameters)
+    check_types(windows, targets, parameters)
     weights = [p if p.is_contiguous() else p.contiguous() for p in parameters]
     if out is None:
         out = torch.empty(rows, width)
@@ -131,10 +131,14 @@ def _call(
     return out if out.shape == (rows, width) else out[:rows, :width]
 
 
-def _check_shapes(
+def check_shapes(
     windows: Tensor, targets: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[int, int, int, int]:
-    """Return B, W, D, H if the tensors fit together, else raise ValueError."""
+    """B, W, D and H of tensors as `predictor_rows` takes them.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
     num_layers, rest = divmod(len(parameters), LAYER_PARAMETERS)
     if windows.dim() != 3 or num_layers < 1 or rest != HEAD_PARAMETERS:
         raise ValueError(
@@ -155,7 +159,12 @@ def _check_shapes(
     return B, W, D, H
 
 
-def _check_types(windows: Tensor, targets: Tensor, parameters: Sequence[Tensor]) -> None:
+def check_types(windows: Tensor, targets: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Refuse tensors that are not float32 or not on the CPU.
+
+    Raises:
+        ValueError: names one.
+    """
     for tensor in (windows, targets, *parameters):
         if tensor.dtype is not _FLOAT32 or not tensor.is_cpu:
             check_float32(windows=windows, targets=targets)

@@ -46,6 +46,9 @@ class SharedMemory:
         size: the number of processes.
         spins: whether there is a core for each process, so that one may wait at work.
         wait: returns when its argument returns true; raises if a process is lost.
+
+    Attributes:
+        number: of the last gather.
     """
 
     def __init__(
@@ -59,25 +62,33 @@ class SharedMemory:
     ) -> None:
         self._memory = np.frombuffer(memory, np.uint8)  # keeps it mapped
         self._address = self._memory.ctypes.data
-        self._rank, self._size, self._wait = rank, size, wait
+        self._rank, self._size, self.wait = rank, size, wait
         self._spin_ns = SPIN_NS if spins else 0
-        self._number, self._kernel = 0, compiled.kernel()
+        self.number, self._kernel = 0, compiled.kernel()
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What the kernel needs to gather by itself, after which `number` must be set."""
+        return {
+            "memory": self._address, "num_processes": self._size, "slot_bytes": LARGE,
+            "rank": self._rank, "spin_ns": self._spin_ns, "patience_ns": PATIENCE_NS,
+        }  # fmt: skip
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """See `World.gather`; less than `LARGE`. Collective: yes."""
         rows = rows.contiguous()
-        self._number += 1
+        self.number += 1
         self._kernel.gather_put(
-            memory=self._address, num_processes=self._size, slot_bytes=LARGE, number=self._number,
+            memory=self._address, num_processes=self._size, slot_bytes=LARGE, number=self.number,
             rank=self._rank, bytes=rows.data_ptr(), num_bytes=rows.nbytes,
         )  # fmt: skip
         everyones = rows.new_empty(self._size * len(rows), *rows.shape[1:])
-        self._wait(partial(self._take, everyones, rows.nbytes))
+        self.wait(partial(self._take, everyones, rows.nbytes))
         return everyones
 
     def _take(self, everyones: torch.Tensor, num_bytes: int) -> bool:
         taken: bool = self._kernel.gather_take(
-            memory=self._address, num_processes=self._size, slot_bytes=LARGE, number=self._number,
+            memory=self._address, num_processes=self._size, slot_bytes=LARGE, number=self.number,
             out=everyones.data_ptr(), num_bytes=num_bytes, spin_ns=self._spin_ns,
             patience_ns=PATIENCE_NS,
         )  # fmt: skip

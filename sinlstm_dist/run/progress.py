@@ -25,7 +25,11 @@ class Progress:
 
     def after_step(self, totals: Totals) -> "Progress":
         """The position after one more step, which had these totals."""
-        return Progress(self.step + 1, self.epoch, self.step_in_epoch + 1, self.totals + totals)
+        return self.after_steps(1, self.totals + totals)
+
+    def after_steps(self, number: int, totals: Totals) -> "Progress":
+        """The position after more steps of the epoch, whose totals so far are `totals`."""
+        return Progress(self.step + number, self.epoch, self.step_in_epoch + number, totals)
 
     def after_epoch(self) -> "Progress":
         """The position at the end of the running epoch."""

@@ -1,0 +1,46 @@
+/* Training steps of the predictor, one after the other in one call: the rows of the pieces, their
+ * sum over all processes, gradient descent. */
+#ifndef SINLSTM_STEPS_H
+#define SINLSTM_STEPS_H
+
+#include "call.h"
+#include "gather.h"
+
+/* How far the steps have come. Python keeps it between calls. */
+typedef struct {
+    int64_t made;    /* steps */
+    int64_t number;  /* of the last gather that this process has sent for */
+    int64_t is_sent; /* whether this process's rows of the next step are sent */
+    int64_t stop;    /* whether a process asks to stop, after the last step */
+} StepsState;
+
+/* What was added up over the steps that were made, and the loss of the last one. */
+typedef struct {
+    double loss_sum, correct, samples;
+    double last_loss_sum; /* not finite: this step was not made */
+} StepsTotals;
+
+typedef struct {
+    Problem problem; /* its samples are those of all steps */
+    Pieces pieces;   /* this process's: `sizes` has those of all steps, `rows` is of one */
+    int64_t num_steps;
+    float *values;   /* all parameters, in the order of a row */
+    float *velocity; /* NULL without momentum */
+    float lr, momentum;
+    bool stop;             /* whether this process is asked to stop */
+    int64_t num_rows;      /* that each process sends */
+    float *gathered;       /* the rows of all processes; `pieces.rows` if this one is alone */
+    const int64_t *places; /* of each piece of the step, among the gathered rows */
+    int64_t num_pieces;
+    GatherMemory memory; /* `start` is NULL if this process is alone */
+    int64_t rank, spin_ns, patience_ns;
+} Steps;
+
+typedef enum { STEPS_ENDED, STEPS_WAIT, STEPS_NO_MEMORY } StepsResult;
+
+/* Makes steps until all are made, or the loss is not finite, or a process asks to stop.
+ * STEPS_WAIT: the others take long; another call with the same arguments goes on. */
+StepsResult run_steps(const Kernel *kernel, const Steps *steps, StepsState *state,
+                      StepsTotals *totals);
+
+#endif
