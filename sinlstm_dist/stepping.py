@@ -81,9 +81,7 @@ class StepByStep:
     def __call__(self, batch: Any, progress: Progress, *, num_steps: int, stop: bool) -> Stepped:
         """One step; see Stepping."""
         # Sets every parameter's .grad; its collectives carry requests to stop too.
-        result = self._gradient(
-            batch, epoch=progress.epoch, step=progress.step_in_epoch, stop=stop
-        )
+        result = self._gradient(batch, epoch=progress.epoch, step=progress.step_in_epoch, stop=stop)
         if result.totals.is_finite:
             self._update(progress.step)
             progress = progress.after_step(result.totals)

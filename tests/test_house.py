@@ -23,8 +23,8 @@ ORDER = [
     "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "seen", "trained",
     "initial_weights", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
     "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
-    "command_line", "command", "splits", "snapshot", "probe", "job", "stepping", "logbook", "train", "quality",
-    "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "command_line", "command", "splits", "snapshot", "probe", "job", "stepping", "logbook", "train",
+    "quality", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}

@@ -74,8 +74,8 @@ StepsResult run_steps(const Kernel *kernel, const Steps *s, StepsState *state,
         state->is_sent = 0;
         const float *total = add_rows(s), *known = total + num_values(s);
         state->stop = known[NUM_TOTALS] > 0;
-        totals->last_loss_sum = known[0];
-        if (!isfinite(known[0])) return STEPS_ENDED;
+        totals->last_loss = (double)known[0] / known[2];
+        if (!isfinite(totals->last_loss)) return STEPS_ENDED;
         descend(s, total, known[2]);
         totals->loss_sum += known[0];
         totals->correct += known[1];

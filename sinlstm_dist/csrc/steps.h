@@ -14,10 +14,11 @@ typedef struct {
     int64_t stop;    /* whether a process asks to stop, after the last step */
 } StepsState;
 
-/* What was added up over the steps that were made, and the loss of the last one. */
+/* What was added up over the steps that were made, and the loss of the last one that was computed.
+ */
 typedef struct {
     double loss_sum, correct, samples;
-    double last_loss_sum; /* not finite: this step was not made */
+    double last_loss; /* a sample's mean; not finite: this step was not made */
 } StepsTotals;
 
 typedef struct {

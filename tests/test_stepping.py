@@ -1,0 +1,196 @@
+"""Several steps in one call of the kernel: the bits of single steps, whatever comes in between."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from launching import SETTINGS, check_same, flags
+from test_gathering import in_processes, new_memory, patiently
+
+from sinlstm_dist import lstm, sine
+from sinlstm_dist.config import load_config
+from sinlstm_dist.gradient import OrderedGradient
+from sinlstm_dist.optimizers import Update, optimizer_tensors
+from sinlstm_dist.piece_rows import PieceRows
+from sinlstm_dist.plan import Plan
+from sinlstm_dist.processes import gathering
+from sinlstm_dist.processes.gathering import SharedMemory
+from sinlstm_dist.run.progress import Progress
+from sinlstm_dist.stepping import KernelSteps, StepByStep, Stepped
+from sinlstm_dist.task import Counts
+
+pytestmark = pytest.mark.kernel
+CPU = torch.device("cpu")
+SMALL = {"data.train_size": 47, "data.window": 5, "data.noise": 0.1, "optim.momentum": 0.9}
+
+
+class Alone:
+    """One process, as a reduction and the kernel see it."""
+
+    size, shared, num_threads, device = 1, None, 1, CPU
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+
+class Trainee:
+    """A predictor that a process trains from its initial weights, in either way."""
+
+    def __init__(self, changes: dict[str, Any], *, world: Any = None, rank: int = 0) -> None:
+        world = world or Alone()
+        config = load_config(overrides={**SMALL, **changes})
+        self.task = sine.build(config, lstm.Choice("fused", "for a test"))
+        self.plan = Plan(
+            len(self.task.train_data), config.train.global_batch_size, config.train.virtual_shards,
+            world.size, rank,
+        )  # fmt: skip
+        rows = PieceRows(self.task, Counts(), seed=0, device=CPU, num_threads=world.num_threads)
+        gradient = OrderedGradient(rows, plan=self.plan, peers=world)
+        self.single = StepByStep(gradient, Update(self.task.optimizer, rows.parameters))
+        self.kernel = KernelSteps(
+            rows, self.task.optimizer, plan=self.plan, world=world,
+            tolerance=config.train.tolerance,
+        )  # fmt: skip
+        self.progress = Progress()
+
+    def take(self, number: int, *, stop: bool = False) -> Stepped:
+        """Some steps in one call."""
+        first = self.progress.step_in_epoch
+        return self._took(self.kernel, range(first, first + number), stop=stop)
+
+    def take_singly(self, number: int, *, stop: bool = False) -> Stepped:
+        """The same steps, each in a call of its own."""
+        for _ in range(number):
+            first = self.progress.step_in_epoch
+            result = self._took(self.single, range(first, first + 1), stop=stop)
+            if stop or not math.isfinite(result.loss):
+                break
+        return result
+
+    def _took(self, stepping: Any, steps: range, *, stop: bool) -> Stepped:
+        spans = [np.arange(*self.plan.span(step, self.plan.rank)) for step in steps]
+        batch = self.task.train_data[np.concatenate(spans)]
+        result = stepping(batch, self.progress, num_steps=len(steps), stop=stop)
+        self.progress = result.progress
+        if self.progress.step_in_epoch == self.plan.num_steps:
+            self.progress = self.progress.after_epoch()
+        return result
+
+    def state(self) -> list[bytes]:
+        """All bits of the weights and of the optimizer's state."""
+        model = self.task.model
+        tensors = {**model.state_dict(), **optimizer_tensors(model, self.task.optimizer)}
+        return [tensors[name].numpy().tobytes() for name in sorted(tensors)]
+
+
+def cuts(steps: int) -> st.SearchStrategy[list[int]]:
+    """Ways to cut some steps into calls."""
+    ends = st.lists(st.integers(1, steps), max_size=5, unique=True)
+    return ends.map(lambda some: np.diff(sorted({0, *some, steps})).tolist())
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_steps_in_one_call_have_the_bits_of_single_ones(data):
+    """Weights, velocities and totals, for any sizes; calls and single steps may take turns."""
+    changes = {
+        "train.global_batch_size": data.draw(st.integers(1, 60), "batch"),
+        "train.virtual_shards": data.draw(st.integers(1, 12), "pieces"),
+        "model.hidden_size": data.draw(st.integers(1, 9), "units"),
+        "model.num_layers": data.draw(st.integers(1, 3), "layers"),
+        "optim.momentum": data.draw(st.sampled_from([0.0, 0.9]), "momentum"),
+        "optim.lr": data.draw(st.sampled_from([0.01, 0.5, 10.0]), "lr"),
+    }
+    mine, other = Trainee(changes), Trainee(changes)
+    for _ in range(2):  # epochs
+        for number in data.draw(cuts(mine.plan.num_steps), "calls"):
+            way = data.draw(st.sampled_from([mine.take, mine.take, mine.take_singly]), "way")
+            assert way(number) == other.take_singly(number)
+            assert mine.state() == other.state()
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_threads_change_no_bit(num_threads):
+    changes = {"train.global_batch_size": 40, "data.train_size": 400, "data.window": 30}
+    world = Alone()
+    world.num_threads = num_threads
+    mine, other = Trainee(changes, world=world), Trainee(changes)
+    assert mine.take(10) == other.take_singly(10)
+    assert mine.state() == other.state()
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_call_ends_with_the_first_step_whose_loss_is_not_finite(step):
+    """That step moves nothing."""
+    mine, other = Trainee({"train.global_batch_size": 10}), Trainee({"train.global_batch_size": 10})
+    for trainee in (mine, other):
+        trainee.task.train_data._targets[10 * step + 3] = math.inf
+    result = mine.take(5)
+    assert result == other.take_singly(5)
+    assert (result.progress.step, result.loss) == (step, math.inf)
+    assert mine.state() == other.state()
+
+
+def test_a_call_ends_after_the_step_with_a_request_to_stop():
+    mine, other = Trainee({"train.global_batch_size": 10}), Trainee({"train.global_batch_size": 10})
+    result = mine.take(5, stop=True)
+    assert result == other.take_singly(5, stop=True)
+    assert (result.progress.step, result.stop) == (1, True)
+    assert mine.state() == other.state()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("patience_ns", [1, gathering.PATIENCE_NS])
+def test_processes_that_wait_go_on_where_they_were(size, patience_ns, monkeypatch):
+    """With no patience, a call returns to Python from nearly each gather; some take single steps,
+    and the last process is asked to stop at last."""
+    monkeypatch.setattr(gathering, "PATIENCE_NS", patience_ns)
+    changes = {"train.global_batch_size": 7, "train.virtual_shards": 6}
+    alone, memory = Trainee(changes), new_memory(size)
+    alone.take_singly(7)
+    before = alone.state()
+    alone.take_singly(1)
+    alone.take_singly(1)
+
+    def work(rank: int) -> None:
+        shared = SharedMemory(memory, rank=rank, size=size, spins=False, wait=patiently)
+        world = SimpleNamespace(size=size, shared=shared, num_threads=1, device=CPU)
+        world.gather = shared.gather
+        trainee = Trainee(changes, world=world, rank=rank)
+        if rank == 1:
+            trainee.take_singly(7)
+        else:
+            trainee.take(3)
+            trainee.take(4)
+        assert trainee.state() == before
+        asked = trainee.take(5, stop=rank == size - 1) if rank else trainee.take_singly(1)
+        assert asked.stop
+        assert trainee.take(1).progress == alone.progress
+        assert trainee.state() == alone.state()
+
+    in_processes(size, work)
+
+
+def test_a_process_that_takes_single_steps_fits_those_that_do_not(nursery, straight, tmp_path):
+    counts = [{"rank": 1, "of": "step", "at": 0, "do": "count"}]
+    ended = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=3, faults=counts)
+    assert ended.codes == [0, 0, 0], ended.stderr
+    assert len(ended.events(1)) == 9
+    check_same(tmp_path / "run", straight)
+
+
+def test_a_call_takes_no_longer_than_a_request_to_stop_may_wait():
+    """As long as single steps are short, it has several; else one."""
+    small = Trainee({"data.train_size": 2000, "train.global_batch_size": 1})
+    small.take(1)
+    assert small.kernel.most > 10
+    large = Trainee({"data.train_size": 2000, "train.global_batch_size": 2000,
+                     "model.hidden_size": 64, "data.window": 100})  # fmt: skip
+    large.kernel.most = 5
+    large.take(1)
+    assert large.kernel.most == 1
