@@ -4,7 +4,8 @@ python benchmarks/step.py
 python benchmarks/step.py --batch 1000 --threads 2
 
 Each part is called alone, many times, and its fastest round counts; the whole is the fastest epoch
-of an ordinary run. What is not listed (the loop, the request to stop, the screen) is the rest.
+of an ordinary run. What is not listed (the loop, the request to stop, the screen) is the rest. The
+first part is one call of the kernel for several steps; the last line is one call for each.
 """
 
 import argparse
@@ -23,15 +24,15 @@ parser.add_argument("--threads", type=int, default=1)
 options = parser.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported
 
-import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from sinlstm_dist import job  # noqa: E402
 from sinlstm_dist.config import load_config  # noqa: E402
-from sinlstm_dist.piece_rows import Place  # noqa: E402
 from sinlstm_dist.processes.joining import join_world  # noqa: E402
 from sinlstm_dist.reduction import totals_over  # noqa: E402
+from sinlstm_dist.run.progress import Progress  # noqa: E402
+from sinlstm_dist.stepping import new_stepping  # noqa: E402
 
 ROUNDS = 40
 
@@ -58,42 +59,41 @@ def whole_step_us(batch: int) -> float:
     return 1e6 * min(record["epoch_s"] for record in records) / records[0]["step"]
 
 
-def parts_us(batch: int) -> dict[str, float]:
-    """Each part of a step alone."""
+def parts_us(batch: int) -> tuple[dict[str, float], float]:
+    """Each part of a step alone, and a step that is made in calls of its own."""
     config = load_config(overrides={"train.global_batch_size": batch})
     with join_world(timeout_s=60, one_thread=True) as world:
         built = job.build(config, world)
-        plan, steps = built.train.plan, built.train.plan.num_steps
-        sizes, rows, place = plan.piece_sizes(0), built.rows, Place(epoch=0, step=0)
-        _, batch = next(built.train.batches(whole=rows.is_whole))
-        out = torch.empty(plan.num_pieces, rows.width)
-
-        def arithmetic() -> None:
-            rows.gradients(batch, sizes=sizes, place=place, out=out)
+        split, stepping = built.train, new_stepping(built, config, world)
+        num_steps = split.plan.num_steps
+        (steps, together), *_ = split.strides(whole=True, most=lambda: num_steps)
+        (_, alone), *_ = split.batches(whole=True)
 
         def load_epoch() -> None:
-            for _ in built.train.batches(whole=rows.is_whole):
+            for _ in split.strides(whole=True, most=lambda: num_steps):
                 pass
 
-        def test() -> None:
-            totals_over(rows, built.test, peers=world)
+        def single_step() -> None:
+            built.gradient(alone, epoch=0, step=0, stop=False)
+            built.update(0)
 
-        rows_us = fastest_us(arithmetic, number=100)
-        gradient = fastest_us(
-            lambda: built.gradient(batch, epoch=0, step=0, stop=False), number=100
-        )
-        return {
-            "recurrence, forward and backward": rows_us,
-            "sum of the pieces, mean, totals": gradient - rows_us,
-            "optimizer": fastest_us(lambda: built.update(0), number=100),
-            "data": fastest_us(load_epoch, number=3) / steps,
-            "test, an epoch's over its steps": fastest_us(test, number=3) / steps,
+        def call() -> None:
+            stepping(together, Progress(), num_steps=len(steps), stop=False)
+
+        parts = {
+            "recurrence, sum, optimizer": fastest_us(call, number=5) / len(steps),
+            "data": fastest_us(load_epoch, number=3) / num_steps,
+            "test, an epoch's over its steps": fastest_us(
+                lambda: totals_over(built.rows, built.test, peers=world), number=3
+            )
+            / num_steps,
         }
+        return parts, fastest_us(single_step, number=100)
 
 
 def main() -> None:
     """Measure and print the table."""
-    parts = parts_us(options.batch)
+    parts, alone = parts_us(options.batch)
     whole = whole_step_us(options.batch)
     parts["the rest"] = whole - sum(parts.values())
     table = Table("part of a step", "us", "share", title=f"batch {options.batch:,}")
@@ -101,6 +101,8 @@ def main() -> None:
         table.add_row(name, f"{duration:.0f}", f"{100 * duration / whole:.0f} %")
     table.add_section()
     table.add_row("whole", f"{whole:.0f}", "100 %")
+    table.add_section()
+    table.add_row("recurrence, sum, optimizer, step by step", f"{alone:.0f}", "")
     Console().print(table)
 
 
