@@ -109,9 +109,13 @@ def test_steps_in_one_call_have_the_bits_of_single_ones(data):
     mine, other = Trainee(changes), Trainee(changes)
     for _ in range(2):  # epochs
         for number in data.draw(cuts(mine.plan.num_steps), "calls"):
-            way = data.draw(st.sampled_from([mine.take, mine.take, mine.take_singly]), "way")
-            assert way(number) == other.take_singly(number)
+            is_single = data.draw(st.booleans(), "single steps")
+            way = mine.take_singly if is_single else mine.take
+            result = way(number)
+            assert result == other.take_singly(number)
             assert mine.state() == other.state()
+            if not math.isfinite(result.loss):
+                return
 
 
 @pytest.mark.parametrize("num_threads", [2, 3])
