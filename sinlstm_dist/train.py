@@ -98,7 +98,7 @@ class Training:
     ) -> None:
         self.config, self.job, self.world, self.log = config, job, world, log
         self.request = request
-        self.steps = new_stepping(job, config, world)
+        self.make_steps = new_stepping(job, config, world)
         self.progress = Progress()
         self.outcome: Outcome | None = None
         self.stops = False  # whether a process asked to, in the last step
@@ -129,7 +129,7 @@ class Training:
             most=self._most_steps,
         ):
             # The gradient over all processes and the optimizer's update, for each of these steps.
-            result = self.steps(
+            result = self.make_steps(
                 batch, self.progress, num_steps=len(steps), stop=self._stop_requested()
             )
             self.progress, self.stops = result.progress, result.stop
@@ -145,7 +145,7 @@ class Training:
     def _most_steps(self) -> int:
         """How many steps may be made before a checkpoint is due."""
         every = self.config.checkpoint.every_steps
-        most = self.steps.most
+        most = self.make_steps.most
         return min(most, every - self.progress.step % every) if every else most
 
     def _stop_or_save(self) -> bool:
