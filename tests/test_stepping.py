@@ -111,8 +111,9 @@ def test_steps_in_one_call_have_the_bits_of_single_ones(data):
         for number in data.draw(cuts(mine.plan.num_steps), "calls"):
             is_single = data.draw(st.booleans(), "single steps")
             way = mine.take_singly if is_single else mine.take
-            result = way(number)
-            assert result == other.take_singly(number)
+            with np.errstate(all="ignore"):  # as a run has it
+                result, expected = way(number), other.take_singly(number)
+            assert repr(result) == repr(expected)  # a loss may be nan
             assert mine.state() == other.state()
             if not math.isfinite(result.loss):
                 return
