@@ -1,6 +1,7 @@
 """Several steps in one call of the kernel: the bits of single steps, whatever comes in between."""
 
 import math
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import SETTINGS, check_same, flags
+from launching import SETTINGS, check_same, flags, wait_for
 from test_gathering import in_processes, new_memory, patiently
 
 from sinlstm_dist import lstm, sine
@@ -187,6 +188,37 @@ def test_a_process_that_takes_single_steps_fits_those_that_do_not(nursery, strai
     assert ended.codes == [0, 0, 0], ended.stderr
     assert len(ended.events(1)) == 9
     check_same(tmp_path / "run", straight)
+
+
+def test_killed_at_any_time_and_continued_on_others(nursery, tmp_path):
+    """Real kills, between calls and inside: the weights and metrics are those of single steps."""
+    every = {"checkpoint.every_epochs": 0, "checkpoint.every_steps": 100}
+    settings = {**SETTINGS, **every, "train.epochs": 400}
+    counts = [{"rank": 0, "of": "step", "at": 0, "do": "count"}]
+    (tmp_path / "single").mkdir()
+    single = nursery.run(flags(settings), cwd=tmp_path / "single", faults=counts)
+    assert single.codes == [0], single.stderr
+
+    def saved() -> int:
+        return max((int(p.name[5:]) for p in tmp_path.glob("run/checkpoints/step-*")), default=0)
+
+    for kills, processes in enumerate([2, 1, 3]):
+        launch = nursery.start(flags(settings), cwd=tmp_path, processes=processes)
+        wait_for(lambda: saved() >= 300 * (kills + 1))  # noqa: B023
+        nursery.kill(launch)
+        assert launch.codes == [-signal.SIGKILL] * processes
+    ended = nursery.run(flags(settings), cwd=tmp_path, processes=2)
+    assert ended.codes == [0, 0], ended.stderr
+    check_same(tmp_path / "run", tmp_path / "single/run")
+
+
+def test_a_graph_through_the_weights_of_before_is_refused():
+    """As after a step of any optimizer: torch would give wrong gradients in silence."""
+    trainee = Trainee({})
+    loss = trainee.task.totals(trainee.task.model, trainee.task.train_data[np.arange(3)])[0]
+    trainee.take(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_call_takes_no_longer_than_a_request_to_stop_may_wait():
