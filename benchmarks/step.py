@@ -64,13 +64,15 @@ def parts_us(batch: int) -> tuple[dict[str, float], float]:
     config = load_config(overrides={"train.global_batch_size": batch})
     with join_world(timeout_s=60, one_thread=True) as world:
         built = job.build(config, world)
-        split, stepping = built.train, new_stepping(built, config, world)
+        split, stepping = built.train, new_stepping(built, world)
         num_steps = split.plan.num_steps
-        (steps, together), *_ = split.strides(whole=True, most=lambda: num_steps)
+        strides = split.strides(epoch=0, next_step=lambda: 0, whole=True, most=lambda: num_steps)
+        steps, together = next(strides)
         (_, alone), *_ = split.batches(whole=True)
 
         def load_epoch() -> None:
-            for _ in split.strides(whole=True, most=lambda: num_steps):
+            split.sampler.start(epoch=0, step=0)
+            for _ in split.loader:
                 pass
 
         def single_step() -> None:
@@ -78,7 +80,7 @@ def parts_us(batch: int) -> tuple[dict[str, float], float]:
             built.update(0)
 
         def call() -> None:
-            stepping(together, Progress(), num_steps=len(steps), stop=False)
+            stepping(together, Progress(), most=len(steps), stop=False)
 
         parts = {
             "recurrence, sum, optimizer": fastest_us(call, number=5) / len(steps),

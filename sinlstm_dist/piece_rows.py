@@ -56,7 +56,7 @@ class PieceRows:
         self, task: Task, counts: Counts, *, seed: int, device: torch.device, num_threads: int
     ) -> None:
         self.task, self.counts = task, counts
-        self._seed, self.device, self._num_threads = seed, device, num_threads
+        self._seed, self.device, self.num_threads = seed, device, num_threads
         self._take(task.model)
         self.num_flags = 0 if task.rows else len(self.parameters)
         self.width = sum(p.numel() for p in self.parameters) + self.num_flags + counts.width
@@ -86,7 +86,7 @@ class PieceRows:
         """Pieces that are computed at the same time; None for all."""
         if self.task.rows:
             return None
-        return self._num_threads if self._pool else 1
+        return self.num_threads if self._pool else 1
 
     def use_one_thread(self) -> None:
         """Compute the pieces one after the other."""
@@ -113,7 +113,7 @@ class PieceRows:
         """
         if self.task.rows:
             self.task.rows(
-                self.parameters, batch, piece_sizes=sizes, num_threads=self._num_threads, out=out
+                self.parameters, batch, piece_sizes=sizes, num_threads=self.num_threads, out=out
             )
             return
 
@@ -137,7 +137,7 @@ class PieceRows:
         """Count each piece: (pieces, counts.width); arguments as for `gradients`."""
         if self.task.rows:
             return self.task.rows(
-                self.parameters, batch, piece_sizes=sizes, num_threads=self._num_threads
+                self.parameters, batch, piece_sizes=sizes, num_threads=self.num_threads
             )
         rows = torch.zeros(len(batch), self.counts.width, device=self.device)
 

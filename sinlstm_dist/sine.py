@@ -86,6 +86,13 @@ def _rows(recurrence: lstm.Choice, *, tolerance: float) -> BatchRows | None:
     return functools.partial(functions[recurrence.name], tolerance=tolerance)
 
 
+def kernel_tolerance(task: Task) -> float | None:
+    """The tolerance of a task whose rows the fused kernel computes; None for any other task."""
+    rows: Any = task.rows
+    is_kernels = isinstance(rows, functools.partial) and rows.func is fused_rows
+    return float(rows.keywords["tolerance"]) if is_kernels else None
+
+
 @torch.no_grad()
 def draw_weights(model: Predictor, *, seed: int) -> None:
     """Draw a model's weights as nn.LSTM and nn.Linear do, with the same bits on any CPU.
@@ -142,11 +149,6 @@ def fused_rows(
     if out is None:
         return lstm.predictor_totals(**arguments)
     return lstm.predictor_rows(**arguments, out=out)
-
-
-def uses_kernel(task: Task) -> bool:
-    """Whether the fused kernel computes a task's rows."""
-    return getattr(task.rows, "func", None) is fused_rows
 
 
 def reference_rows(

@@ -5,9 +5,6 @@ each step in Python, which takes longer than the arithmetic of a small step.
 """
 
 import functools
-import itertools
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +12,7 @@ import numpy as np
 import torch
 
 from sinlstm_dist import compiled, sine
-from sinlstm_dist.config import Config
+from sinlstm_dist.data.steps import FETCH_SAMPLES
 from sinlstm_dist.gradient import Gradient, OrderedGradient
 from sinlstm_dist.job import Job
 from sinlstm_dist.lstm.predictor import check_shapes, check_types
@@ -24,16 +21,16 @@ from sinlstm_dist.optim import SGD
 from sinlstm_dist.optimizers import Update
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.processes.gathering import LARGE
+from sinlstm_dist.processes.gathering import LARGE, SharedMemory
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import GATHERED_BYTES, places
 from sinlstm_dist.run.progress import Progress
 
-CALL_S = 0.01  # that a call of the kernel may take: so long may a request to stop wait
+SLICE_NS = (
+    10_000_000  # after which a call of the kernel returns: signals and the screen wait for it
+)
 # How csrc/steps.h is told that there is one process.
-ALONE = {
-    "memory": 0, "num_processes": 1, "slot_bytes": 0, "rank": 0, "spin_ns": 0, "patience_ns": 0
-}  # fmt: skip
+ALONE = {"memory": 0, "num_processes": 1, "slot_bytes": 0, "rank": 0, "spin_ns": 0}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Stepped:
     Args:
         progress: after the steps that were made.
         loss: the last step's. If it is not finite, that step was not made.
-        stop: whether any process was asked to stop.
+        stop: whether any process was asked to stop, before the last step.
     """
 
     progress: Progress
@@ -56,13 +53,14 @@ class Stepping(Protocol):
 
     most: int  # steps that a call may make
 
-    def __call__(self, batch: Any, progress: Progress, *, num_steps: int, stop: bool) -> Stepped:
-        """Make steps until all are made, one fails, or a process is asked to stop.
+    def __call__(self, batch: Any, progress: Progress, *, most: int, stop: bool) -> Stepped:
+        """Make at least one step, or find that its loss is not finite.
+
+        The last step of a call is one before which a process was asked to stop.
 
         Args:
-            batch: this process's shares of these steps, as `Split.strides` gives them.
+            batch: this process's shares of the next `most` steps, as `Split.strides` gives them.
             progress: before the first of them.
-            num_steps: at most `most`.
             stop: whether this process was asked to stop.
 
         Collective: yes.
@@ -78,7 +76,7 @@ class StepByStep:
     def __init__(self, gradient: Gradient, update: Update) -> None:
         self._gradient, self._update = gradient, update
 
-    def __call__(self, batch: Any, progress: Progress, *, num_steps: int, stop: bool) -> Stepped:
+    def __call__(self, batch: Any, progress: Progress, *, most: int, stop: bool) -> Stepped:
         """One step; see Stepping."""
         # Sets every parameter's .grad; its collectives carry requests to stop too.
         result = self._gradient(batch, epoch=progress.epoch, step=progress.step_in_epoch, stop=stop)
@@ -95,88 +93,96 @@ class KernelSteps:
         rows: of the predictor.
         optimizer: of its parameters.
         plan: cuts the batches into pieces.
-        world: the processes; more than one share memory.
+        shared: memory of the processes; None if this one is alone.
         tolerance: see `lstm.predictor_rows`.
     """
 
-    def __init__(
-        self, rows: PieceRows, optimizer: SGD, *, plan: Plan, world: World, tolerance: float
-    ) -> None:
-        self._parameters, self._optimizer, self._plan = rows.parameters, optimizer, plan
-        self._shared, self._tolerance = world.shared, tolerance
-        self._num_threads = world.num_threads
-        most = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
-        self._rows = torch.zeros(most, rows.width + 1)
-        self._gathered = self._rows
-        if world.size > 1:
-            self._gathered = torch.zeros(world.size * most, rows.width + 1)
-        self._places = np.arange(len(self._gathered))[places(plan)]
-        self.most = 1  # until a step has shown how long it takes
+    most = FETCH_SAMPLES
 
-    def __call__(self, batch: Any, progress: Progress, *, num_steps: int, stop: bool) -> Stepped:
-        """All steps, each in each process; see Stepping."""
-        began, totals = time.perf_counter(), progress.totals
-        # In the layout of csrc/steps.h: the steps that are made, the number of the last gather,
-        # whether it is waited for, whether to stop; and the sums with the last step's loss.
-        state = np.array([0, self._shared.number if self._shared else 0, 0, 0])
-        sums = np.array([totals.loss_sum, totals.correct, totals.samples, 0.0])
-        steps = range(progress.step_in_epoch, progress.step_in_epoch + num_steps)
-        call = self._call(batch, steps, stop=stop, state=state, sums=sums)
+    def __init__(
+        self,
+        rows: PieceRows,
+        optimizer: SGD,
+        *,
+        plan: Plan,
+        shared: SharedMemory | None,
+        tolerance: float,
+    ) -> None:
+        self._rows, self._optimizer, self._plan = rows, optimizer, plan
+        self._shared, self._tolerance = shared, tolerance
+        num_sent = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
+        self._sent = torch.zeros(num_sent, rows.width + 1)
+        self._gathered = torch.zeros(plan.world_size * num_sent, rows.width + 1)
+        self._places = np.arange(len(self._gathered), dtype=np.int64)[places(plan)]
+        # As csrc/steps.h has it: the steps that are made, the number of the last gather, whether
+        # the rows of the next step are sent, and whether to stop.
+        self._state = np.zeros(4, np.int64)
+
+    def __call__(self, batch: Any, progress: Progress, *, most: int, stop: bool) -> Stepped:
+        """As many steps as fit into a slice of time; see Stepping."""
+        totals, state = progress.totals, self._state
+        state[0] = 0
+        sums = np.array([totals.loss_sum, totals.correct, totals.samples, 0.0])  # last: a loss
+        steps = range(progress.step_in_epoch, progress.step_in_epoch + most)
+        call = functools.partial(
+            compiled.kernel().steps,
+            **self._arguments(batch, steps, stop=stop),
+            totals=sums.ctypes.data,
+        )
         if self._shared:
-            self._shared.wait(call)
+            state[1] = self._shared.number
+            self._shared.wait(lambda: call() or state[0] > 0)
             self._shared.number = int(state[1])
         else:
             call()
-        torch.autograd.graph.increment_version(self._parameters)  # as the optimizer does
-        self.most = max(1, int(num_steps * CALL_S / (time.perf_counter() - began)))
-        made, _, _, is_asked = state.tolist()
-        loss_sum, correct, samples, last_loss = sums.tolist()
+        torch.autograd.graph.increment_version(self._rows.parameters)  # as the optimizer does
+        loss_sum, correct, samples, loss = sums.tolist()
         totals = Totals(loss_sum, int(correct), int(samples))
-        return Stepped(progress.after_steps(made, totals), last_loss, is_asked > 0)
+        return Stepped(progress.after_steps(int(state[0]), totals), loss, bool(state[3]))
 
-    def _call(
-        self, batch: Any, steps: range, *, stop: bool, state: np.ndarray, sums: np.ndarray
-    ) -> Callable[[], bool]:
-        """What goes on with these steps; it returns false if the other processes take long."""
+    def _arguments(self, batch: Any, steps: range, *, stop: bool) -> dict[str, Any]:
+        """What csrc/arguments.h lists, in its order."""
         windows, targets = batch
-        B, W, D, H = check_shapes(windows, targets, self._parameters)
-        check_types(windows, targets, self._parameters)
+        parameters = self._rows.parameters
+        B, W, D, H = check_shapes(windows, targets, parameters)
+        check_types(windows, targets, parameters)
         group, (values, velocity) = self._optimizer.param_groups[0], self._optimizer.vectors()
         sample, step, feature = windows.stride()
-        sizes = itertools.chain.from_iterable(map(self._plan.piece_sizes, steps))
-        return functools.partial(
-            compiled.kernel().steps,
-            windows=windows.data_ptr(), windows_sample_stride=sample, windows_step_stride=step,
-            windows_feature_stride=feature, targets=targets.data_ptr(),
-            targets_sample_stride=targets.stride(0), piece_sizes=tuple(sizes),
-            parameters=tuple(p.data_ptr() for p in self._parameters), num_samples=B, window=W,
-            input_size=D, hidden_size=H, num_threads=self._num_threads, tolerance=self._tolerance,
-            num_steps=len(steps), values=values.ctypes.data,
-            velocity=0 if velocity is None else velocity.ctypes.data, lr=group["lr"],
-            momentum=group["momentum"], stop=stop, rows=self._rows.data_ptr(),
-            num_rows=len(self._rows), row_floats=self._rows.shape[1],
-            gathered=self._gathered.data_ptr(), places=self._places.ctypes.data,
-            num_pieces=len(self._places),
-            **(self._shared.arguments if self._shared else ALONE),
-            state=state.ctypes.data, totals=sums.ctypes.data,
-        )  # fmt: skip
+        gathered = self._gathered if self._shared else self._sent
+        return {
+            "windows": windows.data_ptr(), "windows_sample_stride": sample,
+            "windows_step_stride": step, "windows_feature_stride": feature,
+            "targets": targets.data_ptr(), "targets_sample_stride": targets.stride(0),
+            "piece_sizes": tuple(size for s in steps for size in self._plan.piece_sizes(s)),
+            "parameters": tuple(p.data_ptr() for p in parameters),
+            "num_samples": B, "window": W, "input_size": D, "hidden_size": H,
+            "num_threads": self._rows.num_threads, "tolerance": self._tolerance,
+            "num_steps": len(steps), "values": values.ctypes.data,
+            "velocity": 0 if velocity is None else velocity.ctypes.data,
+            "lr": group["lr"], "momentum": group["momentum"], "stop": stop,
+            "rows": self._sent.data_ptr(), "num_rows": len(self._sent),
+            "row_floats": self._sent.shape[1], "gathered": gathered.data_ptr(),
+            "places": self._places.ctypes.data, "num_pieces": len(self._places),
+            **(self._shared.place if self._shared else ALONE), "patience_ns": SLICE_NS,
+            "state": self._state.ctypes.data,
+        }  # fmt: skip
 
 
-def new_stepping(job: Job, config: Config, world: World) -> Stepping:
+def new_stepping(job: Job, world: World) -> Stepping:
     """The faster way that this job allows; no bit depends on it."""
-    optimizer, row_bytes = job.task.optimizer, 4 * (job.rows.width + 1)
-    sent_bytes = len(job.train.plan.owned(0)) * row_bytes
+    task, rows, plan = job.task, job.rows, job.train.plan
+    tolerance, row_bytes = sine.kernel_tolerance(task), 4 * (rows.width + 1)
+    is_alone, sent_bytes = world.size == 1, len(plan.owned(0)) * row_bytes
     if (
-        sine.uses_kernel(job.task)
+        tolerance is not None
         and world.device.type == "cpu"
         and type(job.gradient) is OrderedGradient
-        and type(job.rows) is PieceRows
-        and isinstance(optimizer, SGD)
-        and job.train.plan.num_pieces * row_bytes <= GATHERED_BYTES
-        and (world.size == 1 or (world.shared and sent_bytes < LARGE))
+        and type(rows) is PieceRows
+        and type(task.optimizer) is SGD
+        and not (task.lr_factor or task.clip_norm)
+        and plan.num_pieces * row_bytes <= GATHERED_BYTES
+        and (is_alone or (world.shared and sent_bytes < LARGE))
     ):
-        return KernelSteps(
-            job.rows, optimizer, plan=job.train.plan, world=world,
-            tolerance=config.train.tolerance,
-        )  # fmt: skip
+        shared = None if is_alone else world.shared
+        return KernelSteps(rows, task.optimizer, plan=plan, shared=shared, tolerance=tolerance)
     return StepByStep(job.gradient, job.update)

@@ -98,7 +98,7 @@ class Training:
     ) -> None:
         self.config, self.job, self.world, self.log = config, job, world, log
         self.request = request
-        self.make_steps = new_stepping(job, config, world)
+        self.make_steps = new_stepping(job, world)
         self.progress = Progress()
         self.outcome: Outcome | None = None
         self.stops = False  # whether a process asked to, in the last step
@@ -124,13 +124,13 @@ class Training:
         split, epoch = self.job.train, self.progress.epoch
         for steps, batch in split.strides(
             epoch=epoch,
-            first_step=self.progress.step_in_epoch,
+            next_step=lambda: self.progress.step_in_epoch,
             whole=self.job.gradient.is_whole,
             most=self._most_steps,
         ):
-            # The gradient over all processes and the optimizer's update, for each of these steps.
+            # The gradient over all processes and the optimizer's update, of one step or several.
             result = self.make_steps(
-                batch, self.progress, num_steps=len(steps), stop=self._stop_requested()
+                batch, self.progress, most=len(steps), stop=self._stop_requested()
             )
             self.progress, self.stops = result.progress, result.stop
             if not math.isfinite(result.loss):

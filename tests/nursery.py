@@ -421,13 +421,18 @@ def _count_calls(fault: dict[str, Any], log: Path) -> None:
     from sinlstm_dist.processes import gathering, roll_call
     from sinlstm_dist.run import checkpoint
     from sinlstm_dist.run import folder as run_folder
-    from sinlstm_dist.stepping import StepByStep
+    from sinlstm_dist.stepping import KernelSteps, StepByStep
 
-    if fault["of"] in ("step", "memory", "collective"):  # the kernel makes several in one call
-        train.new_stepping = lambda job, config, world: StepByStep(job.gradient, job.update)
+    if fault["of"] == "step":
+        KernelSteps.most = 1
+    if fault["of"] in ("memory", "collective") or fault["do"] == "spoil":  # not seen in C
+        train.new_stepping = lambda job, world: StepByStep(job.gradient, job.update)
     memory = [(gathering.SharedMemory, "gather")]
     watched = {
-        "step": [(gradient.OrderedGradient, "__call__"), (gradient.DdpGradient, "__call__")],
+        "step": [
+            (owner, "__call__")
+            for owner in (gradient.OrderedGradient, gradient.DdpGradient, KernelSteps)
+        ],
         "evaluate": [(train, "totals_over")],
         "save": [(checkpoint, "_files")],
         "build": [(train, "build")],

@@ -173,7 +173,7 @@ def test_the_order_of_addition_decides_bits(
 
     one = run("one")
     monkeypatch.setattr(
-        train, "new_stepping", lambda job, config, world: StepByStep(job.gradient, job.update)
+        train, "new_stepping", lambda job, world: StepByStep(job.gradient, job.update)
     )
     assert run("two") == one
     weights = weights_digest(tmp_path / "one")

@@ -1,6 +1,8 @@
 """Several steps in one call of the kernel: the bits of single steps, whatever comes in between."""
 
+import dataclasses
 import math
+import os
 import signal
 from types import SimpleNamespace
 from typing import Any
@@ -10,19 +12,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import SETTINGS, check_same, flags, wait_for
+from launching import SETTINGS, check_same, flags, summary, wait_for
 from test_gathering import in_processes, new_memory, patiently
 
-from sinlstm_dist import lstm, sine
+from sinlstm_dist import compiled, lstm, sine, stepping
 from sinlstm_dist.config import load_config
 from sinlstm_dist.gradient import OrderedGradient
+from sinlstm_dist.job import build
 from sinlstm_dist.optimizers import Update, optimizer_tensors
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan
-from sinlstm_dist.processes import gathering
 from sinlstm_dist.processes.gathering import SharedMemory
 from sinlstm_dist.run.progress import Progress
-from sinlstm_dist.stepping import KernelSteps, StepByStep, Stepped
+from sinlstm_dist.stepping import KernelSteps, StepByStep, Stepped, new_stepping
 from sinlstm_dist.task import Counts
 
 pytestmark = pytest.mark.kernel
@@ -54,15 +56,21 @@ class Trainee:
         gradient = OrderedGradient(rows, plan=self.plan, peers=world)
         self.single = StepByStep(gradient, Update(self.task.optimizer, rows.parameters))
         self.kernel = KernelSteps(
-            rows, self.task.optimizer, plan=self.plan, world=world,
+            rows, self.task.optimizer, plan=self.plan, shared=world.shared,
             tolerance=config.train.tolerance,
         )  # fmt: skip
         self.progress = Progress()
 
     def take(self, number: int, *, stop: bool = False) -> Stepped:
-        """Some steps in one call."""
-        first = self.progress.step_in_epoch
-        return self._took(self.kernel, range(first, first + number), stop=stop)
+        """Some steps in one call, or in as many as it takes."""
+        epoch, end = self.progress.epoch, self.progress.step + number
+        while True:
+            first = self.progress.step_in_epoch
+            steps = range(first, first + end - self.progress.step)
+            result = self._took(self.kernel, steps, stop=stop)
+            is_left = self.progress.epoch == epoch and self.progress.step < end
+            if not is_left or result.stop or not math.isfinite(result.loss):
+                return result
 
     def take_singly(self, number: int, *, stop: bool = False) -> Stepped:
         """The same steps, each in a call of its own."""
@@ -76,7 +84,7 @@ class Trainee:
     def _took(self, stepping: Any, steps: range, *, stop: bool) -> Stepped:
         spans = [np.arange(*self.plan.span(step, self.plan.rank)) for step in steps]
         batch = self.task.train_data[np.concatenate(spans)]
-        result = stepping(batch, self.progress, num_steps=len(steps), stop=stop)
+        result = stepping(batch, self.progress, most=len(steps), stop=stop)
         self.progress = result.progress
         if self.progress.step_in_epoch == self.plan.num_steps:
             self.progress = self.progress.after_epoch()
@@ -151,11 +159,11 @@ def test_a_call_ends_after_the_step_with_a_request_to_stop():
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-@pytest.mark.parametrize("patience_ns", [1, gathering.PATIENCE_NS])
-def test_processes_that_wait_go_on_where_they_were(size, patience_ns, monkeypatch):
-    """With no patience, a call returns to Python from nearly each gather; some take single steps,
-    and the last process is asked to stop at last."""
-    monkeypatch.setattr(gathering, "PATIENCE_NS", patience_ns)
+@pytest.mark.parametrize("slice_ns", [0, 10_000, stepping.SLICE_NS])
+def test_processes_that_wait_go_on_where_they_were(size, slice_ns, monkeypatch):
+    """Without time, a call returns to Python from nearly each gather; one takes single steps, and
+    the last process is asked to stop at last."""
+    monkeypatch.setattr(stepping, "SLICE_NS", slice_ns)
     changes = {"train.global_batch_size": 7, "train.virtual_shards": 6}
     alone, memory = Trainee(changes), new_memory(size)
     alone.take_singly(7)
@@ -183,10 +191,10 @@ def test_processes_that_wait_go_on_where_they_were(size, patience_ns, monkeypatc
 
 
 def test_a_process_that_takes_single_steps_fits_those_that_do_not(nursery, straight, tmp_path):
-    counts = [{"rank": 1, "of": "step", "at": 0, "do": "count"}]
+    counts = [{"rank": 1, "of": "memory", "at": 0, "do": "count"}]
     ended = nursery.run(flags(SETTINGS), cwd=tmp_path, processes=3, faults=counts)
     assert ended.codes == [0, 0, 0], ended.stderr
-    assert len(ended.events(1)) == 9
+    assert len(ended.events(1)) > 9
     check_same(tmp_path / "run", straight)
 
 
@@ -194,7 +202,7 @@ def test_killed_at_any_time_and_continued_on_others(nursery, tmp_path):
     """Real kills, between calls and inside: the weights and metrics are those of single steps."""
     every = {"checkpoint.every_epochs": 0, "checkpoint.every_steps": 100}
     settings = {**SETTINGS, **every, "train.epochs": 400}
-    counts = [{"rank": 0, "of": "step", "at": 0, "do": "count"}]
+    counts = [{"rank": 0, "of": "memory", "at": 0, "do": "count"}]
     (tmp_path / "single").mkdir()
     single = nursery.run(flags(settings), cwd=tmp_path / "single", faults=counts)
     assert single.codes == [0], single.stderr
@@ -221,13 +229,58 @@ def test_a_graph_through_the_weights_of_before_is_refused():
         loss.backward()
 
 
-def test_a_call_takes_no_longer_than_a_request_to_stop_may_wait():
-    """As long as single steps are short, it has several; else one."""
-    small = Trainee({"data.train_size": 2000, "train.global_batch_size": 1})
-    small.take(1)
-    assert small.kernel.most > 10
-    large = Trainee({"data.train_size": 2000, "train.global_batch_size": 2000,
-                     "model.hidden_size": 64, "data.window": 100})  # fmt: skip
-    large.kernel.most = 5
-    large.take(1)
-    assert large.kernel.most == 1
+def test_a_call_ends_when_its_time_is_up(monkeypatch):
+    """So a signal, a lost process and the screen do not wait for all steps of a fetch."""
+    monkeypatch.setattr(stepping, "SLICE_NS", 0)
+    mine, other = Trainee({"train.global_batch_size": 5}), Trainee({"train.global_batch_size": 5})
+    assert mine._took(mine.kernel, range(9), stop=False).progress.step == 1
+    other.take_singly(1)
+    assert mine.state() == other.state()
+
+
+MANY = {**SETTINGS, "train.global_batch_size": 10, "train.epochs": 1}  # 23 steps, of one fetch
+
+
+def slow(steps: range, *, seconds: float) -> list[dict[str, Any]]:
+    return [{"rank": 1, "of": "step", "at": at, "do": f"sleep {seconds}"} for at in steps]
+
+
+def test_a_process_that_is_slow_is_not_lost(nursery, tmp_path):
+    """Each of its steps is waited for anew: in all, that is longer than `timeout_s`."""
+    settings = {**MANY, "train.timeout_s": 3}
+    faults = slow(range(3, 13), seconds=0.5)
+    ended = nursery.run(flags(settings), cwd=tmp_path, processes=2, faults=faults)
+    assert ended.codes == [0, 0], ended.stderr
+    (tmp_path / "alone").mkdir()
+    assert nursery.run(flags(settings), cwd=tmp_path / "alone").codes == [0]
+    check_same(tmp_path / "run", tmp_path / "alone/run")
+
+
+def test_a_request_to_stop_is_heard_between_the_steps_of_a_slow_process(nursery, tmp_path):
+    faults = slow(range(2, 24), seconds=0.5)
+    launch = nursery.start(flags(MANY), cwd=tmp_path, processes=2, faults=faults)
+    wait_for(lambda: len(launch.events(1)) > 4)
+    os.kill(launch.children[0].pid, signal.SIGTERM)
+    assert nursery.wait(launch).codes == [75, 75], launch.stderr
+    assert summary(tmp_path / "run")["step"] < 15
+
+
+@pytest.mark.parametrize("changed", [{"num_steps": 0}, {"num_steps": 2}, {"num_rows": 0}])
+def test_sizes_that_do_not_fit_the_steps_are_refused(changed):
+    trainee = Trainee({"train.virtual_shards": 3})
+    batch = trainee.task.train_data[np.arange(10)]
+    arguments = trainee.kernel._arguments(batch, range(1), stop=False) | changed
+    with pytest.raises(ValueError, match="sizes"):
+        compiled.kernel().steps(**arguments, totals=np.zeros(4).ctypes.data)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr_factor": lambda step, num_steps: 0.5}, {"clip_norm": 1e-4}]
+)
+def test_what_the_kernel_cannot_do_is_done_step_by_step(changes, world):
+    def adapt(task):
+        return dataclasses.replace(task, **changes)
+
+    config = load_config(overrides=SMALL)
+    assert isinstance(new_stepping(build(config, world), world), KernelSteps)
+    assert isinstance(new_stepping(build(config, world, adapt), world), StepByStep)

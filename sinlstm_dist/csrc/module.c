@@ -117,7 +117,7 @@ static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
     return none_if(enough_memory);
 }
 
-/* Makes training steps; returns False if it must be called again, because the others take long. */
+/* Makes training steps; returns whether it has ended before its time was up. */
 static PyObject *steps(PyObject *Py_UNUSED(self), PyObject *const *values,
                        Py_ssize_t num_positional, PyObject *names) {
     StepsArguments a;
@@ -137,13 +137,17 @@ static PyObject *steps(PyObject *Py_UNUSED(self), PyObject *const *values,
         .places = a.places,
         .num_pieces = a.num_pieces,
         .memory = {(char *)a.memory, (size_t)a.num_processes, (size_t)a.slot_bytes},
-        .rank = a.rank,
+        .rank = (size_t)a.rank,
         .spin_ns = a.spin_ns,
         .patience_ns = a.patience_ns,
     };
     if (!read_sizes(a.piece_sizes, &s.pieces, a.num_samples)) return NULL;
     if (!read_parameters(a.parameters, (int)a.input_size, &s.problem)) return NULL;
-    s.pieces.count /= s.num_steps; /* of one step */
+    if (a.num_steps < 1 || s.pieces.count % a.num_steps ||
+        s.pieces.count / a.num_steps > a.num_rows)
+        return PyErr_Format(PyExc_ValueError, "%zd steps of up to %zd pieces have not %zd sizes",
+                            a.num_steps, a.num_rows, (Py_ssize_t)s.pieces.count);
+    s.pieces.count /= a.num_steps; /* of one step */
     const Kernel *kernel = chosen;
     StepsResult result;
     Py_BEGIN_ALLOW_THREADS

@@ -2,9 +2,12 @@
  * of the calling thread, as numpy's is. They are what every other model takes, and what
  * tests/test_stepping.py compares this with.
  */
+#define _POSIX_C_SOURCE 200809L
 #include "steps.h"
 
 #include <math.h>
+
+#include "waiting.h"
 
 static int64_t row_floats(const Steps *s) { return s->pieces.row_stride; }
 
@@ -21,9 +24,11 @@ static bool compute_rows(const Kernel *kernel, const Steps *s, const int64_t *si
                          int64_t first) {
     Problem p = s->problem;
     Pieces pieces = s->pieces;
-    p.inputs.data += first * p.inputs.sample_stride;
-    p.targets.data += first * p.targets.sample_stride;
     p.num_samples = samples_in(sizes, pieces.count);
+    if (p.num_samples) { /* else they may be NULL */
+        p.inputs.data += first * p.inputs.sample_stride;
+        p.targets.data += first * p.targets.sample_stride;
+    }
     pieces.sizes = sizes;
     pieces.num_items = 0;
     for (int64_t v = 0; v < pieces.count; v++) pieces.num_items += items_in(sizes[v]);
@@ -57,21 +62,21 @@ static void descend(const Steps *s, const float *gradient, float num_samples) {
 
 StepsResult run_steps(const Kernel *kernel, const Steps *s, StepsState *state,
                       StepsTotals *totals) {
+    const int64_t until_ns = now_ns() + s->patience_ns;
     const size_t num_bytes = s->num_rows * row_floats(s) * sizeof(float);
     const int64_t *sizes = s->pieces.sizes;
-    int64_t first = samples_in(sizes, state->made * s->pieces.count);
-    for (sizes += state->made * s->pieces.count; state->made < s->num_steps;
-         sizes += s->pieces.count) {
+    for (int64_t first = 0; state->made < s->num_steps; sizes += s->pieces.count) {
         if (!state->is_sent) {
             if (!compute_rows(kernel, s, sizes, first)) return STEPS_NO_MEMORY;
-            if (s->memory.start)
-                gather_put(&s->memory, s->rank, ++state->number, s->pieces.rows, num_bytes);
-            state->is_sent = 1;
+            if (s->memory.start) /* gathers are numbered modulo 2**32 */
+                gather_put(&s->memory, s->rank, (uint32_t)++state->number, s->pieces.rows,
+                           num_bytes);
+            state->is_sent = true;
         }
-        if (s->memory.start && !gather_take(&s->memory, state->number, s->gathered, num_bytes,
-                                            s->spin_ns, s->patience_ns))
-            return STEPS_WAIT;
-        state->is_sent = 0;
+        if (s->memory.start && !gather_take(&s->memory, (uint32_t)state->number, s->gathered,
+                                            num_bytes, s->spin_ns, until_ns - now_ns()))
+            return STEPS_TIME_IS_UP;
+        state->is_sent = false;
         const float *total = add_rows(s), *known = total + num_values(s);
         state->stop = known[NUM_TOTALS] > 0;
         totals->last_loss = (double)known[0] / known[2];
@@ -83,6 +88,7 @@ StepsResult run_steps(const Kernel *kernel, const Steps *s, StepsState *state,
         state->made++;
         first += samples_in(sizes, s->pieces.count);
         if (state->stop) return STEPS_ENDED;
+        if (now_ns() >= until_ns) return STEPS_TIME_IS_UP;
     }
     return STEPS_ENDED;
 }

@@ -10,7 +10,7 @@
 typedef struct {
     int64_t made;    /* steps */
     int64_t number;  /* of the last gather that this process has sent for */
-    int64_t is_sent; /* whether this process's rows of the next step are sent */
+    int64_t is_sent; /* whether this process's rows of the next step are computed, and sent */
     int64_t stop;    /* whether a process asks to stop, after the last step */
 } StepsState;
 
@@ -34,13 +34,15 @@ typedef struct {
     const int64_t *places; /* of each piece of the step, among the gathered rows */
     int64_t num_pieces;
     GatherMemory memory; /* `start` is NULL if this process is alone */
-    int64_t rank, spin_ns, patience_ns;
+    size_t rank;
+    int64_t spin_ns, patience_ns;
 } Steps;
 
-typedef enum { STEPS_ENDED, STEPS_WAIT, STEPS_NO_MEMORY } StepsResult;
+typedef enum { STEPS_ENDED, STEPS_TIME_IS_UP, STEPS_NO_MEMORY } StepsResult;
 
-/* Makes steps until all are made, or the loss is not finite, or a process asks to stop.
- * STEPS_WAIT: the others take long; another call with the same arguments goes on. */
+/* Makes steps until all are made, or the loss is not finite, or a process asks to stop, or
+ * `patience_ns` are over. The steps that are left, with `is_sent` as it is, are for the next call.
+ */
 StepsResult run_steps(const Kernel *kernel, const Steps *steps, StepsState *state,
                       StepsTotals *totals);
 

@@ -1,5 +1,6 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -184,34 +185,38 @@ class Split:
         The share is a list of its pieces, None for an empty one; or, if it is to be `whole`, which
         only `by_array` can be, a tuple of tensors (B, ...).
         """
-        for steps, share in self.strides(epoch=epoch, first_step=first_step, whole=whole):
-            yield steps[0], share
+        step = first_step
+        strides = self.strides(epoch=epoch, next_step=lambda: step, whole=whole)
+        for _, share in strides:
+            yield step, share
+            step += 1
 
     def strides(
         self,
         *,
-        epoch: int = 0,
-        first_step: int = 0,
-        whole: bool = False,
+        epoch: int,
+        next_step: Callable[[], int],
+        whole: bool,
         most: Callable[[], int] = lambda: 1,
     ) -> Iterator[tuple[range, Any]]:
-        """The same, with the shares of one or more steps in one.
+        """The same for one who may take several steps at once; yields them and their shares in one.
 
         Args:
-            most: how many steps may come next; asked each time. More than one must be `whole`.
+            next_step: which step is next; at first, and after each yield.
+            most: how many steps may be yielded then. More than one must be `whole`.
         """
-        self.sampler.start(epoch=epoch, step=first_step)
+        self.sampler.start(epoch=epoch, step=next_step())
         for fetched_steps, fetched in zip(self.sampler.fetches(), self.loader, strict=True):
             if not self.by_array:
                 yield fetched_steps, fetched
                 continue
-            steps, end = fetched_steps[:0], 0
-            while steps.stop < fetched_steps.stop:
-                steps = range(steps.stop, min(steps.stop + most(), fetched_steps.stop))
-                sizes = [size for step in steps for size in self.plan.piece_sizes(step)]
-                start, end = end, end + sum(sizes)
-                share = tuple(tensor[start:end] for tensor in fetched)
-                yield steps, share if whole else pieces(share, sizes)
+            sizes = [self.plan.piece_sizes(step) for step in fetched_steps]
+            ends = list(itertools.accumulate(map(sum, sizes), initial=0))
+            while (first := next_step() - fetched_steps.start) < len(fetched_steps):
+                steps = fetched_steps[first : first + most()]
+                part = slice(ends[first], ends[first + len(steps)])
+                share = tuple(tensor[part] for tensor in fetched)
+                yield steps, share if whole else pieces(share, sizes[first])
 
     def some(
         self, indices: np.ndarray, sizes: Sequence[int], *, epoch: int = 0, whole: bool = False

@@ -67,11 +67,11 @@ class SharedMemory:
         self.number, self._kernel = 0, compiled.kernel()
 
     @property
-    def arguments(self) -> dict[str, int]:
-        """What the kernel needs to gather by itself, after which `number` must be set."""
+    def place(self) -> dict[str, int]:
+        """What the kernel needs to gather by itself, from `number` on."""
         return {
             "memory": self._address, "num_processes": self._size, "slot_bytes": LARGE,
-            "rank": self._rank, "spin_ns": self._spin_ns, "patience_ns": PATIENCE_NS,
+            "rank": self._rank, "spin_ns": self._spin_ns,
         }  # fmt: skip
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
