@@ -79,7 +79,9 @@ def main() -> None:
     workload = parse(__doc__)
     jax.config.update("jax_platforms", "cpu")
     train_data, test_data = (tuple(map(jnp.asarray, arrays)) for arrays in train_and_test(workload))
-    weights = {name: jnp.array(value.numpy()) for name, value in start(workload).state_dict().items()}
+    weights = {
+        name: jnp.array(value.numpy()) for name, value in start(workload).state_dict().items()
+    }
     velocity = jax.tree.map(jnp.zeros_like, weights) if workload.momentum else None
     state, test = (weights, velocity), jax.jit(loss)
     how = {"batch": workload.batch, "momentum": workload.momentum}

@@ -50,9 +50,7 @@ def parse(description: str | None) -> Workload:
     return workload
 
 
-def windows(
-    size: int, *, window: int, noise: float, phase: float
-) -> tuple[np.ndarray, np.ndarray]:
+def windows(size: int, *, window: int, noise: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
     """Windows (size, window, 1) of the sine and the value after each (size, 1), float32."""
     steps = np.arange(size + window) + phase
     series = np.sin(2 * np.pi * steps / PERIOD).astype(np.float32)
