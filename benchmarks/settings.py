@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 JAX = "jax_scan"
-PEERS = ("plain_pytorch", JAX)
+SHORT = {OURS: "ours", "plain_pytorch": "PyTorch", JAX: "JAX"}
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ def quick(workload: Workload) -> Workload:
 def run_ours(workload: Workload, *, reduction: str, environment: Mapping[str, str]) -> float:
     """Run the ordinary command; returns the median seconds of an epoch in its record."""
     with tempfile.TemporaryDirectory() as folder:
-        against_peers.train(
-            workload, folder, "--train.reduction", reduction, environment=environment
-        )
+        flags = ("--train.reduction", reduction)
+        against_peers.train(workload, folder, *flags, environment=environment)
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
     return statistics.median(json.loads(line)["epoch_s"] for line in lines[WARM_UP:])
 
@@ -117,7 +116,7 @@ def in_words(name: str, found: list[dict[str, Any]], names: list[str]) -> list[s
     milliseconds = [f"{1e3 * by_name[peer]['epoch_s']:.1f}" for peer in names]
     best = next(row for row in found if row["peer"] != OURS)
     span = f"({best['times_ours_min']:.2f}-{best['times_ours_max']:.2f})"
-    return [name, *milliseconds, best["peer"], f"{best['times_ours']:.2f} {span}"]
+    return [name, *milliseconds, SHORT[best["peer"]], f"{best['times_ours']:.2f} {span}"]
 
 
 def main() -> None:
@@ -131,8 +130,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     console = Console()
-    names = against_peers.installed(PEERS, console)
-    table = Table("setting", *(f"{name}, ms" for name in names), "best peer", "times ours")
+    names = against_peers.installed(SHORT, console)
+    table = Table("setting", *(f"{SHORT[name]}, ms" for name in names), "best peer", "times ours")
     found, lost = {}, []
     for number, name in enumerate(options.only, start=1):
         workload = replace(known[name].workload, epochs=options.epochs)
