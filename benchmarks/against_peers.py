@@ -3,27 +3,30 @@
 python benchmarks/against_peers.py
 python benchmarks/against_peers.py --batch 100 1000 10000 --rounds 5 --json peers.json
 
-Every peer trains the same windows from the same weights, each in a process of its own, with one
-thread and with one per core, of which the better counts. This package runs as its ordinary command,
+Every peer trains the same windows, each in a process of its own, with one thread and with one per
+core, of which the better counts. This package runs as its ordinary command,
 with its files and metrics written; its time is that of the whole run after the imports, shared out
-over the epochs, while a peer's is that of its epochs alone.
+over the epochs, while a peer's is that of its epochs alone. Other settings than the article's are
+in settings.py.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 
@@ -42,52 +45,73 @@ NEEDS = {
     "jax_scan": "jax",
 }
 WARM_UP = 2  # epochs of a peer that do not count: compilers and caches
+THREADS = sorted({1, os.cpu_count() or 1})
 OUR_EPOCHS = 10  # for each of a peer's: they are short, and a few would be noise
 
-Times = dict[tuple[str, int], list[float]]  # seconds per epoch in each round, by peer and threads
+Runner = Callable[..., float]  # a workload, and `environment=`; returns seconds per epoch
+Program = tuple[str, int]  # a peer or this package, and its number of threads
+Times = dict[Program, list[float]]  # seconds per epoch in each round
 
 
-def run_peer(name: str, workload: Workload, *, environment: dict[str, str]) -> float:
+def run_peer(name: str, workload: Workload, *, environment: Mapping[str, str]) -> float:
     """Run a peer in a process of its own; returns its median seconds per epoch."""
     command = [sys.executable, str(PEERS / f"{name}.py"), *workload.flags()]
     printed = _run(command, environment)
     return statistics.median(json.loads(printed.splitlines()[-1])["epoch_s"][WARM_UP:])
 
 
-def run_ours(workload: Workload, *, environment: dict[str, str]) -> float:
+def run_ours(workload: Workload, *, environment: Mapping[str, str]) -> float:
     """Run the ordinary command; returns its wall time over its epochs."""
     epochs = OUR_EPOCHS * workload.epochs
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "data.train_size": workload.train_windows,
-            "data.test_size": workload.test_windows,
-            "train.global_batch_size": workload.batch,
-            "train.epochs": epochs,
-            "output.dir": f"{folder}/run",
-        }
-        flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        _run([sys.executable, "-m", "sinlstm_dist.train", *flags], environment)
-        return json.loads(Path(folder, "run", "summary.json").read_text())["wall_s"] / epochs
+        train(replace(workload, epochs=epochs), folder, environment=environment)
+        return json.loads(Path(folder, "summary.json").read_text())["wall_s"] / epochs
 
 
-def _run(command: list[str], environment: dict[str, str]) -> str:
+def train(workload: Workload, folder: str, *flags: str, environment: Mapping[str, str]) -> None:
+    """This package's ordinary command, with a workload in its own words."""
+    settings = {
+        "data.train_size": workload.train_windows,
+        "data.test_size": workload.test_windows,
+        "data.window": workload.window,
+        "data.noise": workload.noise,
+        "model.hidden_size": workload.hidden_size,
+        "model.num_layers": workload.num_layers,
+        "optim.momentum": workload.momentum,
+        "train.global_batch_size": workload.batch,
+        "train.epochs": workload.epochs,
+        "output.dir": folder,
+    }
+    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    _run([sys.executable, "-m", "sinlstm_dist.train", *words, *flags], environment)
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> str:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     if ended.returncode:
         sys.exit(f"{' '.join(command)}\n{ended.stderr}")
     return ended.stdout
 
 
+RUNNERS = {**{name: functools.partial(run_peer, name) for name in NEEDS}, OURS: run_ours}
+
+
 def measure(
-    names: list[str], workload: Workload, *, threads: list[int], rounds: int, console: Console
+    programs: Iterable[Program],
+    workload: Workload,
+    *,
+    title: str,
+    rounds: int,
+    console: Console,
+    runners: Mapping[str, Runner] = RUNNERS,
 ) -> Times:
-    """Run all peers in turn, `rounds` times, so that the machine's moods meet all alike."""
+    """Run all programs in turn, `rounds` times, so that the machine's moods meet all alike."""
     times: Times = defaultdict(list)
     with console.status("") as status:
-        for number, count, name in itertools.product(range(rounds), threads, names):
-            status.update(f"batch {workload.batch}, round {number + 1}: {name}, {count} threads")
-            environment = {**os.environ, "OMP_NUM_THREADS": str(count)}
-            run = run_ours if name == OURS else lambda *a, n=name, **k: run_peer(n, *a, **k)
-            times[name, count].append(run(workload, environment=environment))
+        for number, (name, threads) in itertools.product(range(rounds), programs):
+            status.update(f"{title}, round {number + 1}: {name}, {threads} threads")
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            times[name, threads].append(runners[name](workload, environment=environment))
     return times
 
 
@@ -129,25 +153,13 @@ def show(console: Console, batch: int, table: list[dict[str, Any]]) -> None:
     console.print(shown)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
-    packages = ("torch", "accelerate", "transformers", "lightning", "jax", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    return {
-        "cpu": cpu or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+def installed(names: Iterable[str], console: Console) -> list[str]:
+    """This package, and those of the peers whose packages are here; the others are named."""
+    found = [OURS, *(name for name in names if name != OURS)]
+    for name in [name for name in found if importlib.util.find_spec(NEEDS[name]) is None]:
+        console.print(f"{name} is skipped: {NEEDS[name]} is not installed")
+        found.remove(name)
+    return found
 
 
 def main() -> None:
@@ -160,16 +172,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     console = Console()
-    names = [OURS, *(name for name in options.peers if name != OURS)]
-    for name in [name for name in names if importlib.util.find_spec(NEEDS[name]) is None]:
-        console.print(f"{name} is skipped: {NEEDS[name]} is not installed")
-        names.remove(name)
-    threads = sorted({1, os.cpu_count() or 1})
+    names = installed(options.peers, console)
+    programs = [(name, count) for count in THREADS for name in names]
     found = {}
     for batch in options.batch:
         workload = Workload(batch=batch, epochs=options.epochs)
-        times = measure(names, workload, threads=threads, rounds=options.rounds, console=console)
-        found[batch] = rows(times)
+        title = f"batch {batch}"
+        found[batch] = rows(
+            measure(programs, workload, title=title, rounds=options.rounds, console=console)
+        )
         show(console, batch, found[batch])
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "batches": found}, indent=1))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -54,3 +56,97 @@ def test_measuring_a_gpu_says_that_there_is_none() -> None:
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr == "benchmarks/gpu.py measures a GPU, and torch finds none here\n"
+
+
+def test_a_setting_of_the_table(tmp_path: Path) -> None:
+    found = tmp_path / "settings.json"
+    printed = run("settings.py", "--quick", "--only", "batch 100, ddp", "--json", found)
+    assert "A peer is faster in " in printed
+    (row,) = json.loads(found.read_text())["settings"].values()
+    assert row["reduction"] == "ddp"
+    assert {"sinlstm_dist", "plain_pytorch"} <= {program["peer"] for program in row["rows"]}
+
+
+def test_the_table_has_twenty_settings() -> None:
+    """Each with whole steps, of which every program makes the same number."""
+    program = (
+        "import json, settings; from dataclasses import asdict\n"
+        "print(json.dumps([asdict(setting) for setting in settings.SETTINGS]))"
+    )
+    rows = json.loads(python(program))
+    assert len({row["name"] for row in rows}) == len(rows) == 20
+    assert not any(row["workload"]["train_windows"] % row["workload"]["batch"] for row in rows)
+
+
+PEERS_OF_ALL_SETTINGS = {  # and the package that each needs
+    "plain_pytorch": "torch",
+    "jax_scan": "jax",
+    "accelerate_loop": "accelerate",
+    "hf_trainer": "transformers",
+    "lightning_trainer": "lightning",
+}
+
+
+def python(program: str, *, folder: Path = BENCHMARKS) -> str:
+    """What a program prints that may import the files of a folder."""
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """This package's epochs of one step each, from the weights of the peers."""
+    folder = tmp_path_factory.mktemp("ours")
+    python(
+        "from network import start; from workload import Workload\n"
+        "from safetensors.torch import save_file\n"
+        "model = start(Workload(hidden_size=8, num_layers=2))\n"
+        f"save_file(model.state_dict(), {str(folder / 'start.safetensors')!r})",
+        folder=BENCHMARKS / "peers",
+    )
+    settings = {
+        "data.train_size": 60, "data.test_size": 20, "data.window": 20, "model.hidden_size": 8,
+        "model.num_layers": 2, "optim.momentum": 0.9, "train.global_batch_size": 60,
+        "train.epochs": 5, "train.init_from": folder / "start.safetensors",
+        "output.dir": folder / "run",
+    }  # fmt: skip
+    flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    train = [sys.executable, "-m", "sinlstm_dist.train", *flags]
+    subprocess.run(train, check=True, capture_output=True, timeout=120)
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses_of(peer: str, *, momentum: float) -> dict[str, list[float]]:
+    printed = run(
+        f"peers/{peer}.py", "--batch", 60, "--train-windows", 60, "--test-windows", 20,
+        "--window", 20, "--hidden-size", 8, "--num-layers", 2, "--momentum", momentum,
+        "--epochs", 5,
+    )  # fmt: skip
+    return json.loads(printed.splitlines()[-1])
+
+
+@pytest.mark.parametrize("peer", PEERS_OF_ALL_SETTINGS)
+def test_a_peer_learns_the_same(peer: str, ours: list[dict[str, float]]) -> None:
+    """Two layers with momentum: the losses of five steps, rounded in other orders."""
+    pytest.importorskip(PEERS_OF_ALL_SETTINGS[peer])
+    theirs = losses_of(peer, momentum=0.9)
+    for key in ("train_loss", "test_loss"):
+        assert theirs[key] == pytest.approx([epoch[key] for epoch in ours], rel=1e-5), key
+
+
+def test_a_peer_without_momentum_learns_something_else(ours: list[dict[str, float]]) -> None:
+    """From the second step on, which is the first that has a velocity."""
+    theirs = losses_of("plain_pytorch", momentum=0.0)["train_loss"]
+    expected = [epoch["train_loss"] for epoch in ours]
+    assert theirs[:2] == pytest.approx(expected[:2], rel=1e-5)
+    assert theirs[2:] != pytest.approx(expected[2:], rel=1e-3)
+
+
+def test_the_article_has_no_other_settings() -> None:
+    command = [sys.executable, str(BENCHMARKS / "peers/article.py"), "--num-layers", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "knows only the article's network" in ended.stderr

@@ -18,10 +18,10 @@ def main() -> None:
         TensorDataset(*map(torch.from_numpy, arrays)) for arrays in train_and_test(workload)
     )
     accelerator = Accelerator(cpu=True)
-    model = start()
+    model = start(workload)
     model, optimizer, train_loader, test_loader = accelerator.prepare(
         model,
-        torch.optim.SGD(model.parameters(), lr=LR),
+        torch.optim.SGD(model.parameters(), lr=LR, momentum=workload.momentum),
         DataLoader(train_set, batch_size=workload.batch, shuffle=True),
         DataLoader(test_set, batch_size=workload.batch),
     )

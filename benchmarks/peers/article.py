@@ -7,15 +7,17 @@ without a gradient, which is in its favour, and with a loss, which the other pee
 """
 
 import math
+import sys
 
 import numpy as np
 import torch
 from network import start
 from torch import nn
-from workload import LR, PERIOD, TEST_PHASE, TOLERANCE, WINDOW, Record, parse
+from workload import LR, PERIOD, TEST_PHASE, TOLERANCE, Record, Workload, parse
 
 Windows = list[list[list[float]]]
 Targets = list[list[float]]
+WINDOW = Workload().window
 
 
 def make_windows(size: int, *, phase: float = 0.0) -> tuple[Windows, Targets]:
@@ -47,8 +49,11 @@ def correct(output: torch.Tensor, targets: torch.Tensor) -> int:
 def main() -> None:
     """Train, test and print the record."""
     workload = parse(__doc__)
+    amounts = workload.batch, workload.epochs, workload.train_windows, workload.test_windows
+    if workload != Workload(*amounts):
+        sys.exit("article.py knows only the article's network, windows and optimizer")
     np.random.seed(0)
-    model, criterion = start(), nn.MSELoss()
+    model, criterion = start(workload), nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     train_inputs, train_targets = make_windows(workload.train_windows)
     test_inputs, test_targets = make_windows(workload.test_windows, phase=TEST_PHASE)

@@ -78,8 +78,6 @@ def arguments(workload: Workload, folder: str) -> TrainingArguments:
         num_train_epochs=workload.epochs,
         per_device_train_batch_size=workload.batch,
         per_device_eval_batch_size=workload.batch,
-        optim="sgd",
-        learning_rate=LR,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
         logging_strategy="epoch",
@@ -95,15 +93,18 @@ def main() -> None:
     """Train, test and print the record."""
     workload = parse(__doc__)
     train_set, test_set = (Samples(*arrays) for arrays in train_and_test(workload))
+    model = WithLoss(start(workload))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=workload.momentum)
     record = Record()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
-            WithLoss(start()),
+            model,
             arguments(workload, folder),
             train_dataset=train_set,
             eval_dataset=test_set,
             compute_metrics=accuracy,
             callbacks=[Recorder(record)],
+            optimizers=(optimizer, None),
         ).train()
     record.print()
 

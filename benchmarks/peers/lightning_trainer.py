@@ -8,7 +8,7 @@ import torch
 from network import start
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from workload import LR, TOLERANCE, Record, parse, train_and_test
+from workload import LR, TOLERANCE, Record, Workload, parse, train_and_test
 
 Batch = list[torch.Tensor]
 
@@ -16,13 +16,14 @@ Batch = list[torch.Tensor]
 class Module(lightning.LightningModule):
     """The network, its loss and its metrics."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, workload: Workload, record: Record) -> None:
         super().__init__()
-        self.network, self.record = start(), record
+        self.network, self.record = start(workload), record
+        self.momentum = workload.momentum
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain SGD."""
-        return torch.optim.SGD(self.parameters(), lr=LR)
+        """Plain SGD, or with momentum."""
+        return torch.optim.SGD(self.parameters(), lr=LR, momentum=self.momentum)
 
     def on_train_start(self) -> None:
         """Before the first epoch."""
@@ -70,7 +71,7 @@ def main() -> None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     ).fit(
-        Module(record),
+        Module(workload, record),
         DataLoader(train_set, batch_size=workload.batch, shuffle=True),
         DataLoader(test_set, batch_size=workload.batch),
     )

@@ -1,17 +1,17 @@
-"""The article's network, for the peers that are written with PyTorch."""
+"""The network, for the peers that are written with PyTorch."""
 
 import torch
 from torch import nn
-from workload import HIDDEN_SIZE
+from workload import Workload
 
 
 class Network(nn.Module):
-    """A window (B, 50, 1) in, the next value (B, 1) out."""
+    """A window (B, W, 1) in, the next value (B, 1) out."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden_size: int, num_layers: int) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(1, HIDDEN_SIZE, batch_first=True)
-        self.output_layer = nn.Linear(HIDDEN_SIZE, 1)
+        self.rnn = nn.LSTM(1, hidden_size, num_layers, batch_first=True)
+        self.output_layer = nn.Linear(hidden_size, 1)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Predict the value after each window."""
@@ -19,7 +19,7 @@ class Network(nn.Module):
         return self.output_layer(hidden[:, -1])
 
 
-def start() -> Network:
-    """The network with the weights that every peer starts from, and this package's default run."""
+def start(workload: Workload) -> Network:
+    """The network with the weights that every peer starts from."""
     torch.manual_seed(0)
-    return Network()
+    return Network(workload.hidden_size, workload.num_layers)

@@ -41,8 +41,8 @@ def main() -> None:
     train_data, test_data = (
         [torch.from_numpy(array) for array in arrays] for arrays in train_and_test(workload)
     )
-    model = start()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    model = start(workload)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=workload.momentum)
     record = Record()
     record.start()
     for _ in range(workload.epochs):

@@ -12,18 +12,23 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-WINDOW, PERIOD, HIDDEN_SIZE, LR, TOLERANCE = 50, 60.0, 5, 0.01, 0.1
+PERIOD, LR, TOLERANCE = 60.0, 0.01, 0.1
 TEST_PHASE = 0.5  # test windows lie between the train windows, as in this package
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is trained; the rest is the article's."""
+    """What is trained, and how much of it; the defaults are the article's."""
 
     batch: int = 100
     epochs: int = 12
     train_windows: int = 10_000
     test_windows: int = 1_000
+    hidden_size: int = 5
+    num_layers: int = 1
+    window: int = 50
+    momentum: float = 0.0
+    noise: float = 0.0  # standard deviation, on inputs only
 
     def flags(self) -> list[str]:
         """The command line that `parse` reads back."""
@@ -35,7 +40,7 @@ def parse(description: str | None) -> Workload:
     """The workload that the command line asks for."""
     parser = argparse.ArgumentParser(description=description)
     for key, value in asdict(Workload()).items():
-        parser.add_argument(f"--{key.replace('_', '-')}", type=int, default=value)
+        parser.add_argument(f"--{key.replace('_', '-')}", type=type(value), default=value)
     workload = Workload(**vars(parser.parse_args()))
     if workload.train_windows % workload.batch:
         parser.error(
@@ -45,17 +50,22 @@ def parse(description: str | None) -> Workload:
     return workload
 
 
-def windows(size: int, *, phase: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Windows (size, 50, 1) of the sine and the value after each (size, 1), float32."""
-    steps = np.arange(size + WINDOW) + phase
+def windows(size: int, *, window: int, noise: float, phase: float) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (size, window, 1) of the sine and the value after each (size, 1), float32."""
+    steps = np.arange(size + window) + phase
     series = np.sin(2 * np.pi * steps / PERIOD).astype(np.float32)
-    inputs = np.lib.stride_tricks.sliding_window_view(series, WINDOW)[:size, :, None]
-    return inputs.copy(), series[WINDOW:, None].copy()
+    inputs = np.lib.stride_tricks.sliding_window_view(series, window)[:size, :, None].copy()
+    if noise:  # drawn once: a sample is the same in every epoch, as in this package
+        drawn = np.random.default_rng(0).standard_normal(inputs.shape, dtype=np.float32)
+        inputs += np.float32(noise) * drawn
+    return inputs, series[window:, None].copy()
 
 
 def train_and_test(workload: Workload) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The windows and targets to train on, and those to test on."""
-    return windows(workload.train_windows), windows(workload.test_windows, phase=TEST_PHASE)
+    kind = {"window": workload.window, "noise": workload.noise}
+    train = windows(workload.train_windows, phase=0.0, **kind)
+    return train, windows(workload.test_windows, phase=TEST_PHASE, **kind)
 
 
 class Record:
