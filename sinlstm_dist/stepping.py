@@ -26,9 +26,7 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import GATHERED_BYTES, places
 from sinlstm_dist.run.progress import Progress
 
-SLICE_NS = (
-    10_000_000  # after which a call of the kernel returns: signals and the screen wait for it
-)
+SLICE_NS = 10_000_000  # for which signals and the screen wait: a call of the kernel returns then
 # How csrc/steps.h is told that there is one process.
 ALONE = {"memory": 0, "num_processes": 1, "slot_bytes": 0, "rank": 0, "spin_ns": 0}
 

@@ -9,6 +9,9 @@ from torch import Tensor
 from sinlstm_dist.agreement import digest
 from sinlstm_dist.job import Job
 from sinlstm_dist.metrics import Totals
+from sinlstm_dist.processes.world import World
+from sinlstm_dist.run.progress import Progress
+from sinlstm_dist.stepping import new_stepping
 from sinlstm_dist.verify import plain
 from sinlstm_dist.verify.alone import (
     JobAlone,
@@ -42,13 +45,13 @@ def check_weights(bench: Bench) -> Finding:
     is_exact = config.train.reduction == "ordered"
     alone = torch.stack(list(JobAlone(job, config, world).steps(num_steps)))
     in_float64 = plain.steps(job, config, num_steps=num_steps)
-    shared = torch.stack(list(_steps(job, num_steps)))
+    shared = torch.stack(list(_steps(job, num_steps, world)))
     problems = _differing(bench, shared)
     wrapped = shared
     if is_exact:
         if difference := _difference(shared, alone):
             problems.append(f"other weights than one process alone computes {difference}")
-        *_, last = _steps(bench.build({"train.reduction": "ddp"}), num_steps)
+        *_, last = _steps(bench.build({"train.reduction": "ddp"}), num_steps, world)
         wrapped = last[None]
     apart = {
         "ddp reduction" if bench.is_one else "data-parallel wrapper": distance(
@@ -91,7 +94,8 @@ def _check_own_weights(bench: Bench) -> Finding:
     is_exact = config.train.reduction == "ordered"
     measured = f"{counted(OWN_STEPS, 'step')}{_alike(bench, is_exact=is_exact)}"
     if is_exact:
-        pairs = list(_digested(zip(_steps(job, OWN_STEPS), alone.steps(OWN_STEPS), strict=True)))
+        steps = _steps(job, OWN_STEPS, bench.world)
+        pairs = list(_digested(zip(steps, alone.steps(OWN_STEPS), strict=True)))
         problems = _apart(bench, [mine for mine, _ in pairs])
         if differing := [step for step, (mine, other) in enumerate(pairs) if mine != other]:
             problems.append(
@@ -148,16 +152,16 @@ def _steps_and_distances(
     return digests, apart
 
 
-def _steps(job: Job, num_steps: int) -> Iterator[Tensor]:
-    """Take steps of `job`; yields the weights before, between and after: (G,) each
+def _steps(job: Job, num_steps: int, world: World) -> Iterator[Tensor]:
+    """Take steps of `job` as training does; yields the weights before, between and after: (G,) each
 
     Collective: yes.
     """
     yield weights_vector(job.task.model)
     batches = first_batches(job.train, num_steps, whole=job.gradient.is_whole)
+    make_steps = new_stepping(job, world)
     for number, (epoch, step, batch) in enumerate(batches):
-        job.gradient(batch, epoch=epoch, step=step, stop=False)
-        job.update(number)
+        make_steps(batch, Progress(number, epoch, step), most=1, stop=False)
         yield weights_vector(job.task.model)
 
 
