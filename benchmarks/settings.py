@@ -96,7 +96,6 @@ def compare(
     chosen: Setting, names: list[str], *, title: str, rounds: int, console: Console
 ) -> list[dict[str, Any]]:
     """The rows of a setting's programs, each with its better number of threads."""
-
     ours = functools.partial(run_ours, reduction=chosen.reduction)
     common = {
         "workload": chosen.workload, "console": console,
@@ -142,11 +141,13 @@ def main() -> None:
         )
         found[name] = {**asdict(chosen), "rows": measured}
         table.add_row(*in_words(name, measured, names))
+        console.print(f"{title}: times ours {in_words(name, measured, names)[-1]}", highlight=False)
+        if options.json:  # as far as it is
+            figures = {"machine": machine(), "settings": found}
+            options.json.write_text(json.dumps(figures, indent=1))
         lost += [name] if any(row["times_ours"] < 1 for row in measured) else []
     console.print(table)
     console.print(f"A peer is faster in {len(lost)} of {len(found)}: {'; '.join(lost) or 'none'}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "settings": found}, indent=1))
 
 
 if __name__ == "__main__":
