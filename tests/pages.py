@@ -4,7 +4,8 @@ An HTML comment above a `bash` block says how it is tested:
 
     <!-- test: run -->         each line is a training command; the test adds a small size
     <!-- test: on a run -->    each line works on runs/default, early, article, noisy, faster
-    <!-- test: session -->     bash runs the block as it stands, after the page's other sessions
+    <!-- test: session -->     bash runs the block as it stands, after the page's other sessions;
+                               away from the README, tests/forked.py runs this package's commands
     <!-- ci: NAME -->          .ci/run takes the command from here
     <!-- tested in: FILE -->   another test runs it
     <!-- not run: REASON -->
@@ -34,6 +35,7 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^```$",
     re.M | re.S,
 )
+_IN_BACKGROUND = re.compile(r"[^>&]&$", re.MULTILINE)
 _RUN_BLOCKS = (
     "import json, sys\n"
     "for line in sys.stdin:\n"
@@ -88,10 +90,16 @@ def _output(source: str, block: re.Match[str], after: re.Match[str] | None) -> s
 
 
 class Reader:
-    """Runs the sessions and the python blocks of one page, in order, in one folder."""
+    """Runs the sessions and the python blocks of one page, in order, in one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: where they run.
+        commands: where a session finds its programs first; a command that it starts in the
+            background, and may kill, is the real one.
+    """
+
+    def __init__(self, folder: Path, commands: Path | None) -> None:
+        self._folder, self._commands = folder, commands
         for name in ("configs", "examples"):
             (folder / name).symlink_to(ROOT / name)
         self._python: subprocess.Popen[str] | None = None
@@ -110,9 +118,12 @@ class Reader:
     def _bash(self, text: str) -> str:
         script = self._folder / "session.sh"  # not on the command line, which pkill -f looks at
         script.write_text(text)
+        variables = environment_of_a_reader()
+        if self._commands and not _IN_BACKGROUND.search(text):
+            variables["PATH"] = f"{self._commands}:{variables['PATH']}"
         ended = subprocess.run(
             ["bash", "-eu", script.name], cwd=self._folder,
-            env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=HANGS_S,
         )  # fmt: skip
         assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -121,7 +132,8 @@ class Reader:
     def _run_python(self, text: str) -> str:
         if self._python is None:
             self._python = subprocess.Popen(
-                [sys.executable, "-c", _RUN_BLOCKS], cwd=self._folder, env=_environment(),
+                [sys.executable, "-c", _RUN_BLOCKS],
+                cwd=self._folder, env=environment_of_a_reader(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
         assert self._python.stdin is not None
@@ -141,7 +153,8 @@ class Reader:
             self._python.communicate(timeout=HANGS_S)
 
 
-def _environment() -> dict[str, str]:
+def environment_of_a_reader() -> dict[str, str]:
+    """This environment, as it would be in a reader's shell."""
     variables = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     del variables["OMP_NUM_THREADS"]  # a reader has not set it
     return variables

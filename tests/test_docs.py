@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import launching
 import pages
 import pytest
@@ -52,6 +53,14 @@ def run_line(nursery, tmp_path):
     return run_it
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """A folder of programs that run this package's commands quickly."""
+    commands = forked.Commands(tmp_path_factory.mktemp("commands"), pages.environment_of_a_reader())
+    yield commands.folder
+    commands.close()
+
+
 # Commands and outputs
 
 
@@ -80,8 +89,8 @@ def test_commands_on_a_run_work_as_printed(page, line, run_line, trained_run, tm
 
 
 @each_page
-def test_a_page_reads_as_it_runs(page, tmp_path):
-    reader = pages.Reader(tmp_path)
+def test_a_page_reads_as_it_runs(page, tmp_path, commands):
+    reader = pages.Reader(tmp_path, None if page == README else commands)
     try:
         for block in pages.blocks(page):
             reader.read(block)
