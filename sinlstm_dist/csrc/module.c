@@ -88,18 +88,6 @@ static PyObject *none_if(bool enough_memory) {
 
 /* ---------------------------------------------------------------- predictor */
 
-/* The Problem of arguments for `predictor` or `steps`, but for the parameters. */
-#define PREDICTOR_PROBLEM(a, is_training)                                  \
-    {.num_samples = a.num_samples,                                         \
-     .W = (int)a.window,                                                   \
-     .H = (int)a.hidden_size,                                              \
-     .num_threads = a.num_threads,                                         \
-     .inputs = {a.windows, a.windows_sample_stride, a.windows_step_stride, \
-                a.windows_feature_stride},                                 \
-     .targets = {a.targets, a.targets_sample_stride, 0, 0},                \
-     .tolerance = (float)a.tolerance,                                      \
-     .with_gradient = is_training}
-
 static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
                            Py_ssize_t num_positional, PyObject *names) {
     PredictorArguments a;

@@ -1,5 +1,5 @@
-/* The predictor's arguments that are tuples. Each function returns false with an exception set if
- * the tuple is wrong. */
+/* From the predictor's arguments to a Problem and its Pieces. Each function returns false, with an
+ * exception set, if a tuple is wrong. */
 #ifndef SINLSTM_TUPLES_H
 #define SINLSTM_TUPLES_H
 
@@ -7,6 +7,18 @@
 
 #include "call.h"
 #include "memory.h"
+
+/* The Problem of arguments for `predictor` or `steps`, but for the parameters. */
+#define PREDICTOR_PROBLEM(a, is_training)                                  \
+    {.num_samples = a.num_samples,                                         \
+     .W = (int)a.window,                                                   \
+     .H = (int)a.hidden_size,                                              \
+     .num_threads = a.num_threads,                                         \
+     .inputs = {a.windows, a.windows_sample_stride, a.windows_step_stride, \
+                a.windows_feature_stride},                                 \
+     .targets = {a.targets, a.targets_sample_stride, 0, 0},                \
+     .tolerance = (float)a.tolerance,                                      \
+     .with_gradient = is_training}
 
 /* Fills p's layers and head from the addresses of their parameters. */
 static bool read_parameters(PyObject *tuple, int input_size, Problem *p) {
