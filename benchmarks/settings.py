@@ -131,17 +131,17 @@ def main() -> None:
     console = Console()
     names = against_peers.installed(SHORT, console)
     table = Table("setting", *(f"{SHORT[name]}, ms" for name in names), "best peer", "times ours")
+    rounds = 1 if options.quick else options.rounds
     found, lost = {}, []
     for number, name in enumerate(options.only, start=1):
         workload = replace(known[name].workload, epochs=options.epochs)
         chosen = replace(known[name], workload=quick(workload) if options.quick else workload)
-        title, rounds = f"{number} of {len(options.only)}, {name}", options.rounds
-        measured = compare(
-            chosen, names, title=title, rounds=1 if options.quick else rounds, console=console
-        )
+        title = f"{number} of {len(options.only)}, {name}"
+        measured = compare(chosen, names, title=title, rounds=rounds, console=console)
         found[name] = {**asdict(chosen), "rows": measured}
-        table.add_row(*in_words(name, measured, names))
-        console.print(f"{title}: times ours {in_words(name, measured, names)[-1]}", highlight=False)
+        row = in_words(name, measured, names)
+        table.add_row(*row)
+        console.print(f"{title}: times ours {row[-1]}", highlight=False)
         if options.json:  # as far as it is
             figures = {"machine": machine(), "settings": found}
             options.json.write_text(json.dumps(figures, indent=1))

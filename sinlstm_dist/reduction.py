@@ -203,6 +203,11 @@ class SharedOut:
         return light(self._peers.gather(total)[: self._width])
 
 
+def is_gathered(plan: Plan, *, width: int) -> bool:
+    """Whether every process adds the rows of all pieces, which have `width` numbers each."""
+    return plan.num_pieces * width * 4 <= GATHERED_BYTES
+
+
 def new_reduction(plan: Plan, peers: Peers, *, width: int, at_once: int | None) -> Reduction:
     """The faster way; it follows from sizes alone, and no bit depends on it.
 
@@ -210,6 +215,6 @@ def new_reduction(plan: Plan, peers: Peers, *, width: int, at_once: int | None) 
         width: numbers in a row.
         at_once: pieces that are computed at the same time; None for all.
     """
-    if plan.num_pieces * width * 4 <= GATHERED_BYTES:
+    if is_gathered(plan, width=width):
         return Gathered(plan, peers, width=width)
     return SharedOut(plan, peers, width=width, at_once=at_once)

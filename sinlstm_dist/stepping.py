@@ -5,6 +5,7 @@ each step in Python, which takes longer than the arithmetic of a small step.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,10 +24,10 @@ from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.processes.gathering import LARGE, SharedMemory
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.reduction import GATHERED_BYTES, places
+from sinlstm_dist.reduction import is_gathered, places
 from sinlstm_dist.run.progress import Progress
 
-SLICE_NS = 10_000_000  # for which signals and the screen wait: a call of the kernel returns then
+SLICE_NS = 10_000_000  # after which a call of the kernel returns, for signals and the screen
 # How csrc/steps.h is told that there is one process.
 ALONE = {"memory": 0, "num_processes": 1, "slot_bytes": 0, "rank": 0, "spin_ns": 0}
 
@@ -49,12 +50,12 @@ class Stepped:
 class Stepping(Protocol):
     """Makes steps."""
 
-    most: int  # steps that a call may make
+    most: int  # the most steps of a call
 
     def __call__(self, batch: Any, progress: Progress, *, most: int, stop: bool) -> Stepped:
         """Make at least one step, or find that its loss is not finite.
 
-        The last step of a call is one before which a process was asked to stop.
+        A call ends after the first step before which a process was asked to stop.
 
         Args:
             batch: this process's shares of the next `most` steps, as `Split.strides` gives them.
@@ -110,7 +111,9 @@ class KernelSteps:
         self._shared, self._tolerance = shared, tolerance
         num_sent = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
         self._sent = torch.zeros(num_sent, rows.width + 1)
-        self._gathered = torch.zeros(plan.world_size * num_sent, rows.width + 1)
+        self._gathered = self._sent
+        if shared:
+            self._gathered = torch.zeros(plan.world_size * num_sent, rows.width + 1)
         self._places = np.arange(len(self._gathered), dtype=np.int64)[places(plan)]
         # As csrc/steps.h has it: the steps that are made, the number of the last gather, whether
         # the rows of the next step are sent, and whether to stop.
@@ -146,12 +149,12 @@ class KernelSteps:
         check_types(windows, targets, parameters)
         group, (values, velocity) = self._optimizer.param_groups[0], self._optimizer.vectors()
         sample, step, feature = windows.stride()
-        gathered = self._gathered if self._shared else self._sent
+        first, last = map(self._plan.piece_sizes, (steps[0], steps[-1]))  # only the last differs
         return {
             "windows": windows.data_ptr(), "windows_sample_stride": sample,
             "windows_step_stride": step, "windows_feature_stride": feature,
             "targets": targets.data_ptr(), "targets_sample_stride": targets.stride(0),
-            "piece_sizes": tuple(size for s in steps for size in self._plan.piece_sizes(s)),
+            "piece_sizes": tuple(first * (len(steps) - 1) + last),
             "parameters": tuple(p.data_ptr() for p in parameters),
             "num_samples": B, "window": W, "input_size": D, "hidden_size": H,
             "num_threads": self._rows.num_threads, "tolerance": self._tolerance,
@@ -159,7 +162,7 @@ class KernelSteps:
             "velocity": 0 if velocity is None else velocity.ctypes.data,
             "lr": group["lr"], "momentum": group["momentum"], "stop": stop,
             "rows": self._sent.data_ptr(), "num_rows": len(self._sent),
-            "row_floats": self._sent.shape[1], "gathered": gathered.data_ptr(),
+            "row_floats": self._sent.shape[1], "gathered": self._gathered.data_ptr(),
             "places": self._places.ctypes.data, "num_pieces": len(self._places),
             **(self._shared.place if self._shared else ALONE), "patience_ns": SLICE_NS,
             "state": self._state.ctypes.data,
@@ -169,18 +172,22 @@ class KernelSteps:
 def new_stepping(job: Job, world: World) -> Stepping:
     """The faster way that this job allows; no bit depends on it."""
     task, rows, plan = job.task, job.rows, job.train.plan
-    tolerance, row_bytes = sine.kernel_tolerance(task), 4 * (rows.width + 1)
-    is_alone, sent_bytes = world.size == 1, len(plan.owned(0)) * row_bytes
+    tolerance, width, is_alone = sine.kernel_tolerance(task), rows.width + 1, world.size == 1
     if (
         tolerance is not None
         and world.device.type == "cpu"
         and type(job.gradient) is OrderedGradient
         and type(rows) is PieceRows
         and type(task.optimizer) is SGD
+        and _are_same(task.optimizer.param_groups[0]["params"], rows.parameters)
         and not (task.lr_factor or task.clip_norm)
-        and plan.num_pieces * row_bytes <= GATHERED_BYTES
-        and (is_alone or (world.shared and sent_bytes < LARGE))
+        and is_gathered(plan, width=width)
+        and (is_alone or (world.shared and 4 * width * len(plan.owned(0)) < LARGE))
     ):
         shared = None if is_alone else world.shared
         return KernelSteps(rows, task.optimizer, plan=plan, shared=shared, tolerance=tolerance)
     return StepByStep(job.gradient, job.update)
+
+
+def _are_same(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    return [*map(id, some)] == [*map(id, others)]

@@ -167,8 +167,8 @@ typedef struct {
 } Arguments;
 
 /* Whether a call passes exactly the arguments `wanted`, by name and in order; sets TypeError if
- * not. `last` keeps the tuple of names that was right last time. That tuple is a constant of the
- * calling line, so in a training loop the check is one comparison of pointers. */
+ * not. `last` keeps the tuple of names that was right last time. Usually that tuple is a constant
+ * of the calling line, so in a training loop the check is one comparison of pointers. */
 static bool names_are_right(Arguments given, const char *const *wanted, Py_ssize_t count,
                             PyObject **last) {
     if (given.num_positional == 0 && given.names && given.names == *last) return true;

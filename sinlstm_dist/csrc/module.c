@@ -1,8 +1,8 @@
 /* The Python module sinlstm_dist._kernel: addresses in, arithmetic out.
  *
- * The callers in recurrence.py and predictor.py check tensors and keep them alive. The
- * interpreter's lock is released while items run. Written against the limited API of Python 3.10,
- * so that one wheel works with every later version.
+ * The callers check tensors and keep them alive. The interpreter's lock is released while items
+ * run. Written against the limited API of Python 3.10, so that one wheel works with every later
+ * version.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -105,7 +105,7 @@ static PyObject *predictor(PyObject *Py_UNUSED(self), PyObject *const *values,
     return none_if(enough_memory);
 }
 
-/* Makes training steps; returns whether it has ended before its time was up. */
+/* Makes training steps; returns whether they ended before the time was up. */
 static PyObject *steps(PyObject *Py_UNUSED(self), PyObject *const *values,
                        Py_ssize_t num_positional, PyObject *names) {
     StepsArguments a;
@@ -133,9 +133,11 @@ static PyObject *steps(PyObject *Py_UNUSED(self), PyObject *const *values,
     if (!read_parameters(a.parameters, (int)a.input_size, &s.problem)) return NULL;
     if (a.num_steps < 1 || s.pieces.count % a.num_steps ||
         s.pieces.count / a.num_steps > a.num_rows)
-        return PyErr_Format(PyExc_ValueError, "%zd steps of up to %zd pieces have not %zd sizes",
+        return PyErr_Format(PyExc_ValueError, "%zd steps of up to %zd pieces cannot have %zd sizes",
                             a.num_steps, a.num_rows, (Py_ssize_t)s.pieces.count);
     s.pieces.count /= a.num_steps; /* of one step */
+    if (a.memory && a.num_rows * a.row_floats * (Size)sizeof(float) > a.slot_bytes)
+        return PyErr_Format(PyExc_ValueError, "%zd rows do not fit into slots", a.num_rows);
     const Kernel *kernel = chosen;
     StepsResult result;
     Py_BEGIN_ALLOW_THREADS

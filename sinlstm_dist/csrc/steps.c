@@ -1,6 +1,6 @@
-/* The arithmetic is that of tree.py, gradient.py and optim.py, operation by operation, in the mode
- * of the calling thread, as numpy's is. They are what every other model takes, and what
- * tests/test_stepping.py compares this with.
+/* The arithmetic is that of tree.py, gradient.py and optim.py, operation by operation. Other models
+ * use those files, and tests/test_stepping.py compares both. Sum and descent run in the calling
+ * thread's float mode, as numpy's do.
  */
 #define _POSIX_C_SOURCE 200809L
 #include "steps.h"

@@ -14,7 +14,7 @@ typedef struct {
     int64_t stop;    /* whether a process asks to stop, after the last step */
 } StepsState;
 
-/* What was added up over the steps that were made, and the loss of the last one that was computed.
+/* Totals, to which those of each step are added, and the loss of the last step that was computed.
  */
 typedef struct {
     double loss_sum, correct, samples;

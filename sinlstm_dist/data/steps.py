@@ -199,11 +199,13 @@ class Split:
         whole: bool,
         most: Callable[[], int] = lambda: 1,
     ) -> Iterator[tuple[range, Any]]:
-        """The same for one who may take several steps at once; yields them and their shares in one.
+        """As `batches`, but several steps at a time: yields a range of steps, and this process's
+        shares of them in one.
 
         Args:
-            next_step: which step is next; at first, and after each yield.
-            most: how many steps may be yielded then. More than one must be `whole`.
+            next_step: returns the step to yield next; called at the start and after each yield.
+            most: returns how many steps may be yielded at once; more than one needs `whole`. Data
+                that are not `by_array` come one step at a time.
         """
         self.sampler.start(epoch=epoch, step=next_step())
         for fetched_steps, fetched in zip(self.sampler.fetches(), self.loader, strict=True):
