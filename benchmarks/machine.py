@@ -1,4 +1,4 @@
-"""The machine and the packages of a measurement, as a record to keep beside its figures."""
+"""The machine and the packages of a measurement, for the file with its figures."""
 
 import os
 import platform

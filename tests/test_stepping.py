@@ -261,7 +261,7 @@ def slow(steps: range, *, seconds: float) -> list[dict[str, Any]]:
 
 
 def test_a_process_that_is_slow_is_not_lost(nursery, tmp_path):
-    """Each of its steps is waited for anew: in all, that is longer than `timeout_s`."""
+    """`timeout_s` is for each of its steps: all together take longer."""
     settings = {**MANY, "train.timeout_s": 8}
     faults = slow(range(3, 13), seconds=1)
     ended = nursery.run(flags(settings), cwd=tmp_path, processes=2, faults=faults)

@@ -30,7 +30,7 @@
     X(Size, input_size)  \
     X(Size, hidden_size)
 
-#define PREDICTOR_ARGUMENTS(X)                      \
+#define PROBLEM(X)                                  \
     STRIDED_TENSOR(X, windows)                      \
     X(Address, targets)                             \
     X(Size, targets_sample_stride)                  \
@@ -39,40 +39,34 @@
     X(Size, num_samples)                            \
     SHAPE(X)                                        \
     X(Size, num_threads)                            \
-    X(Real, tolerance)                              \
-    X(Size, with_gradient) /* 0 or 1 */             \
-    X(Address, out)                                 \
+    X(Real, tolerance)
+
+#define PREDICTOR_ARGUMENTS(X)          \
+    PROBLEM(X)                          \
+    X(Size, with_gradient) /* 0 or 1 */ \
+    X(Address, out)                     \
     X(Size, out_row_stride)
 
-/* Steps; `windows`, `targets` and `piece_sizes` are those of all of them. */
-#define STEPS_ARGUMENTS(X)                          \
-    STRIDED_TENSOR(X, windows)                      \
-    X(Address, targets)                             \
-    X(Size, targets_sample_stride)                  \
-    X(Object, piece_sizes) /* tuple of int */       \
-    X(Object, parameters)  /* tuple of addresses */ \
-    X(Size, num_samples)                            \
-    SHAPE(X)                                        \
-    X(Size, num_threads)                            \
-    X(Real, tolerance)                              \
-    X(Size, num_steps)                              \
-    X(Address, values)                              \
-    X(Address, velocity)                            \
-    X(Real, lr)                                     \
-    X(Real, momentum)                               \
-    X(Size, stop) /* 0 or 1 */                      \
-    X(Address, rows)                                \
-    X(Size, num_rows)                               \
-    X(Size, row_floats)                             \
-    X(Address, gathered)                            \
-    X(Integers, places)                             \
-    X(Size, num_pieces)                             \
-    X(Address, memory) /* 0: this process alone */  \
-    GATHER_SIZE_ARGUMENTS(X)                        \
-    X(Size, rank)                                   \
-    X(Size, spin_ns)                                \
-    X(Size, patience_ns)                            \
-    X(Integers, state)                              \
+#define STEPS_ARGUMENTS(X)                         \
+    PROBLEM(X) /* of all steps */                  \
+    X(Size, num_steps)                             \
+    X(Address, values)                             \
+    X(Address, velocity)                           \
+    X(Real, lr)                                    \
+    X(Real, momentum)                              \
+    X(Size, stop) /* 0 or 1 */                     \
+    X(Address, rows)                               \
+    X(Size, num_rows)                              \
+    X(Size, row_floats)                            \
+    X(Address, gathered)                           \
+    X(Integers, places)                            \
+    X(Size, num_pieces)                            \
+    X(Address, memory) /* 0: this process alone */ \
+    GATHER_SIZE_ARGUMENTS(X)                       \
+    X(Size, rank)                                  \
+    X(Size, spin_ns)                               \
+    X(Size, patience_ns)                           \
+    X(Integers, state)                             \
     X(Numbers, totals)
 
 #define FORWARD_ARGUMENTS(X)  \
