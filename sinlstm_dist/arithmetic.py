@@ -1,5 +1,6 @@
 """The things that decide the last bits of a result: device, versions, environment variables."""
 
+import functools
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -23,6 +24,7 @@ OWN = "this package's"  # a recurrence whose every operation this package fixes
 ORDER = "sample order"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what decides the bits of a result."""
     return {

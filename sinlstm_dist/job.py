@@ -33,7 +33,7 @@ from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import Layout, shapes, unlike
-from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, splits
+from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, prepared_test, splits
 from sinlstm_dist.task import Baseline, Task
 
 
@@ -206,8 +206,7 @@ def check_enough_pieces(config: Config, world: World) -> None:
 def _take_weights(task: Task, config: Config, world: World) -> None:
     """Take over the weights of `train.init_from`, and move the model to its device."""
     if config.train.init_from:
-        path = Path(config.train.init_from)
-        weights = world.tensors_from_main(read_weights, path, task.model)
+        weights = world.tensors_from_main(read_weights, Path(config.train.init_from), task.model)
         task.model.load_state_dict(task.model.state_dict() | weights)
     world.prepare_model(task.model)
     task.model.train()
@@ -233,7 +232,8 @@ def _baseline(
         baseline = Baseline(baseline, task.test_data)
     task = replace(task, model=baseline.model, test_data=baseline.test_data, rows=None)
     if task.test_data is not test.data:
-        test = prepared(deal_out_test(task, config, world, num_pieces=test.plan.num_pieces), world)
+        test = deal_out_test(task, config, world, num_pieces=test.plan.num_pieces)
+        test = prepared_test(test, world)
     return _new_rows(task, probed, config, world), test
 
 
@@ -244,7 +244,7 @@ def _prepare(
     # Of the optimizer only its state is moved to the device. Accelerate's own step searches the
     # disk twice for a package of other optimizers: 0.2 ms.
     world.accelerator.prepare(rows.task.optimizer)
-    train, test = prepared(train, world), prepared(test, world)
+    train, test = prepared(train, world), prepared_test(test, world)
     if config.train.reduction == "ordered":  # it adds gradients itself: the model needs no wrapper
         return OrderedGradient(rows, plan=train.plan, peers=world), train, test
     wrapped = world.wrap_model(rows.model, find_unused=probed.has_unused)

@@ -1,21 +1,24 @@
 """A task's train and test samples, dealt out to the processes."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
 from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config
-from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out, is_by_array
+from sinlstm_dist.data.steps import Split, deal_out, is_by_array
 from sinlstm_dist.plan import Plan, in_order, indices_at
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.task import Task
 
 FINGERPRINT_SAMPLES = 64  # at most
+TEST_BATCH = 2048  # samples, if they are fetched by array; the last bits of a test loss follow it
 
 
 def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
@@ -37,11 +40,11 @@ def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
 def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:
     """The test samples, dealt out; see `prepared` for the loader.
 
-    No weight changes while testing, so a batch may hold as many samples as one fetch brings.
+    No weight changes while testing, so a batch may be larger than in training.
     """
     batch_size = config.train.global_batch_size
     if is_by_array(task.test_data):
-        batch_size = max(batch_size, FETCH_SAMPLES)
+        batch_size = max(batch_size, TEST_BATCH)
     size = len(task.test_data)
     return deal_out(
         task.test_data,
@@ -55,6 +58,28 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
 def prepared(split: Split, world: World) -> Split:
     """A split whose loader Accelerate has prepared: it brings this process's shares."""
     return replace(split, loader=world.accelerator.prepare(split.loader))
+
+
+def prepared_test(split: Split, world: World) -> Split:
+    """As `prepared`, for test samples: if one fetch by array brings all, it is made only once."""
+    split = prepared(split, world)
+    if split.by_array and split.plan.num_steps == 1:
+        split = replace(split, loader=Kept(split.loader))
+    return split
+
+
+class Kept:
+    """Yields in every pass what a loader yields in its first."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._fetched)
+
+    @cached_property
+    def _fetched(self) -> list[Any]:
+        return list(self._loader)
 
 
 def check_same_data(train: Split, test: Split, config: Config, world: World) -> str:

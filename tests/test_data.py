@@ -317,7 +317,8 @@ def dealt_out(data: Dataset, plan: Plan, *, order=None, **settings: object) -> S
         (100, 100, 0),
         (5050, 100, 0),
         (5050, 100, 21),
-        (9000, 4000, 1),
+        (90_000, 4000, 1),
+        (530_000, 700, 0),
     ],
 )
 def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step, world_size):
@@ -348,7 +349,7 @@ def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step
 
 
 def test_small_steps_share_a_fetch_and_large_ones_do_not():
-    def fetched(size: int, batch: int) -> list[int]:
+    def fetched(size: int, batch: int, window: int = 50) -> list[int]:
         fetches = []
 
         class Watched(SineDataset):
@@ -357,13 +358,16 @@ def test_small_steps_share_a_fetch_and_large_ones_do_not():
                 return super().__getitem__(index)
 
         plan = Plan(size, batch, 8)
-        split = dealt_out(Watched(size=size), plan)
+        split = dealt_out(Watched(size=size, window=window), plan)
+        fetches.clear()  # one sample told their size
         steps = [len(windows) for _, (windows, _) in split.batches(whole=True)]
         assert steps == [plan.num_samples(step) for step in range(plan.num_steps)]
         return fetches
 
-    assert fetched(4050, 100) == [2000, 2000, 50]
-    assert fetched(4050, 4000) == [4000, 50]
+    assert fetched(50_250, 100) == [20_500, 20_500, 9250]  # of 51 float32: 4 MiB are 20,560
+    assert fetched(50_250, 20_000) == [20_000, 20_000, 10_250]
+    assert fetched(50_250, 30_000) == [30_000, 20_250]  # one step, even if it is too large
+    assert fetched(1000, 100, window=5000) == [200] * 5  # fewer of larger samples
 
 
 def test_a_loader_that_brings_too_little_is_noticed():

@@ -11,12 +11,13 @@ from torch import nn
 
 from sinlstm_dist import job
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data.steps import FETCH_SAMPLES, Split, deal_out
+from sinlstm_dist.data.steps import Split, deal_out
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.plan import Plan, in_order
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
+from sinlstm_dist.splits import TEST_BATCH
 from sinlstm_dist.task import Counts, Task
 
 SETTINGS = {
@@ -31,7 +32,7 @@ def build(world: World, **settings: object) -> job.Job:
 
 
 @pytest.mark.parametrize("lstm", [FUSED, "torch"])
-@pytest.mark.parametrize("size", [21, 2 * FETCH_SAMPLES + 5])
+@pytest.mark.parametrize("size", [21, 2 * TEST_BATCH + 5])
 def test_evaluation_counts_every_test_window_once(world, lstm, size):
     built = build(world, **{"model.lstm": lstm, "data.test_size": size})
     for rows, test in ((built.rows, built.test), *built.baselines.values()):
@@ -44,11 +45,26 @@ def test_evaluation_counts_every_test_window_once(world, lstm, size):
     assert list(built.baselines) == ["last value again"]
 
 
-def test_test_batches_are_as_large_as_a_fetch(world):
+def test_test_batches_may_be_larger_than_those_of_training(world):
     built = build(world)
-    assert built.test.plan == Plan(21, FETCH_SAMPLES, 8, 1, 0)
+    assert built.test.plan == Plan(21, TEST_BATCH, 8, 1, 0)
     large = build(world, **{"train.global_batch_size": 5000})
     assert large.test.plan == Plan(21, 5000, 8, 1, 0)
+
+
+@pytest.mark.parametrize(("size", "passes"), [(TEST_BATCH, 1), (TEST_BATCH + 1, 3)])
+def test_test_samples_of_one_fetch_are_fetched_once(world, monkeypatch, size, passes):
+    built = build(world, **{"data.test_size": size})
+    fetched = []
+    fetch = built.test.shares.fetch
+    monkeypatch.setattr(
+        built.test.shares,
+        "fetch",
+        lambda indices, **rest: fetched.extend(indices) or fetch(indices, **rest),
+    )
+    totals = [totals_over(built.rows, built.test, peers=world) for _ in range(3)]
+    assert totals[0] == totals[1] == totals[2]
+    assert fetched == passes * list(range(size))
 
 
 # Any task

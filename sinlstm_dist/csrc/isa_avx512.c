@@ -8,7 +8,7 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx2,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx2,fma")
+#pragma GCC target("avx512f,avx2,fma,tune=skylake-avx512")
 #endif
 #define ISA_AVX512
 #define ISA_KERNEL kernel_avx512

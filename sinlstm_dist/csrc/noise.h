@@ -41,8 +41,7 @@ INLINE float float_of(uint32_t bits) {
 /* The value at x by Horner's rule. */
 INLINE float polynomial(const float *coefficients, int count, float x) {
     float value = coefficients[0];
-#pragma GCC unroll 8
-    for (int n = 1; n < count; n++) value = value * x + coefficients[n];
+    UNROLLED for (int n = 1; n < count; n++) value = value * x + coefficients[n];
     return value;
 }
 #define POLYNOMIAL(coefficients, x)                                   \
@@ -85,8 +84,7 @@ static void normal_blocks(float numbers[BLOCK_NUMBERS][LANES], const uint32_t co
     for (int lane = 0; lane < LANES; lane++) {
         uint32_t c0 = counters[0][lane], c1 = counters[1][lane], c2 = counters[2][lane], c3 = 0;
         uint32_t k0 = key[0], k1 = key[1];
-#pragma GCC unroll 10
-        for (int round = 0; round < PHILOX_ROUNDS; round++) {
+        UNROLLED for (int round = 0; round < PHILOX_ROUNDS; round++) {
             const uint64_t product0 = UINT64_C(0xd2511f53) * c0;
             const uint64_t product1 = UINT64_C(0xcd9e8d57) * c2;
             c0 = (uint32_t)(product1 >> 32) ^ c1 ^ k0;

@@ -98,11 +98,11 @@ class SineDataset(Dataset[Batch]):
         """
         if type(index) is not int and getattr(index, "dtype", None) != np.int64:
             index = self._as_index(index)
-        windows = self._windows[index, :, None].copy()  # (..., W, 1)
+        windows, targets = picked(self._windows, index), picked(self._targets, index)
         if self._noise:
             rows = np.asarray(index) % self._size  # a negative index counts from the end
-            add_noise(windows[..., 0], key=self._key, rows=rows, deviation=self._noise)
-        return torch.from_numpy(windows), torch.from_numpy(self._targets[index].copy())
+            add_noise(windows, key=self._key, rows=rows, deviation=self._noise)
+        return torch.from_numpy(windows).unsqueeze(-1), torch.from_numpy(targets)
 
     def _as_index(self, index: Any) -> Any:
         """The numbers of the samples that an index means, of a kind other than int64."""
@@ -118,6 +118,12 @@ class SineDataset(Dataset[Batch]):
         windows, targets = self[some]
         parts = (windows.numpy().tobytes(), targets.numpy().tobytes(), str(self._size).encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def picked(samples: np.ndarray, index: int | np.ndarray) -> np.ndarray:
+    """One sample, or several for an int64 array of indices, in memory of their own."""
+    some = samples[index]
+    return some if isinstance(index, np.ndarray) else some.copy()  # for an array numpy has copied
 
 
 def _limited(**arguments: Any) -> Data:

@@ -1,6 +1,6 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
-import itertools
+import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from sinlstm_dist.data.workers import worker_settings
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.randomness import seed_all, stream
 
-FETCH_SAMPLES = 2048  # of all processes together; more would not make a sample cheaper
+FETCH_BYTES = 2**22  # of all processes together; more would not make a sample cheaper
 _CPU = torch.device("cpu")
 
 
@@ -28,28 +28,32 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """The samples that a process fetches at once, by their positions in the epoch's order.
+    """The samples that a process fetches at once.
 
     Args:
         epoch: counted from 0.
-        spans: the start and the end of the positions, for each step.
-        sizes: samples in each of the pieces that are fetched; () for one batch of all.
+        steps: in the epoch, consecutive, at least one.
+        plan: of the process.
     """
 
     epoch: int
-    spans: Sequence[tuple[int, int]]
-    sizes: tuple[int, ...] = ()
+    steps: range
+    plan: Plan
 
     @property
     def positions(self) -> np.ndarray:
-        """(N,) int64."""
-        return np.concatenate([np.arange(start, stop) for start, stop in self.spans])
+        """(N,) int64, in the epoch's order."""
+        span = functools.partial(self.plan.span, rank=self.plan.rank)
+        full = np.arange(*span(self.steps[0]))  # all steps but the last are alike
+        firsts = self.plan.global_batch_size * np.arange(len(self.steps) - 1)
+        return np.concatenate([(full + firsts[:, None]).ravel(), np.arange(*span(self.steps[-1]))])
 
 
 class StepSampler(BatchSampler):
     """Yields the shares of an epoch: for each fetch, one per process: rank 0's, rank 1's, ...
 
-    A fetch brings a process its shares of one or more consecutive steps.
+    A fetch brings a process its shares of one or more consecutive steps: fetching a few samples by
+    one array of indices costs the same as fetching a thousand.
 
     Accelerate deals batches out in turn, batch i to process i % world_size. So each process gets
     its share of every step, even an empty one, and no share is repeated or dropped. A batch is a
@@ -59,14 +63,11 @@ class StepSampler(BatchSampler):
 
     Args:
         plan: how the data set is cut and shared out.
-        by_array: whether a share is fetched by one array of indices. Then a fetch has as many steps
-            as `FETCH_SAMPLES` allows: fetching a few samples costs the same as fetching a thousand.
-            Otherwise it has one step.
+        together: steps in a fetch.
     """
 
-    def __init__(self, plan: Plan, *, by_array: bool) -> None:
-        self._plan, self._by_array = plan, by_array
-        self._together = max(1, FETCH_SAMPLES // plan.global_batch_size) if by_array else 1
+    def __init__(self, plan: Plan, *, together: int) -> None:
+        self._plan, self.together = plan, together
         self._plans = [replace(plan, rank=rank) for rank in range(plan.world_size)]
         self.start(epoch=0, step=0)
 
@@ -76,8 +77,8 @@ class StepSampler(BatchSampler):
 
     def fetches(self) -> list[range]:
         """The steps of the next pass, grouped by fetch."""
-        starts = range(self._step, self._plan.num_steps, self._together)
-        return [range(first, min(first + self._together, self._plan.num_steps)) for first in starts]
+        starts = range(self._step, self._plan.num_steps, self.together)
+        return [range(first, min(first + self.together, self._plan.num_steps)) for first in starts]
 
     def __len__(self) -> int:
         return len(self.fetches()) * self._plan.world_size
@@ -86,9 +87,7 @@ class StepSampler(BatchSampler):
         epoch = self._epoch
         for steps in self.fetches():
             for plan in self._plans:
-                spans = [plan.span(step, plan.rank) for step in steps]
-                sizes = () if self._by_array else tuple(plan.piece_sizes(steps[0]))
-                yield [Share(epoch, spans, sizes)]
+                yield [Share(epoch, steps, plan)]
 
 
 class Shares(Dataset[Any]):
@@ -104,7 +103,8 @@ class Shares(Dataset[Any]):
 
     def __getitem__(self, share: Share) -> Any:
         indices = self._order(share.positions, epoch=share.epoch)
-        return self.fetch(indices, epoch=share.epoch, sizes=share.sizes)
+        sizes = share.plan.piece_sizes(share.steps[0])  # of more steps nothing is cut here
+        return self.fetch(indices, epoch=share.epoch, sizes=sizes)
 
     def fetch(self, indices: np.ndarray, *, epoch: int, sizes: Sequence[int]) -> Any:
         """These samples (N,) as one batch, or cut into pieces of these sizes."""
@@ -212,13 +212,12 @@ class Split:
             if not self.by_array:
                 yield fetched_steps, fetched
                 continue
-            sizes = [self.plan.piece_sizes(step) for step in fetched_steps]
-            ends = list(itertools.accumulate(map(sum, sizes), initial=0))
+            size = sum(self.plan.piece_sizes(fetched_steps[0]))  # only the last step may have fewer
             while (first := next_step() - fetched_steps.start) < len(fetched_steps):
                 steps = fetched_steps[first : first + most()]
-                part = slice(ends[first], ends[first + len(steps)])
+                part = slice(first * size, (first + len(steps)) * size)
                 share = tuple(tensor[part] for tensor in fetched)
-                yield steps, share if whole else pieces(share, sizes[first])
+                yield steps, share if whole else pieces(share, self.plan.piece_sizes(steps[0]))
 
     def some(
         self, indices: np.ndarray, sizes: Sequence[int], *, epoch: int = 0, whole: bool = False
@@ -261,8 +260,9 @@ def deal_out(
         num_workers: processes that fetch samples in advance; with 0 this one does, in between.
     """
     by_array = is_by_array(data)
+    together = _steps_together(data, plan) if by_array else 1
     shares = _ByArray(data, order) if by_array else _BySample(data, order, seed=seed)
-    sampler = StepSampler(plan, by_array=by_array)
+    sampler = StepSampler(plan, together=together)
     loader = DataLoader(
         shares,
         batch_sampler=sampler,
@@ -270,3 +270,9 @@ def deal_out(
         **worker_settings(num_workers),
     )
     return Split(data, plan, sampler, loader, shares, by_array)
+
+
+def _steps_together(data: Any, plan: Plan) -> int:
+    """How many steps a fetch by array has."""
+    sample_bytes = sum(tensor.nbytes for tensor in data[np.zeros(1, np.int64)])
+    return max(1, FETCH_BYTES // (sample_bytes * plan.global_batch_size))

@@ -46,7 +46,7 @@ class Columns:
             self._show(_line(cells.items()))
 
     def _show(self, line: str) -> None:
-        self._screen.print(line)
+        self._screen.say(line)
         self._last_shown = time.monotonic()
 
     def end(self) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 from torch.utils.data import Subset
 
 from sinlstm_dist.config import Config, Train, flat, is_set, load_config, override
-from sinlstm_dist.data.steps import FETCH_SAMPLES
 from sinlstm_dist.job import Job, build
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import totals_over
 from sinlstm_dist.run.folder import RunFolder
+from sinlstm_dist.splits import TEST_BATCH
 from sinlstm_dist.task import Task
 from sinlstm_dist.verify.record import Record
 
@@ -24,7 +24,7 @@ Adapt = Callable[[Task], Task]
 # Noise makes all windows different. The last batch is a partial one, in training and in testing.
 SETTINGS = {
     "data.train_size": 230,
-    "data.test_size": FETCH_SAMPLES + 101,
+    "data.test_size": TEST_BATCH + 101,
     "data.window": 20,
     "data.noise": 0.02,
     "train.global_batch_size": 100,

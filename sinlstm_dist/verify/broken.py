@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,16 +104,23 @@ class RoundedRows(PieceRows):
         out[:, : -self.counts.width - self.num_flags] *= LAST_BIT
 
 
+class TwiceShare(Share):
+    """A share whose first sample comes again in place of the second."""
+
+    @property
+    def positions(self) -> np.ndarray:
+        """See Share."""
+        positions = super().positions
+        positions[1:2] = positions[0]  # a process may have one sample
+        return positions
+
+
 class TwiceSampler(StepSampler):
     """Yields the first sample of the last process again in place of the second."""
 
     def __iter__(self) -> Iterator[list[Share]]:  # type: ignore[override]
         for number, [share] in enumerate(super().__iter__(), start=1):
-            if number == self._plan.world_size:
-                (start, stop), *others = share.spans
-                spans = [(start, start + 1), (start, start + 1), (start + 2, stop), *others]
-                share = replace(share, spans=spans)
-            yield [share]
+            yield [TwiceShare(**vars(share)) if number == self._plan.world_size else share]
 
 
 class DamagingWorld(World):
