@@ -127,8 +127,9 @@ class OrderedGradient:
         Raises:
             ConfigError: names the buffer.
         """
-        changed = self._versions().items() - (self._buffers or self._versions()).items()
-        if changed:
+        if self._buffers is None:  # no step was made here
+            return
+        if changed := self._versions().items() - self._buffers.items():
             raise ConfigError(
                 f"task.build: {min(changed)[0]} has changed in training, so the result depends on "
                 "the number of processes: ordered reduction cannot train this model"

@@ -72,7 +72,10 @@ class Screen(Console):
 
     def say(self, text: str | Text) -> None:
         """Print lines of text: wrapped between words on a terminal, and as they are in a file."""
-        self.print(text, soft_wrap=not self.is_terminal)
+        if isinstance(text, str) and not self.is_terminal:
+            self.file.write(f"{self.sayable(text)}\n")  # rich would print the same in ten times as long
+        else:
+            self.print(text, soft_wrap=not self.is_terminal)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Called by rich for every text."""
