@@ -19,8 +19,8 @@
 
 #define LANES 16
 
-/* UNROLLED makes straight code of the loop after it, whose count is a constant. FOR_UNROLLED is such
- * a loop over at most MAX_UNROLLED vectors, so that arrays of them live in registers. */
+/* UNROLLED makes straight code of the loop after it, whose count is a constant. FOR_UNROLLED is
+ * such a loop over at most MAX_UNROLLED vectors, so that arrays of them live in registers. */
 #define MAX_UNROLLED 5
 
 #if defined(ISA_CUDA)

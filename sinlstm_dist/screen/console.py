@@ -73,7 +73,7 @@ class Screen(Console):
     def say(self, text: str | Text) -> None:
         """Print lines of text: wrapped between words on a terminal, and as they are in a file."""
         if isinstance(text, str) and not self.is_terminal:
-            self.file.write(f"{self.sayable(text)}\n")  # rich would print the same in ten times as long
+            self.file.write(f"{self.sayable(text)}\n")  # as rich would, in a tenth of its time
         else:
             self.print(text, soft_wrap=not self.is_terminal)
 
