@@ -127,7 +127,7 @@ class OrderedGradient:
         Raises:
             ConfigError: names the buffer.
         """
-        if self._buffers is None:  # no step was made here
+        if self._buffers is None:  # no step came through here: the kernel made them all
             return
         if changed := self._versions().items() - self._buffers.items():
             raise ConfigError(

@@ -206,7 +206,8 @@ def check_enough_pieces(config: Config, world: World) -> None:
 def _take_weights(task: Task, config: Config, world: World) -> None:
     """Take over the weights of `train.init_from`, and move the model to its device."""
     if config.train.init_from:
-        weights = world.tensors_from_main(read_weights, Path(config.train.init_from), task.model)
+        path = Path(config.train.init_from)
+        weights = world.tensors_from_main(read_weights, path, task.model)
         task.model.load_state_dict(task.model.state_dict() | weights)
     world.prepare_model(task.model)
     task.model.train()
@@ -232,8 +233,7 @@ def _baseline(
         baseline = Baseline(baseline, task.test_data)
     task = replace(task, model=baseline.model, test_data=baseline.test_data, rows=None)
     if task.test_data is not test.data:
-        test = deal_out_test(task, config, world, num_pieces=test.plan.num_pieces)
-        test = prepared_test(test, world)
+        test = prepared(deal_out_test(task, config, world, num_pieces=test.plan.num_pieces), world)
     return _new_rows(task, probed, config, world), test
 
 

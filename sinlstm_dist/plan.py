@@ -230,14 +230,14 @@ class Plan:
         owned = self.owned(self.rank)
         return self.all_sizes(step)[owned.start : owned.stop]
 
-    def span(self, step: int, rank: int) -> tuple[int, int]:
-        """The start and the end, in an epoch's order, of the share of process `rank` in `step`.
+    def span(self, step: int) -> tuple[int, int]:
+        """The start and the end, in an epoch's order, of the share of `self.rank` in `step`.
 
         Examples:
             >>> plan = Plan(size=1000, global_batch_size=100, num_pieces=8, world_size=3)
-            >>> plan.span(step=1, rank=0)
+            >>> plan.span(step=1)
             (100, 139)
         """
         edges = bounds(self.num_samples(step), self.num_pieces)
-        owned, first = self.owned(rank), step * self.global_batch_size
+        owned, first = self.owned(self.rank), step * self.global_batch_size
         return first + edges[owned.start], first + edges[owned.stop]

@@ -54,7 +54,7 @@ def some_pieces(batch: Any, sizes: Sequence[int], some: slice) -> Any:
 def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     """Count a model's predictions over a split; the same bits on any number of processes.
 
-    The model is in evaluation mode meanwhile, and in training mode afterwards.
+    If testing calls the model, it is in evaluation mode meanwhile, and in training mode afterwards.
 
     Collective: yes, one.
     """

@@ -11,14 +11,14 @@ import numpy as np
 from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config
-from sinlstm_dist.data.steps import Split, deal_out, is_by_array
+from sinlstm_dist.data.steps import FETCH_BYTES, Split, deal_out, is_by_array, sample_bytes
 from sinlstm_dist.plan import Plan, in_order, indices_at
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
 from sinlstm_dist.task import Task
 
 FINGERPRINT_SAMPLES = 64  # at most
-TEST_BATCH = 2048  # samples, if they are fetched by array; the last bits of a test loss follow it
+TEST_BATCH = 2048  # samples, at least, by array; the last bits of a test loss depend on it
 
 
 def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
@@ -61,15 +61,15 @@ def prepared(split: Split, world: World) -> Split:
 
 
 def prepared_test(split: Split, world: World) -> Split:
-    """As `prepared`, for test samples: if one fetch by array brings all, it is made only once."""
+    """As `prepared`, for test samples: a few, by array, are fetched once and stay on the device."""
     split = prepared(split, world)
-    if split.by_array and split.plan.num_steps == 1:
-        split = replace(split, loader=Kept(split.loader))
+    if split.by_array and len(split.data) * sample_bytes(split.data) <= FETCH_BYTES:
+        split = replace(split, loader=_FetchedOnce(split.loader))
     return split
 
 
-class Kept:
-    """Yields in every pass what a loader yields in its first."""
+class _FetchedOnce:
+    """A loader of samples that are the same in every pass; it fetches them in the first."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self._loader = loader

@@ -95,7 +95,7 @@ class KernelSteps:
         tolerance: see `lstm.predictor_rows`.
     """
 
-    most = 2048  # the sizes of all pieces are listed in each call
+    most = 2048  # each call lists the sizes of all pieces, and returns after SLICE_NS
 
     def __init__(
         self,

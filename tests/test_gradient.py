@@ -164,7 +164,7 @@ def shared_gradients(
         gradient = OrderedGradient(rows, plan=plan, peers=peer)
         grads, results = [], []
         for inputs, targets in steps():
-            share = slice(*plan.span(0, peer.rank))
+            share = slice(*plan.span(0))
             batch = pieces((inputs[share], targets[share]), plan.piece_sizes(0))
             results.append(gradient(batch, epoch=0, step=0, stop=peer.rank == 1))
             grads.append({

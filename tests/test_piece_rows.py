@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from sinlstm_dist import job
+from sinlstm_dist.config import load_config
 from sinlstm_dist.data.steps import pieces
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.randomness import PIECES, seed_all, stream
@@ -291,6 +293,12 @@ def test_testing_puts_the_model_into_evaluation_mode_and_back():
     with pytest.raises(KeyError), rows.testing():
         raise KeyError
     assert model.training
+
+
+def test_testing_leaves_a_model_that_it_does_not_call_as_it_is(world):
+    built = job.build(load_config(overrides={"data.train_size": 9, "data.test_size": 9}), world)
+    with built.rows.testing():
+        assert built.rows.model.training
 
 
 @pytest.mark.parametrize(

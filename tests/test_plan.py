@@ -53,7 +53,7 @@ def test_shares_of_a_full_batch_by_hand(world_size, owned, sizes, shares):
     assert [plan.owned(rank) for rank, plan in enumerate(plans)] == owned
     assert [plan.piece_sizes(0) for plan in plans] == sizes
     assert [plan.piece_sizes(1) for plan in plans] == sizes
-    assert [plans[0].span(0, rank) for rank in range(world_size)] == shares
+    assert [plan.span(0) for plan in plans] == shares
 
 
 def test_shares_of_the_last_partial_batch_by_hand():
@@ -61,7 +61,7 @@ def test_shares_of_the_last_partial_batch_by_hand():
     assert plans[0].num_steps == 2
     assert [plans[0].num_samples(step) for step in (0, 1)] == [100, 3]
     assert [plan.piece_sizes(1) for plan in plans] == [[1, 1, 1], [0, 0, 0], [0, 0]]
-    assert [plans[0].span(1, rank) for rank in range(3)] == [(100, 103), (103, 103), (103, 103)]
+    assert [plan.span(1) for plan in plans] == [(100, 103), (103, 103), (103, 103)]
 
 
 def test_a_data_set_smaller_than_the_world_by_hand():
@@ -74,14 +74,13 @@ def test_a_data_set_smaller_than_the_world_by_hand():
 @given(SIZES, BATCHES, PIECES, st.data())
 def test_every_sample_is_owned_once(size, batch, pieces, data):
     world_size = data.draw(st.integers(1, pieces))
-    plan = Plan(size, batch, pieces, world_size)
+    plans = [Plan(size, batch, pieces, world_size, rank) for rank in range(world_size)]
     seen = []
-    for step in range(plan.num_steps):
-        for rank in range(world_size):
-            start, stop = plan.span(step, rank)
+    for step in range(plans[0].num_steps):
+        for plan in plans:
+            start, stop = plan.span(step)
             seen += range(start, stop)
-            own = Plan(size, batch, pieces, world_size, rank).piece_sizes(step)
-            assert sum(own) == stop - start
+            assert sum(plan.piece_sizes(step)) == stop - start
     assert seen == list(range(size))
 
 

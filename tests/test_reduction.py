@@ -11,7 +11,7 @@ from torch import nn
 
 from sinlstm_dist import job
 from sinlstm_dist.config import load_config
-from sinlstm_dist.data.steps import Split, deal_out
+from sinlstm_dist.data.steps import FETCH_BYTES, Split, deal_out
 from sinlstm_dist.metrics import Totals
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.plan import Plan, in_order
@@ -52,8 +52,11 @@ def test_test_batches_may_be_larger_than_those_of_training(world):
     assert large.test.plan == Plan(21, 5000, 8, 1, 0)
 
 
-@pytest.mark.parametrize(("size", "passes"), [(TEST_BATCH, 1), (TEST_BATCH + 1, 3)])
-def test_test_samples_of_one_fetch_are_fetched_once(world, monkeypatch, size, passes):
+IN_A_FETCH = FETCH_BYTES // (4 * (SETTINGS["data.window"] + 1))
+
+
+@pytest.mark.parametrize(("size", "passes"), [(IN_A_FETCH, 1), (IN_A_FETCH + 1, 3)])
+def test_few_test_samples_are_fetched_once(world, monkeypatch, size, passes):
     built = build(world, **{"data.test_size": size})
     fetched = []
     fetch = built.test.shares.fetch

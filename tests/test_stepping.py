@@ -86,7 +86,7 @@ class Trainee:
         return result
 
     def _took(self, stepping: Any, steps: range, *, stop: bool) -> Stepped:
-        spans = [np.arange(*self.plan.span(step, self.plan.rank)) for step in steps]
+        spans = [np.arange(*self.plan.span(step)) for step in steps]
         batch = self.task.train_data[np.concatenate(spans)]
         result = stepping(batch, self.progress, most=len(steps), stop=stop)
         self.progress = result.progress
@@ -292,7 +292,7 @@ def test_a_request_to_stop_is_heard_between_the_steps_of_a_slow_process(nursery,
 )
 def test_sizes_that_do_not_fit_are_refused(changed, message):
     trainee = Trainee({"train.virtual_shards": 3})
-    batch = trainee.task.train_data[np.arange(*trainee.plan.span(0, 0))]
+    batch = trainee.task.train_data[np.arange(*trainee.plan.span(0))]
     arguments = trainee.kernel._arguments(batch, range(1), stop=False) | changed
     expected = pytest.raises(ValueError, match=message) if changed else contextlib.nullcontext()
     with expected:

@@ -155,9 +155,8 @@ static NOINLINE void backward_any(const Layer *layer, int W, Tape tape, Scratch 
 
 static void backward_block(const Layer *layer, int W, Tape tape, Scratch scratch, LayerSums sums,
                            Through through, int H) {
-    const bool is_small = H == SMALL_H;
-    if (is_small && layer->D == SMALL_D) backward_small(layer, W, tape, scratch, sums, through);
-    else if (is_small && layer->D == SMALL_H)
+    if (is_small(H) && layer->D == SMALL_D) backward_small(layer, W, tape, scratch, sums, through);
+    else if (is_small(H) && layer->D == SMALL_H)
         backward_small_above(layer, W, tape, scratch, sums, through);
     else backward_any(layer, W, tape, scratch, sums, through, H);
 }

@@ -112,9 +112,8 @@ static NOINLINE void forward_any(const float *packed, Tape tape, int W, int D, i
 
 /* One layer. */
 static void forward_block(const Layer *layer, Tape tape, int W, int H) {
-    const bool is_small = H == SMALL_H;
-    if (is_small && layer->D == SMALL_D) forward_small(layer->packed, tape, W);
-    else if (is_small && layer->D == SMALL_H) forward_small_above(layer->packed, tape, W);
+    if (is_small(H) && layer->D == SMALL_D) forward_small(layer->packed, tape, W);
+    else if (is_small(H) && layer->D == SMALL_H) forward_small_above(layer->packed, tape, W);
     else forward_any(layer->packed, tape, W, layer->D, H);
 }
 

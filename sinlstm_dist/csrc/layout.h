@@ -17,6 +17,15 @@ _Static_assert(LANES == BLOCK_SAMPLES, "a block has a sample per lane");
 #define SMALL_D 1
 #define SMALL_H 5
 
+INLINE bool is_small(int H) {
+#if defined(EMULATES_FMA) /* such versions would be no faster, and take gcc seven seconds */
+    (void)H;
+    return false;
+#else
+    return H == SMALL_H;
+#endif
+}
+
 #define ACTS 5 /* vectors kept per unit and step */
 
 /* A block's forward pass:

@@ -19,8 +19,8 @@
 
 #define LANES 16
 
-/* UNROLLED makes straight code of the loop after it, whose count is a constant. FOR_UNROLLED is
- * such a loop over at most MAX_UNROLLED vectors, so that arrays of them live in registers. */
+/* UNROLLED turns the loop after it, of a constant count, into straight code. FOR_UNROLLED is such a
+ * loop over at most MAX_UNROLLED vectors, so arrays of them live in registers. */
 #define MAX_UNROLLED 5
 
 #if defined(ISA_CUDA)
@@ -31,10 +31,10 @@
 #include <string.h>
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
-#if defined(__clang__) /* which does not know gcc's word: half as fast without its own */
+#if defined(__clang__) /* ignores gcc's pragma, and without its own is half as fast (2026-11) */
 #define UNROLLED _Pragma("unroll")
 #else
-#define UNROLLED _Pragma("GCC unroll 16")
+#define UNROLLED _Pragma("GCC unroll 16") /* no such loop is longer */
 #endif
 #endif
 #define FOR_UNROLLED(n, count) UNROLLED for (int n = 0; n < (count); n++)
@@ -202,6 +202,7 @@ INLINE f4 f4_fma(f4 a, f4 b, f4 c) {
     return (f4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 #else
+#define EMULATES_FMA
 /* Rounds once, as the other instruction sets do. The product of two floats is exact in float64. The
  * sum is rounded to odd: where it is not exact, its last bit becomes 1, on the side of zero. The
  * second rounding, to float32, then gives what one rounding of the exact value gives.

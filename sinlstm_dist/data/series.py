@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from sinlstm_dist.config import Data
 from sinlstm_dist.data.reading import Column, read_column
-from sinlstm_dist.data.sine import Batch, picked
+from sinlstm_dist.data.sine import Batch
 from sinlstm_dist.differences import Scale, differences
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.words import counted
@@ -55,7 +55,8 @@ class SeriesDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int | np.ndarray) -> Batch:
         """One sample, or one batch for an int64 array of indices, as from a SineDataset."""
-        window, target = picked(self._windows, index), picked(self._targets, index)
+        index = np.asarray(index)  # see SineDataset
+        window, target = self._windows[index], self._targets[index]
         return torch.from_numpy(window).unsqueeze(-1), torch.from_numpy(target)
 
     def values(self, index: int) -> np.ndarray:

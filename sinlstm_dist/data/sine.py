@@ -98,9 +98,10 @@ class SineDataset(Dataset[Batch]):
         """
         if type(index) is not int and getattr(index, "dtype", None) != np.int64:
             index = self._as_index(index)
-        windows, targets = picked(self._windows, index), picked(self._targets, index)
+        index = np.asarray(index)  # numpy copies what an array picks, one without dimensions too
+        windows, targets = self._windows[index], self._targets[index]
         if self._noise:
-            rows = np.asarray(index) % self._size  # a negative index counts from the end
+            rows = index % self._size  # a negative index counts from the end
             add_noise(windows, key=self._key, rows=rows, deviation=self._noise)
         return torch.from_numpy(windows).unsqueeze(-1), torch.from_numpy(targets)
 
@@ -118,12 +119,6 @@ class SineDataset(Dataset[Batch]):
         windows, targets = self[some]
         parts = (windows.numpy().tobytes(), targets.numpy().tobytes(), str(self._size).encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def picked(samples: np.ndarray, index: int | np.ndarray) -> np.ndarray:
-    """One sample, or several for an int64 array of indices, in memory of their own."""
-    some = samples[index]
-    return some if isinstance(index, np.ndarray) else some.copy()  # for an array numpy has copied
 
 
 def _limited(**arguments: Any) -> Data:

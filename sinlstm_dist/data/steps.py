@@ -1,6 +1,5 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from sinlstm_dist.data.workers import worker_settings
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.randomness import seed_all, stream
 
-FETCH_BYTES = 2**22  # of all processes together; more would not make a sample cheaper
+FETCH_BYTES = 4 << 20  # of all processes together; with more, a sample costs the same (2026-11)
 _CPU = torch.device("cpu")
 
 
@@ -43,17 +42,17 @@ class Share:
     @property
     def positions(self) -> np.ndarray:
         """(N,) int64, in the epoch's order."""
-        span = functools.partial(self.plan.span, rank=self.plan.rank)
-        full = np.arange(*span(self.steps[0]))  # all steps but the last are alike
-        firsts = self.plan.global_batch_size * np.arange(len(self.steps) - 1)
-        return np.concatenate([(full + firsts[:, None]).ravel(), np.arange(*span(self.steps[-1]))])
+        plan, last = self.plan, np.arange(*self.plan.span(self.steps[-1]))
+        first = np.arange(*plan.span(self.steps[0]))
+        offsets = plan.global_batch_size * np.arange(len(self.steps) - 1)
+        return np.append(first + offsets[:, None], last)  # only the last step may differ
 
 
 class StepSampler(BatchSampler):
     """Yields the shares of an epoch: for each fetch, one per process: rank 0's, rank 1's, ...
 
-    A fetch brings a process its shares of one or more consecutive steps: fetching a few samples by
-    one array of indices costs the same as fetching a thousand.
+    A fetch brings a process its shares of one or more consecutive steps, because indexing by an
+    array costs about the same for a few samples as for a thousand.
 
     Accelerate deals batches out in turn, batch i to process i % world_size. So each process gets
     its share of every step, even an empty one, and no share is repeated or dropped. A batch is a
@@ -63,11 +62,11 @@ class StepSampler(BatchSampler):
 
     Args:
         plan: how the data set is cut and shared out.
-        together: steps in a fetch.
+        steps_per_fetch: the last fetch may have fewer.
     """
 
-    def __init__(self, plan: Plan, *, together: int) -> None:
-        self._plan, self.together = plan, together
+    def __init__(self, plan: Plan, *, steps_per_fetch: int) -> None:
+        self._plan, self.steps_per_fetch = plan, steps_per_fetch
         self._plans = [replace(plan, rank=rank) for rank in range(plan.world_size)]
         self.start(epoch=0, step=0)
 
@@ -77,8 +76,9 @@ class StepSampler(BatchSampler):
 
     def fetches(self) -> list[range]:
         """The steps of the next pass, grouped by fetch."""
-        starts = range(self._step, self._plan.num_steps, self.together)
-        return [range(first, min(first + self.together, self._plan.num_steps)) for first in starts]
+        num_steps, number = self._plan.num_steps, self.steps_per_fetch
+        starts = range(self._step, num_steps, number)
+        return [range(first, min(first + number, num_steps)) for first in starts]
 
     def __len__(self) -> int:
         return len(self.fetches()) * self._plan.world_size
@@ -103,11 +103,11 @@ class Shares(Dataset[Any]):
 
     def __getitem__(self, share: Share) -> Any:
         indices = self._order(share.positions, epoch=share.epoch)
-        sizes = share.plan.piece_sizes(share.steps[0])  # of more steps nothing is cut here
+        sizes = share.plan.piece_sizes(share.steps[0])  # for _BySample, whose share is one step
         return self.fetch(indices, epoch=share.epoch, sizes=sizes)
 
     def fetch(self, indices: np.ndarray, *, epoch: int, sizes: Sequence[int]) -> Any:
-        """These samples (N,) as one batch, or cut into pieces of these sizes."""
+        """These samples (N,): as one batch if by array, else in pieces of these sizes."""
         raise NotImplementedError
 
 
@@ -260,9 +260,11 @@ def deal_out(
         num_workers: processes that fetch samples in advance; with 0 this one does, in between.
     """
     by_array = is_by_array(data)
-    together = _steps_together(data, plan) if by_array else 1
+    steps_per_fetch = 1
+    if by_array:
+        steps_per_fetch = max(1, FETCH_BYTES // (sample_bytes(data) * plan.global_batch_size))
     shares = _ByArray(data, order) if by_array else _BySample(data, order, seed=seed)
-    sampler = StepSampler(plan, together=together)
+    sampler = StepSampler(plan, steps_per_fetch=steps_per_fetch)
     loader = DataLoader(
         shares,
         batch_sampler=sampler,
@@ -272,7 +274,6 @@ def deal_out(
     return Split(data, plan, sampler, loader, shares, by_array)
 
 
-def _steps_together(data: Any, plan: Plan) -> int:
-    """How many steps a fetch by array has."""
-    sample_bytes = sum(tensor.nbytes for tensor in data[np.zeros(1, np.int64)])
-    return max(1, FETCH_BYTES // (sample_bytes * plan.global_batch_size))
+def sample_bytes(data: Any) -> int:
+    """Bytes of a sample of a data set that `is_by_array`; fetches the first one."""
+    return sum(tensor.nbytes for tensor in data[np.zeros(1, np.int64)])

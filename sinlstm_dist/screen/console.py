@@ -73,7 +73,8 @@ class Screen(Console):
     def say(self, text: str | Text) -> None:
         """Print lines of text: wrapped between words on a terminal, and as they are in a file."""
         if isinstance(text, str) and not self.is_terminal:
-            self.file.write(f"{self.sayable(text)}\n")  # as rich would, in a tenth of its time
+            # What rich would write, without 20 us of layout (2026-11); no markup is on.
+            self.file.write(f"{self.sayable(text)}\n")
         else:
             self.print(text, soft_wrap=not self.is_terminal)
 

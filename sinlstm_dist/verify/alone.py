@@ -83,7 +83,7 @@ class JobAlone:
 
     def _whole(self, split: Split) -> Split:
         plan = dataclasses.replace(split.plan, world_size=1, rank=0)
-        sampler = StepSampler(plan, together=split.sampler.together)
+        sampler = StepSampler(plan, steps_per_fetch=split.sampler.steps_per_fetch)
         loader = WholeLoader(split, sampler, self._world)
         return dataclasses.replace(split, plan=plan, sampler=sampler, loader=loader)
 

@@ -111,7 +111,7 @@ class TwiceShare(Share):
     def positions(self) -> np.ndarray:
         """See Share."""
         positions = super().positions
-        positions[1:2] = positions[0]  # a process may have one sample
+        positions[1:2] = positions[:1]  # a process may have only one sample
         return positions
 
 
@@ -120,7 +120,9 @@ class TwiceSampler(StepSampler):
 
     def __iter__(self) -> Iterator[list[Share]]:  # type: ignore[override]
         for number, [share] in enumerate(super().__iter__(), start=1):
-            yield [TwiceShare(**vars(share)) if number == self._plan.world_size else share]
+            if number == self._plan.world_size:
+                share = TwiceShare(share.epoch, share.steps, share.plan)
+            yield [share]
 
 
 class DamagingWorld(World):
