@@ -22,19 +22,24 @@ TEST_BATCH = 2048  # samples, at least, by array; the last bits of a test loss d
 
 
 def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:
-    """The train and the test samples; Accelerate has not prepared their loaders yet."""
+    """The train and the test samples; Accelerate has not prepared their loaders yet.
+
+    Raises:
+        ConfigError: the user's code fails.
+    """
     settings = config.train
     num_pieces = settings.virtual_shards if settings.reduction == "ordered" else world.size
     size = len(task.train_data)
     plan = Plan(size, settings.global_batch_size, num_pieces, world.size, world.rank)
-    train = deal_out(
-        task.train_data,
-        plan,
-        order=partial(indices_at, seed=settings.seed, size=size, sampling=settings.sampling),
-        seed=stream(SAMPLES, settings.seed),
-        num_workers=settings.num_workers,
-    )
-    return train, deal_out_test(task, config, world, num_pieces=num_pieces)
+    with blamed(config.task.build):
+        train = deal_out(
+            task.train_data,
+            plan,
+            order=partial(indices_at, seed=settings.seed, size=size, sampling=settings.sampling),
+            seed=stream(SAMPLES, settings.seed),
+            num_workers=settings.num_workers,
+        )
+        return train, deal_out_test(task, config, world, num_pieces=num_pieces)
 
 
 def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) -> Split:

@@ -27,6 +27,7 @@ from sinlstm_dist.reduction import is_gathered, places
 from sinlstm_dist.run.progress import Progress
 
 SLICE_NS = 10_000_000  # after which a call of the kernel returns, for signals and the screen
+MOST_PIECES = 16_384  # in a call, which lists their sizes, and may return after few of them
 # How csrc/steps.h is told that there is one process.
 ALONE = {"memory": 0, "num_processes": 1, "slot_bytes": 0, "rank": 0, "spin_ns": 0}
 
@@ -95,7 +96,7 @@ class KernelSteps:
         tolerance: see `lstm.predictor_rows`.
     """
 
-    most = 2048  # each call lists the sizes of all pieces, and returns after SLICE_NS
+    most = 2048
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class KernelSteps:
         self._rows, self._optimizer, self._plan = rows, optimizer, plan
         self._shared, self._tolerance = shared, tolerance
         num_sent = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
+        self.most = max(1, min(self.most, MOST_PIECES // num_sent))
         self._sent = torch.zeros(num_sent, rows.width + 1)
         self._gathered = self._sent
         if shared:

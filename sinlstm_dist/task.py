@@ -27,7 +27,10 @@ Preview = Callable[[], tuple[list[float], list[float]]]
 
 
 class BatchRows(Protocol):
-    """Computes the rows of all pieces of a batch in one call."""
+    """Computes the rows of all pieces of a batch in one call, without changing the batch.
+
+    It does not call the model, which may be in training mode or not.
+    """
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.task import Task
 
 SIZE, TEST_SIZE, NUM_INPUTS, NUM_CLASSES = 101, 37, 6, 3
@@ -538,6 +539,17 @@ def other_test_data(settings: Settings, config: Any) -> Task:
 
 def raises(settings: Settings, config: Any) -> Task:
     raise KeyError("no such thing")
+
+
+class OneByOne(SineDataset):
+    """Takes no array of indices, as the class that it extends does."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(int(index))
+
+
+def one_by_one(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), train_data=OneByOne(size=SIZE))
 
 
 def raises_in_totals(settings: Settings, config: Any) -> Task:

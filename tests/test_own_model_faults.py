@@ -38,6 +38,7 @@ WRONG = {
         "make it a part of the model",
     ),
     "raises": ("odd_tasks.py, line ", "KeyError: 'no such thing'"),
+    "one_by_one": ("odd_tasks.py, line ", "TypeError: only"),
     "raises_in_totals": ("odd_tasks.py, line ", "RuntimeError: mat1 and mat2 shapes"),
     "returns_none": ("returned None, not a Task",),
     "no_tensors": ("totals returned a float: a tuple of the sum of losses",),

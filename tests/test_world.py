@@ -10,6 +10,7 @@ import pytest
 HANDED_OUT = """
 import torch
 from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.processes.gathering import LARGE
 from sinlstm_dist.processes.joining import join_world
 
 VALUES = {
@@ -20,6 +21,8 @@ VALUES = {
     "step": torch.tensor(2**53 + 1),
     "mask": torch.tensor([True, False, True]),
     "empty": torch.empty(0, 5),
+    "longest in shared memory": torch.arange(LARGE // 4 - 1),
+    "larger than its slot there": torch.arange(LARGE // 4 + 100),
 }
 
 
@@ -47,6 +50,9 @@ with join_world(timeout_s=60, one_thread=True) as world:
         assert received[name].dtype == value.dtype and received[name].shape == value.shape, name
         assert bytes_of(received[name]) == bytes_of(value), name
         assert received[name].data_ptr() != value.data_ptr() or not value.numel(), name
+    own = torch.full((2, 3), float(world.rank)).T
+    world.broadcast(own)
+    assert own.tolist() == [[0.0, 0.0]] * 3
     for function, kind in ((refuse, ConfigError), (fail, RunError)):
         try:
             world.tensors_from_main(function)

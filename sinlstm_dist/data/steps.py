@@ -262,7 +262,8 @@ def deal_out(
     by_array = is_by_array(data)
     steps_per_fetch = 1
     if by_array:
-        steps_per_fetch = max(1, FETCH_BYTES // (sample_bytes(data) * plan.global_batch_size))
+        step_bytes = sample_bytes(data) * plan.global_batch_size
+        steps_per_fetch = max(1, FETCH_BYTES // max(1, step_bytes))
     shares = _ByArray(data, order) if by_array else _BySample(data, order, seed=seed)
     sampler = StepSampler(plan, steps_per_fetch=steps_per_fetch)
     loader = DataLoader(
