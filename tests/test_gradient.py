@@ -13,6 +13,7 @@ from sinlstm_dist import job, reduction
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.sine import SineDataset
 from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, OrderedGradient, StepResult
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.piece_rows import PieceRows, Place
@@ -300,6 +301,25 @@ def test_a_divisor_of_0_is_a_loss_that_is_no_number():
     gradient = OrderedGradient(rows, plan=plan, peers=Peer(Threads(1), 0))
     result = gradient(pieces(steps()[0], [2] * PIECES), epoch=0, step=0, stop=False)
     assert not result.totals.is_finite
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_buffer_that_changes_in_training_is_refused(is_replaced):
+    """In place, or replaced by another one; the look at the task before the first step saw none."""
+    model = Branches()
+    model.register_buffer("seen", torch.zeros(1))
+    plan = Plan(BATCH, BATCH, PIECES)
+    rows = rows_of(model, totals, Counts())
+    gradient = OrderedGradient(rows, plan=plan, peers=Peer(Threads(1), 0))
+    gradient.settle()  # no step was made
+    gradient(pieces(steps()[0], [2] * PIECES), epoch=0, step=0, stop=False)
+    gradient.settle()
+    if is_replaced:
+        model.register_buffer("seen", torch.zeros(1))
+    else:
+        model.seen += 1
+    with pytest.raises(ConfigError, match="seen has changed in training"):
+        gradient.settle()
 
 
 @pytest.mark.kernel
