@@ -96,7 +96,7 @@ class KernelSteps:
         tolerance: see `lstm.predictor_rows`.
     """
 
-    most = 2048
+    most = MOST_PIECES
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class KernelSteps:
         self._rows, self._optimizer, self._plan = rows, optimizer, plan
         self._shared, self._tolerance = shared, tolerance
         num_sent = len(plan.owned(0))  # rank 0 owns no fewer pieces than any other
-        self.most = max(1, min(self.most, MOST_PIECES // num_sent))
+        self.most = max(1, self.most // num_sent)
         self._sent = torch.zeros(num_sent, rows.width + 1)
         self._gathered = self._sent
         if shared:

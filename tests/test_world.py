@@ -21,8 +21,8 @@ VALUES = {
     "step": torch.tensor(2**53 + 1),
     "mask": torch.tensor([True, False, True]),
     "empty": torch.empty(0, 5),
-    "longest in shared memory": torch.arange(LARGE // 4 - 1),
-    "larger than its slot there": torch.arange(LARGE // 4 + 100),
+    "longest in shared memory": torch.arange(LARGE // 8 - 1),
+    "larger than its slot there": torch.arange(LARGE // 8 + 100),
 }
 
 
