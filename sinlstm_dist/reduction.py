@@ -68,7 +68,6 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     return rows.counts.to_totals(sums.tolist())
 
 
-@torch.no_grad()
 def sum_over(
     split: Split,
     rows: Callable[[int, Any, Sequence[int]], torch.Tensor],
@@ -89,10 +88,10 @@ def sum_over(
     Collective: yes, one.
     """
     plan = split.plan
-    sums = torch.zeros(len(plan.owned(0)), width, device=peers.device).double()
+    sums = torch.zeros(len(plan.owned(0)), width, dtype=torch.float64, device=peers.device)
     for step, batch in split.batches(whole=whole):
         sizes = plan.piece_sizes(step)
-        sums[: len(sizes)] += rows(step, batch, sizes)
+        light(sums)[: len(sizes)] += light(rows(step, batch, sizes))
     return tree_sum(light(peers.gather(sums))[places(plan)])
 
 

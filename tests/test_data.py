@@ -348,6 +348,21 @@ def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step
     assert first_step + len(together) == Plan(size, batch, 8).num_steps
 
 
+def test_a_data_set_may_write_into_the_indices():
+    class Writing(Numbers):
+        def __getitem__(self, index):
+            numbers = torch.tensor(index)
+            index[...] = 0
+            return numbers, -numbers
+
+    split = dealt_out(Writing(100), Plan(100, 10, 8))
+    for _ in range(2):
+        (_, (numbers, _)), *_ = split.strides(
+            epoch=0, next_step=iter([0, 0, 10]).__next__, whole=True, most=lambda: 10
+        )
+        assert numbers.tolist() == list(range(100))
+
+
 def test_small_steps_share_a_fetch_and_large_ones_do_not():
     def fetched(size: int, batch: int, window: int = 50) -> list[int]:
         fetches = []

@@ -21,6 +21,8 @@ from launching import (
     wait_for,
 )
 
+from sinlstm_dist.data import workers
+from sinlstm_dist.data.workers import from_loader
 from sinlstm_dist.run.hold import Hold
 
 SCRIPT = str(Path(__file__).with_name("with_workers.py"))
@@ -124,6 +126,27 @@ def test_a_worker_that_dies_ends_all_processes_with_an_error_that_names_it(begin
         assert f"{worker}" in ended.stderr
     # Half a second; 23 where workers kept the connections of the process that failed.
     assert time.monotonic() - began < 15
+
+
+def test_a_broken_connection_waits_for_the_error_that_names_the_worker(monkeypatch):
+    def loader():
+        yield 1
+        raise ConnectionResetError
+
+    def name(*_: object) -> None:
+        raise RuntimeError("worker 7")
+
+    monkeypatch.setattr(workers, "NAMED_S", 0.5)
+    with pytest.raises(ConnectionResetError):  # no worker has died
+        list(from_loader(loader()))
+    before = signal.signal(signal.SIGALRM, name)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(RuntimeError, match="worker 7"):
+            list(from_loader(loader()))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("num_workers", ["0", "2"])

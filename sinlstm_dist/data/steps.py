@@ -1,5 +1,6 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
-from sinlstm_dist.data.workers import worker_settings
+from sinlstm_dist.data.workers import from_loader, worker_settings
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.randomness import seed_all, stream
 
@@ -42,10 +43,14 @@ class Share:
     @property
     def positions(self) -> np.ndarray:
         """(N,) int64, in the epoch's order."""
-        plan, last = self.plan, np.arange(*self.plan.span(self.steps[-1]))
-        first = np.arange(*plan.span(self.steps[0]))
-        offsets = plan.global_batch_size * np.arange(len(self.steps) - 1)
-        return np.append(first + offsets[:, None], last)  # only the last step may differ
+        return _positions(self.plan, self.steps).copy()  # for data sets that write into it
+
+
+@functools.lru_cache(maxsize=1)  # where an epoch is one fetch, all epochs have the same
+def _positions(plan: Plan, steps: range) -> np.ndarray:
+    first, last = (np.arange(*plan.span(step)) for step in (steps[0], steps[-1]))
+    offsets = plan.global_batch_size * np.arange(len(steps) - 1)
+    return np.append(first + offsets[:, None], last)  # only the last step may differ
 
 
 class StepSampler(BatchSampler):
@@ -208,7 +213,8 @@ class Split:
                 that are not `by_array` come one step at a time.
         """
         self.sampler.start(epoch=epoch, step=next_step())
-        for fetched_steps, fetched in zip(self.sampler.fetches(), self.loader, strict=True):
+        fetches = zip(self.sampler.fetches(), from_loader(self.loader), strict=True)
+        for fetched_steps, fetched in fetches:
             if not self.by_array:
                 yield fetched_steps, fetched
                 continue

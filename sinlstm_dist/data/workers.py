@@ -9,9 +9,11 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+NAMED_S = 1.0  # within which the system tells that a worker has ended; it takes some ms
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that this process gets when its parent ends
 
 
@@ -32,6 +34,19 @@ def worker_settings(num_workers: int) -> dict[str, Any]:
         "worker_init_fn": begin,
         "multiprocessing_context": "fork" if sys.platform == "linux" else None,
     }
+
+
+def from_loader(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader brings. If a worker dies, the error names it.
+
+    A worker that dies closes its connection first. When the system has told that it ended, torch
+    raises the error that names it, wherever this process is by then.
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError):
+        time.sleep(NAMED_S)
+        raise
 
 
 def _begin(worker: int, *, parent: int, ignored: Collection[int]) -> None:
