@@ -94,13 +94,15 @@ class PieceRows:
 
     @contextlib.contextmanager
     def testing(self) -> Iterator[None]:
-        """Put the model, if testing calls it, into evaluation mode, then into training mode."""
+        """If testing calls the model, put it into evaluation mode, without gradients, and then into
+        training mode."""
         if self.is_whole:  # the task's rows do not call it
             yield
             return
         self.model.eval()
         try:
-            yield
+            with torch.no_grad():  # in the data sets too
+                yield
         finally:
             self.model.train()
 

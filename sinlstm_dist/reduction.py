@@ -54,7 +54,8 @@ def some_pieces(batch: Any, sizes: Sequence[int], some: slice) -> Any:
 def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     """Count a model's predictions over a split; the same bits on any number of processes.
 
-    If testing calls the model, it is in evaluation mode meanwhile, and in training mode afterwards.
+    If testing calls the model, it is in evaluation mode meanwhile, without gradients, and in
+    training mode afterwards.
 
     Collective: yes, one.
     """
@@ -79,7 +80,8 @@ def sum_over(
     """Add the rows of all pieces of all steps; the same bits on any number of processes.
 
     Args:
-        rows: computes (pieces, width) numbers from a step, its batch and its pieces' sizes.
+        rows: computes (pieces, width) numbers, without a gradient, from a step, its batch and its
+            pieces' sizes.
         whole: whether `rows` takes all pieces in one, not a list of them.
 
     Returns:

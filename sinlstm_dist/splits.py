@@ -62,8 +62,9 @@ def deal_out_test(task: Task, config: Config, world: World, *, num_pieces: int) 
 
 def prepared(split: Split, world: World) -> Split:
     """A split whose loader Accelerate has prepared: it brings this process's shares."""
-    is_elsewhere = world.device.type != "cpu"  # or Accelerate moves each fetch to where it is
-    loader = world.accelerator.prepare(split.loader, device_placement=[is_elsewhere])
+    # On the CPU nothing has to move, but Accelerate would look through each fetch.
+    moves = world.device.type != "cpu"
+    loader = world.accelerator.prepare(split.loader, device_placement=[moves])
     return replace(split, loader=loader)
 
 

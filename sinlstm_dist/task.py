@@ -41,7 +41,8 @@ class BatchRows(Protocol):
         num_threads: int,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Return the totals of each piece: (pieces, NUM_TOTALS), or write gradients too.
+        """Return the totals of each piece: (pieces, NUM_TOTALS), or write gradients too. Nothing
+        that it returns needs a gradient of torch's.
 
         Args:
             parameters: all of the model's, or of a copy's.

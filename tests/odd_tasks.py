@@ -86,6 +86,20 @@ def augmented(settings: Settings, config: Any) -> Task:
     return task(net(settings.width), train_data=Jitter(points(SIZE, 1)))
 
 
+class Extracted(Jitter):
+    """Points that a module has changed, whose weights nobody trains or freezes."""
+
+    extractor = nn.Linear(NUM_INPUTS, NUM_INPUTS)
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, label = self.data[index]
+        return self.extractor(inputs), label
+
+
+def extracted(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), test_data=Extracted(points(TEST_SIZE, 2)))
+
+
 def cosine(settings: Settings, config: Any) -> Task:
     return task(
         net(settings.width),

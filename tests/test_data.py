@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tracemalloc
 from decimal import Decimal
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from sinlstm_dist.data.sine import TEST_NOISE, TRAIN_NOISE, SineDataset, sine_of
 from sinlstm_dist.data.steps import Split, deal_out
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.plan import Plan, epoch_order, in_order, indices_at
+from sinlstm_dist.splits import prepared
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
 NOISY = {"size": 64, "window": 7, "noise": 0.02, "seed": 3}
@@ -348,21 +351,6 @@ def test_processes_together_fetch_the_order_of_the_epoch(size, batch, first_step
     assert first_step + len(together) == Plan(size, batch, 8).num_steps
 
 
-def test_a_data_set_may_write_into_the_indices():
-    class Writing(Numbers):
-        def __getitem__(self, index):
-            numbers = torch.tensor(index)
-            index[...] = 0
-            return numbers, -numbers
-
-    split = dealt_out(Writing(100), Plan(100, 10, 8))
-    for _ in range(2):
-        (_, (numbers, _)), *_ = split.strides(
-            epoch=0, next_step=iter([0, 0, 10]).__next__, whole=True, most=lambda: 10
-        )
-        assert numbers.tolist() == list(range(100))
-
-
 def test_small_steps_share_a_fetch_and_large_ones_do_not():
     def fetched(size: int, batch: int, window: int = 50) -> list[int]:
         fetches = []
@@ -383,6 +371,17 @@ def test_small_steps_share_a_fetch_and_large_ones_do_not():
     assert fetched(50_250, 20_000) == [20_000, 20_000, 10_250]
     assert fetched(50_250, 30_000) == [30_000, 20_250]  # one step, even if it is too large
     assert fetched(1000, 100, window=5000) == [200] * 5  # fewer of larger samples
+
+
+@pytest.mark.parametrize(("device", "moves"), [("cpu", False), ("cuda", True)])
+def test_accelerate_moves_samples_to_a_gpu_only(device, moves):
+    prepare = mock.Mock()
+    world = SimpleNamespace(
+        device=torch.device(device), accelerator=SimpleNamespace(prepare=prepare)
+    )
+    split = dealt_out(Numbers(10), Plan(10, 5, 1))
+    assert prepared(split, world).loader is prepare.return_value
+    prepare.assert_called_once_with(split.loader, device_placement=[moves])
 
 
 def test_a_loader_that_brings_too_little_is_noticed():

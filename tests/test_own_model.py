@@ -23,7 +23,7 @@ EPOCHS, BATCH = 2, 20  # six steps an epoch, the last of them of one sample
 RIGHT = (
     "plain", "dropout", "augmented", "cosine", "sgd", "adam", "adamw", "adagrad",
     "rmsprop", "frozen", "unused", "sometimes", "tied", "group_norm", "dicts", "regression",
-    "tokens", "masked", "remembers",
+    "tokens", "masked", "remembers", "extracted",
 )  # fmt: skip
 WITHOUT_DRAWS = (
     "plain", "cosine", "constant", "frozen", "unused", "sometimes", "tied", "group_norm",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from launching import (
 )
 
 from sinlstm_dist.data import workers
-from sinlstm_dist.data.workers import from_loader
+from sinlstm_dist.data.steps import deal_out
+from sinlstm_dist.plan import Plan, in_order
 from sinlstm_dist.run.hold import Hold
 
 SCRIPT = str(Path(__file__).with_name("with_workers.py"))
@@ -129,21 +131,24 @@ def test_a_worker_that_dies_ends_all_processes_with_an_error_that_names_it(begin
 
 
 def test_a_broken_connection_waits_for_the_error_that_names_the_worker(monkeypatch):
-    def loader():
-        yield 1
-        raise ConnectionResetError
+    class Broken:
+        def __iter__(self):
+            yield 1
+            raise ConnectionResetError
 
-    def name(*_: object) -> None:
+    def on_alarm(*_: object) -> None:  # as torch's handler of SIGCHLD
         raise RuntimeError("worker 7")
 
-    monkeypatch.setattr(workers, "NAMED_S", 0.5)
+    monkeypatch.setattr(workers, "WORKER_END_S", 0.5)
+    dealt_out = deal_out(range(40), Plan(40, 20, 1), order=in_order, seed=0)
+    split = replace(dealt_out, loader=Broken())
     with pytest.raises(ConnectionResetError):  # no worker has died
-        list(from_loader(loader()))
-    before = signal.signal(signal.SIGALRM, name)
+        list(split.batches())
+    before = signal.signal(signal.SIGALRM, on_alarm)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(RuntimeError, match="worker 7"):
-            list(from_loader(loader()))
+            list(split.batches())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -1,6 +1,5 @@
 """How an epoch is dealt out: which samples each process fetches for each step."""
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,14 +42,10 @@ class Share:
     @property
     def positions(self) -> np.ndarray:
         """(N,) int64, in the epoch's order."""
-        return _positions(self.plan, self.steps).copy()  # for data sets that write into it
-
-
-@functools.lru_cache(maxsize=1)  # where an epoch is one fetch, all epochs have the same
-def _positions(plan: Plan, steps: range) -> np.ndarray:
-    first, last = (np.arange(*plan.span(step)) for step in (steps[0], steps[-1]))
-    offsets = plan.global_batch_size * np.arange(len(steps) - 1)
-    return np.append(first + offsets[:, None], last)  # only the last step may differ
+        plan, last = self.plan, np.arange(*self.plan.span(self.steps[-1]))
+        first = np.arange(*plan.span(self.steps[0]))
+        offsets = plan.global_batch_size * np.arange(len(self.steps) - 1)
+        return np.append(first + offsets[:, None], last)  # only the last step may differ
 
 
 class StepSampler(BatchSampler):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-NAMED_S = 1.0  # within which the system tells that a worker has ended; it takes some ms
+WORKER_END_S = 1.0  # the longest wait for the signal that a worker has ended; it takes some ms
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that this process gets when its parent ends
 
 
@@ -37,15 +37,16 @@ def worker_settings(num_workers: int) -> dict[str, Any]:
 
 
 def from_loader(loader: Iterable[Any]) -> Iterator[Any]:
-    """What a loader brings. If a worker dies, the error names it.
+    """What a loader brings. If a worker dies, the error names it, in the main thread.
 
-    A worker that dies closes its connection first. When the system has told that it ended, torch
-    raises the error that names it, wherever this process is by then.
+    The connection to a worker that dies breaks some milliseconds before SIGCHLD comes. torch's
+    handler of that signal raises the error that names the worker, so this waits for it before it
+    raises the less useful one. A data set's own error of these kinds comes that much later.
     """
     try:
         yield from loader
     except (ConnectionError, EOFError):
-        time.sleep(NAMED_S)
+        time.sleep(WORKER_END_S)
         raise
 
 

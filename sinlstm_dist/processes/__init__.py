@@ -1,1 +1,2 @@
-"""The processes of a run: what launched them, who is there, and what they say to each other."""
+"""The processes of a run: what launched them, who is there, what they say to each other, and how
+they allocate memory."""

@@ -20,9 +20,9 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # mypy does n
 
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
+from sinlstm_dist.processes.allocation import HAS_LARGE_PAGES, LARGE_PAGES, keep_freed_memory
 from sinlstm_dist.processes.answers import is_lost
 from sinlstm_dist.processes.launcher import Launch
-from sinlstm_dist.processes.memory import LARGE_PAGES, keep_freed_memory
 from sinlstm_dist.words import counted
 
 # accelerate launch sets these if its configuration asks for another way to train.
@@ -126,7 +126,7 @@ def joined_accelerator(
 
     Collective: yes.
     """
-    keep_freed_memory()
+    keep_freed_memory()  # for this process, also afterwards
     threads, has_failed = torch.get_num_threads(), True
     # numpy would warn of overflow and NaN; the run reports them itself. Once, as it takes 4 us.
     with checked_environment(launch), np.errstate(over="ignore", invalid="ignore"):
@@ -200,7 +200,8 @@ def checked_environment(launch: Launch) -> Iterator[None]:
         for name, value in os.environ.items()
         if name in launcher.PLACE_VARIABLES or (_is_for_accelerate(name) and not value.strip())
     }
-    checked[LARGE_PAGES] = os.environ.get(LARGE_PAGES, "1")
+    if HAS_LARGE_PAGES:
+        checked[LARGE_PAGES] = launcher.value(LARGE_PAGES) or "1"
     if launch.size > 1:
         where = launcher.meeting()
         checked |= {
