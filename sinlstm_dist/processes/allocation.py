@@ -23,8 +23,7 @@ def keep_freed_memory() -> None:
     When glibc gives a block back to Linux, it raises two limits, the "dynamic mmap threshold" of
     mallopt(3): from then on it keeps smaller blocks, and gives the end of its memory back only
     where more than twice that size is free. So up to 62 MiB are kept, and more below a block that
-    is still used. The variables MALLOC_MMAP_THRESHOLD_,
-    MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_ and MALLOC_MMAP_MAX_ of a user switch this off. With
-    another C library nothing changes.
+    is still used. A user's MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_ or
+    MALLOC_MMAP_MAX_ switches this off. With another C library nothing changes.
     """
     np.empty(KEPT_BYTES, np.uint8)  # is freed at once, and its values are never written
