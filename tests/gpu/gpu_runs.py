@@ -6,7 +6,7 @@ import launching
 from launching import flags
 
 ROOT = Path(__file__).parents[2]
-OVER_GLOO = ROOT / "tests/gpu/over_gloo.py"
+ON_ONE_GPU = ROOT / "tests/gpu/on_one_gpu.py"
 DEVICE = "cuda"
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -36,9 +36,10 @@ TRAINED = {
 }
 
 
-def over_gloo(module: str, *arguments: str, processes: int = 2) -> list[str]:
+def on_one_gpu(backend: str, module: str, *arguments: str, processes: int = 2) -> list[str]:
     """The command line that starts `module` on processes that share one GPU."""
-    return [*launching.torchrun(processes), str(OVER_GLOO), f"sinlstm_dist.{module}", *arguments]
+    launcher = launching.torchrun(processes)
+    return [*launcher, str(ON_ONE_GPU), backend, f"sinlstm_dist.{module}", *arguments]
 
 
 def start(folder: Path, settings: dict[str, object], **variables: str):

@@ -1,4 +1,4 @@
-"""Two processes on one GPU, over gloo; over NCCL they are refused. Two GPUs, where they are."""
+"""Two processes on one GPU, over NCCL and over gloo; without disguise they are refused."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import sys
 import launching
 import pytest
 import torch
-from gpu_runs import DEVICE, OVER_GLOO, SETTINGS, TRAINED, over_gloo, train
+from gpu_runs import DEVICE, ON_ONE_GPU, SETTINGS, TRAINED, on_one_gpu, train
 from launching import check_same, finish, flags, free_port, has_begun, metrics, run, summary
 
 HOST = socket.gethostname()
@@ -18,30 +18,36 @@ two_gpus = pytest.mark.skipif(
 )
 
 
+BACKENDS = pytest.mark.parametrize("backend", ["nccl", "gloo"])
+
+
+@BACKENDS
 @pytest.mark.parametrize("name", ["torch", "fused", "shared out", "own model"])
-def test_two_give_the_bits_of_one(name, tmp_path):
+def test_two_give_the_bits_of_one(name, backend, tmp_path):
     train(tmp_path / "one", TRAINED[name])
     (tmp_path / "two").mkdir()
-    ended = run(over_gloo("train", *flags(TRAINED[name])), cwd=tmp_path / "two")
+    ended = run(on_one_gpu(backend, "train", *flags(TRAINED[name])), cwd=tmp_path / "two")
     assert ended.code == 0, ended.stdout + ended.stderr
     check_same(tmp_path / "one/run", tmp_path / "two/run")
     found = summary(tmp_path / "two/run")
     assert (found["world_size"], found["device"]) == (2, DEVICE)
 
 
-def test_ddp_reduction_trains_on_two(tmp_path):
+@BACKENDS
+def test_ddp_reduction_trains_on_two(backend, tmp_path):
     settings = {**TRAINED["torch"], "train.reduction": "ddp"}
     train(tmp_path / "one", settings)
     (tmp_path / "two").mkdir()
-    ended = run(over_gloo("train", *flags(settings)), cwd=tmp_path / "two")
+    ended = run(on_one_gpu(backend, "train", *flags(settings)), cwd=tmp_path / "two")
     assert ended.code == 0, ended.stdout + ended.stderr
     one, two = (metrics(tmp_path / name / "run")[-1] for name in ("one", "two"))
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)  # other sums
 
 
-def test_one_goes_on_where_two_have_stopped(tmp_path):
+@BACKENDS
+def test_one_goes_on_where_two_have_stopped(backend, tmp_path):
     settings = {**TRAINED["torch"], "checkpoint.every_epochs": 1}
-    ended = run(over_gloo("train", *flags({**settings, "train.epochs": 1})), cwd=tmp_path)
+    ended = run(on_one_gpu(backend, "train", *flags({**settings, "train.epochs": 1})), cwd=tmp_path)
     assert ended.code == 0, ended.stdout + ended.stderr
     train(tmp_path, settings)
     train(tmp_path / "straight", settings)
@@ -87,10 +93,14 @@ def check_the_other_names_it(first, lost, cwd, *, number: int) -> None:
     assert summary(cwd / "run")["outcome"] == "failed"
 
 
-def test_a_lost_process_is_named_over_gloo(tmp_path):
-    module = [str(OVER_GLOO), "sinlstm_dist.train"]
+@pytest.mark.parametrize(
+    ("backend", "number"),
+    [("nccl", signal.SIGKILL), ("nccl", signal.SIGSTOP), ("gloo", signal.SIGKILL)],
+)
+def test_a_lost_process_is_named(backend, number, tmp_path):
+    module = [str(ON_ONE_GPU), backend, "sinlstm_dist.train"]
     both = start_two(tmp_path, module=module, variables=[{}, {}])
-    check_the_other_names_it(*both, tmp_path, number=signal.SIGKILL)
+    check_the_other_names_it(*both, tmp_path, number=number)
 
 
 @two_gpus

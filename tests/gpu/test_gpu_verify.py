@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_runs import OWN_MODEL, over_gloo
+from gpu_runs import OWN_MODEL, on_one_gpu
 from launching import Ended, run
 
 from sinlstm_dist.verify.faults import FAULTS
@@ -37,10 +37,11 @@ def test_one_process_passes(task, tmp_path):
     assert "Warning" not in ended.stderr
 
 
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
 @TASKS
-def test_two_processes_pass(task, tmp_path):
+def test_two_processes_pass(task, backend, tmp_path):
     """Speed is not looked at: other tests run at the same time."""
-    ended = run(over_gloo("verify", "--json", "v.json", *task), cwd=tmp_path)
+    ended = run(on_one_gpu(backend, "verify", "--json", "v.json", *task), cwd=tmp_path)
     found = results(tmp_path)
     del found["Speed"]
     golden = found.pop("Golden")
@@ -50,7 +51,7 @@ def test_two_processes_pass(task, tmp_path):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_found(name, tmp_path):
-    ended = run(over_gloo("verify", "--json", "v.json", "--inject", name), cwd=tmp_path)
+    ended = run(on_one_gpu("gloo", "verify", "--json", "v.json", "--inject", name), cwd=tmp_path)
     found = results(tmp_path)
     claim = FAULTS[name].claim
     if claim != "Speed":

@@ -1,8 +1,10 @@
-"""Run a command of the package over gloo in place of NCCL, so that processes can share one GPU.
+"""Run a command of the package on processes that share one GPU, over NCCL or gloo.
 
-    torchrun --nproc-per-node 2 tests/gpu/over_gloo.py sinlstm_dist.train --train.epochs 1
+    torchrun --nproc-per-node 2 tests/gpu/on_one_gpu.py nccl sinlstm_dist.train --train.epochs 1
 
-gloo sends the tensors of a GPU through the CPU. For the package each process has a GPU of its own.
+For the package each process has a GPU of its own. For NCCL each is on a machine of its own, so that
+they talk through sockets, as machines without InfiniBand do. gloo sends the tensors through the
+CPU.
 """
 
 import os
@@ -28,9 +30,18 @@ class OwnGpu:
 
 
 def share_the_gpu() -> None:
-    """Replace what would ask for NCCL, or for a GPU per process."""
+    """Let the package and NCCL take this GPU for one that no other process has."""
+    properties = torch.cuda.get_device_properties
+    torch.cuda.get_device_properties = lambda device=None: OwnGpu(properties(device))
+    # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-hostid
+    os.environ["NCCL_HOSTID"] = f"machine of rank {os.environ.get('RANK')}"
+    os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+
+
+def replace_nccl() -> None:
+    """Let gloo come where the package and Accelerate ask for NCCL."""
     init, barrier = torch.distributed.init_process_group, torch.distributed.barrier
-    prepare, properties = PartialState._prepare_backend, torch.cuda.get_device_properties
+    prepare = PartialState._prepare_backend
 
     @wraps(init)
     def init_over_gloo(backend: str, *args: Any, **kwargs: Any) -> None:
@@ -42,11 +53,13 @@ def share_the_gpu() -> None:
 
     torch.distributed.init_process_group = init_over_gloo
     torch.distributed.barrier = lambda *args, **kwargs: barrier()  # without the id of a device
-    torch.cuda.get_device_properties = lambda device=None: OwnGpu(properties(device))
     PartialState._prepare_backend = prepare_gloo
 
 
 if __name__ == "__main__":
+    _, backend, module, *arguments = sys.argv
     share_the_gpu()
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    if backend == "gloo":
+        replace_nccl()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

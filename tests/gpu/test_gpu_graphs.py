@@ -1,0 +1,87 @@
+"""Rows that are replayed from CUDA graphs have the bits of rows whose kernels start one by one."""
+
+import pytest
+import torch
+from gpu_runs import DEVICE
+
+from sinlstm_dist import lstm, sine
+from sinlstm_dist.config import load_config
+from sinlstm_dist.data.steps import pieces
+from sinlstm_dist.graphed_rows import GraphedRows
+from sinlstm_dist.piece_rows import PieceRows, Place
+from sinlstm_dist.task import Counts
+
+PLACE = Place(0, 0)
+MODELS = {
+    "fused": {"model.lstm": "fused"},
+    "torch": {"model.lstm": "torch"},
+    "two layers": {"model.lstm": "torch", "model.hidden_size": 128, "model.num_layers": 2},
+}
+
+
+class Both:
+    """The same task's rows in both ways, and batches for them."""
+
+    def __init__(self, name: str) -> None:
+        config = load_config(overrides={**MODELS[name], "data.noise": 0.1})
+        kind = "fused" if name == "fused" else "torch"
+        self.task = sine.build(config, lstm.Choice(kind, "for a test"))
+        self.task.model.to(DEVICE)
+        new = {"seed": 0, "device": torch.device(DEVICE), "num_threads": 1}
+        self.usual = PieceRows(self.task, Counts(), **new)
+        self.graphed = GraphedRows(self.task, Counts(), **new)
+
+    def check(self, sizes: list[int], first: int = 0) -> None:
+        """That both compute the same gradients and totals."""
+        indices = torch.arange(first, first + sum(sizes)).numpy()
+        batch = tuple(tensor.to(DEVICE) for tensor in self.task.train_data[indices])
+        batch = batch if self.usual.is_whole else pieces(batch, sizes)
+        found = {}
+        for kind in ("usual", "graphed"):
+            rows = getattr(self, kind)
+            out = torch.full((len(sizes), rows.width), torch.nan, device=DEVICE)
+            rows.gradients(batch, sizes=sizes, place=PLACE, out=out)
+            with rows.testing():
+                found[kind] = [out, rows.totals(batch, sizes=sizes, place=PLACE)]
+        for usual, graphed in zip(found["usual"], found["graphed"], strict=True):
+            assert usual.isfinite().all()
+            assert torch.equal(usual.view(torch.int32), graphed.view(torch.int32))
+
+    @torch.no_grad()
+    def move_weights(self) -> None:
+        """As a step of the optimizer does: in place."""
+        for parameter in self.task.model.parameters():
+            parameter.mul_(0.9)
+
+
+@pytest.fixture(params=MODELS)
+def both(request, world):
+    """The world sets torch up for the same bits each time."""
+    return Both(request.param)
+
+
+def test_each_batch_and_all_weights_are_read_anew(both):
+    for first in (0, 7, 400):
+        both.check([13, 12, 12, 13], first)
+        both.move_weights()
+
+
+def test_batches_of_other_sizes_have_graphs_of_their_own(both):
+    for sizes in ([13, 12], [1, 0, 40, 0, 3], [13, 12], [5] * 9, [1, 0, 40, 0, 3]):
+        both.check(sizes)
+
+
+def test_parameters_may_move_to_other_memory(both):
+    both.check([20, 20])
+    for parameter in both.task.model.parameters():
+        parameter.data = parameter.data.clone()
+    both.move_weights()
+    if not both.usual.is_whole:  # cuDNN wants its weights in one vector, or torch warns
+        both.task.model.rnn.flatten_parameters()
+    both.check([20, 20])
+
+
+def test_a_copy_of_the_model_has_graphs_of_its_own(both):
+    both.check([20, 20])
+    copies = sine.build(load_config(overrides=MODELS["torch"]), lstm.Choice("torch", "for a test"))
+    assert both.graphed.of(copies.model.to(DEVICE))._graphs == {}
