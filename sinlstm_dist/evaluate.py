@@ -25,8 +25,8 @@ from sinlstm_dist.config import Config, override
 from sinlstm_dist.data.source import describe_source
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.horizons import HORIZONS, MODEL, Backtest, again
-from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import Totals
+from sinlstm_dist.new_task import trained_task
 from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.processes.joining import join_world
 from sinlstm_dist.processes.world import World

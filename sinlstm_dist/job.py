@@ -6,24 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import set_seed
 from torch import nn
 
-from sinlstm_dist import lstm, sine, user_code
 from sinlstm_dist.agreement import Agreement, check_same_model
-from sinlstm_dist.arithmetic import CODE, OWN, RECURRENCE, arithmetic, versions
+from sinlstm_dist.arithmetic import arithmetic, versions
 from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config, flat
 from sinlstm_dist.data.steps import Split
-from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
+from sinlstm_dist.graphed_rows import GraphedRows, can_replay
 from sinlstm_dist.initial_weights import read_weights
+from sinlstm_dist.new_task import check_enough_pieces, new_task
 from sinlstm_dist.optimizers import (
-    FULL_LR,
     Update,
     check_state,
     copied,
-    group_values,
     optimizer_tensors,
     trial_step,
 )
@@ -31,8 +28,7 @@ from sinlstm_dist.piece_rows import PieceRows
 from sinlstm_dist.plan import Plan
 from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
-from sinlstm_dist.run.checkpoint import Tensors
-from sinlstm_dist.run.layout import Layout, shapes, unlike
+from sinlstm_dist.run.layout import Layout, shapes
 from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, prepared_test, splits
 from sinlstm_dist.task import Baseline, Task
 
@@ -112,72 +108,6 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     )
 
 
-def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
-    """Build the task, the built-in one or the user's, with the same weights on every process.
-
-    Returns:
-        the task, and the code that computes it, in words.
-
-    Raises:
-        ConfigError: the user's code fails, or `model.lstm` asks for a recurrence that is not
-            available here.
-    """
-    set_seed(config.train.seed)
-    if config.task.build:
-        return _user_task(config)
-    try:
-        recurrence = lstm.choose(
-            config.model.lstm,
-            device_type=world.device.type,
-            input_size=1,
-            hidden_size=config.model.hidden_size,
-            num_layers=config.model.num_layers,
-        )
-    except ValueError as error:
-        raise ConfigError(f'model.lstm="{config.model.lstm}": {error}') from error
-    is_differentiable = recurrence.name == "fused" and world.device.type == "cpu"
-    if config.train.reduction == "ddp" and recurrence.name != "torch" and not is_differentiable:
-        own = "reference" if recurrence.name == "reference" else "GPU kernel"
-        recurrence = lstm.Choice("torch", f"the {own} is for ordered reduction")
-    code = {
-        RECURRENCE: "nn.LSTM" if recurrence.name == "torch" else OWN,
-        "optimizer": "SGD that rounds each operation",  # before it there was torch's
-    }
-    return sine.build(config, recurrence), code
-
-
-def trained_task(config: Config, weights: Tensors, world: World) -> Task:
-    """The task of a run, with the weights that it has trained.
-
-    Raises:
-        ConfigError: the weights are of another model; as `new_task`; or there are more processes
-            than pieces.
-    """
-    check_enough_pieces(config, world)
-    task, _ = new_task(config, world)
-    model = task.model
-    buffers = dict(model.named_buffers())
-    if problem := unlike(weights, shapes(model.state_dict()), buffers=buffers):
-        raise ConfigError(f"the weights are those of another model: {problem}")
-    model.load_state_dict(weights)
-    world.prepare_model(model)
-    return task
-
-
-def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
-    code = user_code.load(config.task.build)
-    with blamed(config.task.build, at=code.function):
-        settings = code.settings.model_validate(config.task.settings())
-        task = code.function(settings, config)
-        if not isinstance(task, Task):
-            kind = "None" if task is None else type(task).__name__
-            raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
-        if any(FULL_LR in group for group in task.optimizer.param_groups):
-            raise Refused("a scheduler of torch would never be stepped: give Task(lr_factor=...)")
-        group_values(task.model, task.optimizer)  # for its errors
-    return task, {CODE: code.digest[:16], "optimizer": type(task.optimizer).__name__}
-
-
 def _check_configuration(config: Config, world: World) -> None:
     """Check that all processes have the same configuration, and that it fits their number.
 
@@ -187,20 +117,6 @@ def _check_configuration(config: Config, world: World) -> None:
     world.check_same(**{key: str(value) for key, value in flat(config).items()}, **versions())
     if config.train.reduction == "ordered":
         check_enough_pieces(config, world)
-
-
-def check_enough_pieces(config: Config, world: World) -> None:
-    """Refuse a world with more processes than a batch has pieces.
-
-    Raises:
-        ConfigError: it has.
-    """
-    if world.size > config.train.virtual_shards:
-        raise ConfigError(
-            f"{world.size} processes cannot share train.virtual_shards="
-            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes, or "
-            f"train with train.virtual_shards={world.size} or more (which makes it another run)"
-        )
 
 
 def _take_weights(task: Task, config: Config, world: World) -> None:
@@ -215,7 +131,8 @@ def _take_weights(task: Task, config: Config, world: World) -> None:
 
 def _new_rows(task: Task, probed: Probed, config: Config, world: World) -> PieceRows:
     num_threads = world.num_threads if probed.fits_threads else 1
-    return PieceRows(
+    kind = GraphedRows if can_replay(world.device) and not config.task.build else PieceRows
+    return kind(
         task, probed.counts, seed=config.train.seed, device=world.device, num_threads=num_threads
     )
 

@@ -60,6 +60,7 @@ class PieceRows:
         self._take(task.model)
         self.num_flags = 0 if task.rows else len(self.parameters)
         self.width = sum(p.numel() for p in self.parameters) + self.num_flags + counts.width
+        self._sent_flags: dict[tuple[bool, ...], Tensor] = {}
         self._pool: ThreadPoolExecutor | None = None
         if num_threads > 1 and not task.rows and device.type == "cpu":
             self._pool = ThreadPoolExecutor(
@@ -96,7 +97,7 @@ class PieceRows:
     def testing(self) -> Iterator[None]:
         """If testing calls the model, put it into evaluation mode, without gradients, and then into
         training mode."""
-        if self.is_whole:  # the task's rows do not call it
+        if self.task.rows:  # they do not call it
             yield
             return
         self.model.eval()
@@ -132,11 +133,16 @@ class PieceRows:
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(self.parameters, gradients, strict=True)
             ]
-            flags = torch.tensor([g is not None for g in gradients], dtype=loss.dtype)
-            used = flags.to(loss.device, non_blocking=True)  # or the processor waits for a GPU
+            used = self._flags(tuple(g is not None for g in gradients))
             torch.cat([*(part.flatten() for part in parts), used, totals], out=out[number])
 
         self._each(compute, len(batch), place)
+
+    def _flags(self, used: tuple[bool, ...]) -> Tensor:
+        """These flags as numbers on the device, sent there once: each time waits for a GPU."""
+        if used not in self._sent_flags:
+            self._sent_flags[used] = torch.tensor(used, dtype=torch.float32, device=self.device)
+        return self._sent_flags[used]
 
     def totals(self, batch: Any, *, sizes: Sequence[int], place: Place) -> Tensor:
         """Count each piece: (pieces, counts.width); arguments as for `gradients`."""

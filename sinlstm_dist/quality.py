@@ -15,9 +15,9 @@ from sinlstm_dist.data.source import WindowDataset, datasets, last_values, perio
 from sinlstm_dist.data.steps import pieces
 from sinlstm_dist.differences import NO_SCALE
 from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.job import trained_task
 from sinlstm_dist.metrics import NUM_TOTALS, Totals
 from sinlstm_dist.model import Persistence
+from sinlstm_dist.new_task import trained_task
 from sinlstm_dist.piece_rows import TESTING, PieceRows, Place
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.reduction import sum_over

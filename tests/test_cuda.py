@@ -19,10 +19,10 @@ from builds import ROOT
 from lstm_cases import Case, same_bits
 from torch import Tensor
 
-from sinlstm_dist import job
 from sinlstm_dist.arithmetic import OWN, RECURRENCE
 from sinlstm_dist.config import load_config
 from sinlstm_dist.lstm import cuda
+from sinlstm_dist.new_task import new_task
 
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-mfma", "-ffp-contract=off", "-Wno-multichar")
 MOVES = {"ld", "st", "mov", "selp", "setp", "shfl", "abs", "neg"}
@@ -171,7 +171,7 @@ def test_ddp_reduction_goes_through_torch(monkeypatch):
     world = SimpleNamespace(device=torch.device("cuda"))
     for reduction, name in (("ordered", "fused"), ("ddp", "torch")):
         config = load_config(overrides={"train.reduction": reduction})
-        task, code = job.new_task(config, world)
+        task, code = new_task(config, world)
         assert f"recurrence: {name} (" in task.facts["model"]
         assert code[RECURRENCE] == ("nn.LSTM" if name == "torch" else OWN)
 

@@ -22,9 +22,10 @@ ORDER = [
     "config", "compiled", "philox", "differences", "plan", "randomness", "data", "lstm", "metrics",
     "run", "horizons", "rollout", "card", "hub", "model", "golden", "optim", "seen", "trained",
     "initial_weights", "task", "sine", "optimizers", "processes", "arithmetic", "tree",
-    "piece_rows", "reduction", "gradient", "agreement", "screen", "gallery", "flags",
-    "command_line", "command", "splits", "snapshot", "probe", "job", "stepping", "logbook", "train",
-    "quality", "evaluate", "forecast", "plot", "export", "compare", "verify", "__main__",
+    "piece_rows", "graphed_rows", "reduction", "gradient", "agreement", "screen", "gallery",
+    "flags", "command_line", "command", "splits", "snapshot", "probe", "new_task", "job",
+    "stepping", "logbook", "train", "quality", "evaluate", "forecast", "plot", "export", "compare",
+    "verify", "__main__",
 ]  # fmt: skip
 ROOMS = {"data", "lstm", "processes", "run", "screen", "verify"}
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
@@ -39,7 +40,7 @@ NO_TORCH = [
 ]  # fmt: skip
 NO_ACCELERATE = ["forecast", "plot", "export"]
 KNOW_ACCELERATE = {
-    "processes/accelerator.py", "processes/world.py", "job.py", "run/trackers.py"
+    "processes/accelerator.py", "processes/world.py", "new_task.py", "run/trackers.py"
 }  # fmt: skip
 # The only ones that print; screen/report.py draws by rich, through the console.
 PRINT = {"screen/stream.py", "screen/console.py", "screen/report.py", "screen/live.py"}

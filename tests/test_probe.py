@@ -4,7 +4,7 @@ import pytest
 from test_own_model import ODD
 
 from sinlstm_dist.config import load_config
-from sinlstm_dist.job import new_task
+from sinlstm_dist.new_task import new_task
 from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.splits import splits

@@ -9,7 +9,7 @@ Shapes: B samples, W window (time steps), D features of a time step, H hidden si
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_void_p
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ class Cut:
     num_items: int
 
 
-@lru_cache(maxsize=16)  # an epoch's steps have two or three lists of sizes, and copying takes time
+@cache  # without a limit: CUDA graphs read these tables, and there are few lists of sizes in a run
 def _cut(piece_sizes: tuple[int, ...], B: int, device: torch.device, most_blocks: int) -> Cut:
     """Cut pieces into items and blocks; a part has at most `most_blocks` blocks, or one item.
 

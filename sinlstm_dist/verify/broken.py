@@ -79,6 +79,11 @@ class OtherLstm(nn.LSTM):
                 return super().forward(*arguments)
 
 
+def break_rows(rows: PieceRows, how: type[PieceRows]) -> None:
+    """Make rows compute as this class does, on top of their own."""
+    rows.__class__ = type(how.__name__, (how, type(rows)), {})
+
+
 class OtherRows(PieceRows):
     """Rows of the built-in task by autograd, also where others use the fused kernel."""
 

@@ -32,6 +32,7 @@ from sinlstm_dist.verify.broken import (
     StruckGradient,
     TwiceSampler,
     averaged_totals,
+    break_rows,
     is_last,
 )
 from sinlstm_dist.verify.claims import ARITHMETIC, GRADIENTS
@@ -155,12 +156,13 @@ def _use_other_code(job: Job, config: Config, world: World) -> Job:
     if config.task.build:
         return _round_otherwise(job, config, world)
     model: Any = job.task.model
-    model.rnn.__class__, job.rows.__class__ = OtherLstm, OtherRows
+    model.rnn.__class__ = OtherLstm
+    break_rows(job.rows, OtherRows)
     return job
 
 
 def _round_otherwise(job: Job, config: Config, world: World) -> Job:
-    job.rows.__class__ = RoundedRows
+    break_rows(job.rows, RoundedRows)
     return job
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import launching
+import torch
 from launching import flags
 
 ROOT = Path(__file__).parents[2]
-ON_ONE_GPU = ROOT / "tests/gpu/on_one_gpu.py"
 DEVICE = "cuda"
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
@@ -36,10 +36,16 @@ TRAINED = {
 }
 
 
-def on_one_gpu(backend: str, module: str, *arguments: str, processes: int = 2) -> list[str]:
-    """The command line that starts `module` on processes that share one GPU."""
-    launcher = launching.torchrun(processes)
-    return [*launcher, str(ON_ONE_GPU), backend, f"sinlstm_dist.{module}", *arguments]
+def program(backend: str, module: str) -> list[str]:
+    """What python is told to run as one of two processes: they share a GPU if there is only one."""
+    if backend == "nccl" and torch.cuda.device_count() > 1:
+        return ["-m", f"sinlstm_dist.{module}"]
+    return [str(ROOT / "tests/gpu/on_one_gpu.py"), backend, f"sinlstm_dist.{module}"]
+
+
+def on_two(backend: str, module: str, *arguments: str) -> list[str]:
+    """The command line that starts `module` on two processes."""
+    return [*launching.torchrun(2), *program(backend, module), *arguments]
 
 
 def start(folder: Path, settings: dict[str, object], **variables: str):

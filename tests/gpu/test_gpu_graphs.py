@@ -34,11 +34,11 @@ class Both:
     def check(self, sizes: list[int], first: int = 0) -> None:
         """That both compute the same gradients and totals."""
         indices = torch.arange(first, first + sum(sizes)).numpy()
-        batch = tuple(tensor.to(DEVICE) for tensor in self.task.train_data[indices])
-        batch = batch if self.usual.is_whole else pieces(batch, sizes)
+        whole = tuple(tensor.to(DEVICE) for tensor in self.task.train_data[indices])
         found = {}
         for kind in ("usual", "graphed"):
             rows = getattr(self, kind)
+            batch = whole if rows.is_whole else pieces(whole, sizes)
             out = torch.full((len(sizes), rows.width), torch.nan, device=DEVICE)
             rows.gradients(batch, sizes=sizes, place=PLACE, out=out)
             with rows.testing():

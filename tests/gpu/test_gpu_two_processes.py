@@ -1,22 +1,19 @@
-"""Two processes on one GPU, over NCCL and over gloo; without disguise they are refused."""
+"""Two processes, over NCCL and over gloo, on one GPU if there is only one."""
 
 import os
 import signal
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import launching
 import pytest
-import torch
-from gpu_runs import DEVICE, ON_ONE_GPU, SETTINGS, TRAINED, on_one_gpu, train
+from gpu_runs import DEVICE, SETTINGS, TRAINED, on_two, program, train
 from launching import check_same, finish, flags, free_port, has_begun, metrics, run, summary
 
 HOST = socket.gethostname()
 ENDLESS = {**SETTINGS, "train.epochs": 100_000, "train.timeout_s": 10}
-two_gpus = pytest.mark.skipif(
-    torch.cuda.device_count() < 2, reason="two processes over NCCL need two GPUs; here is one"
-)
-
 
 BACKENDS = pytest.mark.parametrize("backend", ["nccl", "gloo"])
 
@@ -26,7 +23,7 @@ BACKENDS = pytest.mark.parametrize("backend", ["nccl", "gloo"])
 def test_two_give_the_bits_of_one(name, backend, tmp_path):
     train(tmp_path / "one", TRAINED[name])
     (tmp_path / "two").mkdir()
-    ended = run(on_one_gpu(backend, "train", *flags(TRAINED[name])), cwd=tmp_path / "two")
+    ended = run(on_two(backend, "train", *flags(TRAINED[name])), cwd=tmp_path / "two")
     assert ended.code == 0, ended.stdout + ended.stderr
     check_same(tmp_path / "one/run", tmp_path / "two/run")
     found = summary(tmp_path / "two/run")
@@ -38,7 +35,7 @@ def test_ddp_reduction_trains_on_two(backend, tmp_path):
     settings = {**TRAINED["torch"], "train.reduction": "ddp"}
     train(tmp_path / "one", settings)
     (tmp_path / "two").mkdir()
-    ended = run(on_one_gpu(backend, "train", *flags(settings)), cwd=tmp_path / "two")
+    ended = run(on_two(backend, "train", *flags(settings)), cwd=tmp_path / "two")
     assert ended.code == 0, ended.stdout + ended.stderr
     one, two = (metrics(tmp_path / name / "run")[-1] for name in ("one", "two"))
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)  # other sums
@@ -47,7 +44,7 @@ def test_ddp_reduction_trains_on_two(backend, tmp_path):
 @BACKENDS
 def test_one_goes_on_where_two_have_stopped(backend, tmp_path):
     settings = {**TRAINED["torch"], "checkpoint.every_epochs": 1}
-    ended = run(on_one_gpu(backend, "train", *flags({**settings, "train.epochs": 1})), cwd=tmp_path)
+    ended = run(on_two(backend, "train", *flags({**settings, "train.epochs": 1})), cwd=tmp_path)
     assert ended.code == 0, ended.stdout + ended.stderr
     train(tmp_path, settings)
     train(tmp_path / "straight", settings)
@@ -67,22 +64,25 @@ def test_over_nccl_they_are_refused_in_words(command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def start_two(cwd, *, module: list[str], variables: list[dict[str, str]]):
+def start_two(backend: str, cwd: Path) -> list[subprocess.Popen[str]]:
     """Two training processes without a launcher, which would end the one that is left."""
     world = {
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    words = [sys.executable, *module, *flags(ENDLESS)]
+    words = [sys.executable, *program(backend, "train"), *flags(ENDLESS)]
     return [
-        launching.spawn(words, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **world, **own)
-        for rank, own in enumerate(variables)
+        launching.spawn(words, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **world)
+        for rank in range(2)
     ]
 
 
-def check_the_other_names_it(first, lost, cwd, *, number: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@BACKENDS
+def test_a_lost_process_is_named(backend, number, tmp_path):
+    first, lost = start_two(backend, tmp_path)
     try:
-        launching.wait_for(lambda: has_begun(cwd / "run") or first.poll() is not None)
+        launching.wait_for(lambda: has_begun(tmp_path / "run") or first.poll() is not None)
         os.kill(lost.pid, number)
         ended = finish(first, timeout=120)
     finally:
@@ -90,32 +90,4 @@ def check_the_other_names_it(first, lost, cwd, *, number: int) -> None:
         lost.communicate()
     assert ended.code == 1, ended.stdout + ended.stderr
     assert f"rank 1 on {HOST} died, hangs or cannot be reached" in ended.stderr
-    assert summary(cwd / "run")["outcome"] == "failed"
-
-
-@pytest.mark.parametrize(
-    ("backend", "number"),
-    [("nccl", signal.SIGKILL), ("nccl", signal.SIGSTOP), ("gloo", signal.SIGKILL)],
-)
-def test_a_lost_process_is_named(backend, number, tmp_path):
-    module = [str(ON_ONE_GPU), backend, "sinlstm_dist.train"]
-    both = start_two(tmp_path, module=module, variables=[{}, {}])
-    check_the_other_names_it(*both, tmp_path, number=number)
-
-
-@two_gpus
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_process_is_named_over_nccl(number, tmp_path):
-    module = ["-m", "sinlstm_dist.train"]
-    both = start_two(tmp_path, module=module, variables=[{}, {}])
-    check_the_other_names_it(*both, tmp_path, number=number)
-
-
-@two_gpus
-def test_each_process_may_see_one_gpu_only(tmp_path):
-    """Some launchers give each process a GPU of its own, which is then number 0."""
-    variables = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    both = launching.each(flags(TRAINED["torch"]), cwd=tmp_path, variables=variables)
-    assert [ended.code for ended in both] == [0, 0], both[0].stderr
-    train(tmp_path / "one", TRAINED["torch"])
-    check_same(tmp_path / "run", tmp_path / "one/run")
+    assert summary(tmp_path / "run")["outcome"] == "failed"

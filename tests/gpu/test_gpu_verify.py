@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_runs import OWN_MODEL, on_one_gpu
+from gpu_runs import OWN_MODEL, on_two
 from launching import Ended, run
 
 from sinlstm_dist.verify.faults import FAULTS
@@ -41,7 +41,7 @@ def test_one_process_passes(task, tmp_path):
 @TASKS
 def test_two_processes_pass(task, backend, tmp_path):
     """Speed is not looked at: other tests run at the same time."""
-    ended = run(on_one_gpu(backend, "verify", "--json", "v.json", *task), cwd=tmp_path)
+    ended = run(on_two(backend, "verify", "--json", "v.json", *task), cwd=tmp_path)
     found = results(tmp_path)
     del found["Speed"]
     golden = found.pop("Golden")
@@ -51,7 +51,7 @@ def test_two_processes_pass(task, backend, tmp_path):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_fault_is_found(name, tmp_path):
-    ended = run(on_one_gpu("gloo", "verify", "--json", "v.json", "--inject", name), cwd=tmp_path)
+    ended = run(on_two("gloo", "verify", "--json", "v.json", "--inject", name), cwd=tmp_path)
     found = results(tmp_path)
     claim = FAULTS[name].claim
     if claim != "Speed":

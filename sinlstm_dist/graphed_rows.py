@@ -1,0 +1,148 @@
+"""The rows of the built-in task's pieces on an NVIDIA GPU, replayed from CUDA graphs.
+
+The pieces of a small model are thousands of kernels, and each takes the processor longer to start
+than the GPU to compute. A graph holds them all and is started at once. It repeats the operations of
+the call that it was captured from, in the same memory: so each batch is copied there first.
+
+Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinlstm_dist.piece_rows import PieceRows, Place
+
+STREAMS = 4  # pieces that a GPU computes at the same time; each needs memory of its own
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A computation that can be repeated.
+
+    Args:
+        batch: the tensors that it reads.
+        rows: what it computes.
+        replay: computes the rows of what is in `batch`.
+    """
+
+    batch: list[Tensor]
+    rows: Tensor
+    replay: Callable[[], None]
+
+
+class GraphedRows(PieceRows):
+    """Computes the rows of pieces with the bits of PieceRows.
+
+    It is for a model that draws no random numbers, and whose operations depend on nothing but the
+    shapes of a batch. Whoever moves the parameters to other memory makes it capture new graphs.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._streams = [torch.cuda.Stream(self.device) for _ in range(STREAMS)]
+        # All graphs share memory: their rows are copied before the next one begins.
+        self._memory = torch.cuda.graph_pool_handle()
+
+    def _take(self, model: nn.Module) -> None:
+        super()._take(model)
+        self._graphs: dict[object, Graph] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """See PieceRows: the pieces are cut when they are copied to a graph's memory."""
+        return True
+
+    @property
+    def at_once(self) -> int | None:
+        """See PieceRows: all."""
+        return None
+
+    def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
+        """See PieceRows."""
+        usual = super().gradients
+
+        def compute(batch: Any) -> Tensor:
+            rows = torch.zeros(len(sizes), self.width, device=self.device)
+            usual(batch, sizes=sizes, place=place, out=rows)
+            return rows
+
+        out[: len(sizes)].copy_(self._replayed("gradients", compute, batch, sizes))
+
+    def totals(self, batch: Any, *, sizes: Sequence[int], place: Place) -> Tensor:
+        """See PieceRows."""
+        usual = super().totals
+
+        def compute(batch: Any) -> Tensor:
+            return usual(batch, sizes=sizes, place=place)
+
+        return self._replayed("totals", compute, batch, sizes).clone()
+
+    def _replayed(
+        self,
+        name: str,
+        compute: Callable[[Any], Tensor],
+        batch: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> Tensor:
+        """The rows that `compute` returns for a batch; the next call overwrites them."""
+        parts = [batch] if self.task.rows else _cut(batch, sizes)
+        addresses = tuple(parameter.data_ptr() for parameter in self.parameters)
+        key = (name, tuple(sizes), batch[0].shape, addresses)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(compute, parts)
+        graph = self._graphs[key]
+        if graph.batch:
+            torch._foreach_copy_(graph.batch, _tensors(parts))
+        graph.replay()
+        return graph.rows
+
+    def _captured(self, compute: Callable[[Any], Tensor], parts: Sequence[Any]) -> Graph:
+        """The graph of `compute` for batches of these parts' shapes."""
+        own = [part and tuple(tensor.clone() for tensor in part) for part in parts]
+        batch = own[0] if self.task.rows else own
+        return Graph(_tensors(own), *captured(lambda: compute(batch), memory=self._memory))
+
+    def _each(self, compute: Callable[[int], None], number: int, place: Place) -> None:
+        """Compute pieces, some at the same time."""
+        here = torch.cuda.current_stream(self.device)
+        for stream in self._streams:
+            stream.wait_stream(here)
+        for piece in range(number):
+            with torch.cuda.stream(self._streams[piece % STREAMS]):
+                compute(piece)
+        for stream in self._streams:
+            here.wait_stream(stream)
+
+
+def can_replay(device: torch.device) -> bool:
+    """Whether a device has graphs: an NVIDIA GPU."""
+    return device.type == "cuda" and not torch.version.hip
+
+
+def captured(compute: Callable[[], Tensor], *, memory: Any) -> tuple[Tensor, Callable[[], None]]:
+    """Capture a computation: returns its result, and what computes that again in the same place.
+
+    Args:
+        memory: a pool, see `torch.cuda.graph_pool_handle`.
+    """
+    compute()  # a graph cannot hold what is loaded and allocated at a first call
+    graph = torch.cuda.CUDAGraph()
+    # What other threads do, such as NCCL's, is not for this graph.
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+        result = compute()
+    return result, graph.replay
+
+
+def _cut(batch: Sequence[Tensor], sizes: Sequence[int]) -> list[Any]:
+    """The pieces of a batch, in its memory; None for an empty one."""
+    parts = zip(*(tensor.split(list(sizes)) for tensor in batch), strict=True)
+    return [part if size else None for part, size in zip(parts, sizes, strict=True)]
+
+
+def _tensors(parts: Sequence[Any]) -> list[Tensor]:
+    """The tensors of pieces, without those that are empty."""
+    return [tensor for part in parts if part is not None for tensor in part]
