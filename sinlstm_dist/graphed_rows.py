@@ -7,7 +7,7 @@ the call that it was captured from, in the same memory: so each batch is copied 
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,38 +18,48 @@ from sinlstm_dist.piece_rows import PieceRows, Place
 
 STREAMS = 4  # pieces that a GPU computes at the same time; each needs memory of its own
 
+Compute = Callable[[Any, Sequence[int]], Tensor]  # rows of a batch of pieces of these sizes
+
 
 @dataclass(frozen=True)
 class Graph:
-    """A computation that can be repeated.
+    """A computation that can be repeated with other pieces of the same sizes.
 
     Args:
-        batch: the tensors that it reads.
-        rows: what it computes.
-        replay: computes the rows of what is in `batch`.
+        parts: the pieces that it reads; None for an empty one.
+        rows: what it computes from them.
+        replay: computes `rows` anew.
     """
 
-    batch: list[Tensor]
+    parts: Sequence[Any]
     rows: Tensor
     replay: Callable[[], None]
+
+    def __call__(self, parts: Sequence[Any]) -> Tensor:
+        """The rows of these pieces, until the next call."""
+        if own := _tensors(self.parts):
+            torch._foreach_copy_(own, _tensors(parts))
+        self.replay()
+        return self.rows
 
 
 class GraphedRows(PieceRows):
     """Computes the rows of pieces with the bits of PieceRows.
 
-    It is for a model that draws no random numbers, and whose operations depend on nothing but the
-    shapes of a batch. Whoever moves the parameters to other memory makes it capture new graphs.
+    It is for a model that draws no random numbers, reads no buffers, and whose operations depend on
+    nothing but the shapes of a batch. If the parameters have moved to other memory, it captures new
+    graphs.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._streams = [torch.cuda.Stream(self.device) for _ in range(STREAMS)]
-        # All graphs share memory: their rows are copied before the next one begins.
-        self._memory = torch.cuda.graph_pool_handle()
 
     def _take(self, model: nn.Module) -> None:
         super()._take(model)
         self._graphs: dict[object, Graph] = {}
+        # All graphs share memory: their rows are copied before the next one begins.
+        self._memory = torch.cuda.graph_pool_handle()
 
     @property
     def is_whole(self) -> bool:
@@ -58,64 +68,69 @@ class GraphedRows(PieceRows):
 
     @property
     def at_once(self) -> int | None:
-        """See PieceRows: all."""
-        return None
+        """See PieceRows; as many have a graph."""
+        return None if self.task.rows else STREAMS
 
     def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
         """See PieceRows."""
         usual = super().gradients
 
-        def compute(batch: Any) -> Tensor:
+        def compute(batch: Any, sizes: Sequence[int]) -> Tensor:
             rows = torch.zeros(len(sizes), self.width, device=self.device)
             usual(batch, sizes=sizes, place=place, out=rows)
             return rows
 
-        out[: len(sizes)].copy_(self._replayed("gradients", compute, batch, sizes))
+        for some, rows in self._replayed("gradients", compute, batch, sizes):
+            out[some] = rows
 
     def totals(self, batch: Any, *, sizes: Sequence[int], place: Place) -> Tensor:
         """See PieceRows."""
         usual = super().totals
 
-        def compute(batch: Any) -> Tensor:
+        def compute(batch: Any, sizes: Sequence[int]) -> Tensor:
             return usual(batch, sizes=sizes, place=place)
 
-        return self._replayed("totals", compute, batch, sizes).clone()
+        found = torch.zeros(len(sizes), self.counts.width, device=self.device)
+        for some, rows in self._replayed("totals", compute, batch, sizes):
+            found[some] = rows
+        return found
 
     def _replayed(
-        self,
-        name: str,
-        compute: Callable[[Any], Tensor],
-        batch: Sequence[Tensor],
-        sizes: Sequence[int],
-    ) -> Tensor:
-        """The rows that `compute` returns for a batch; the next call overwrites them."""
-        parts = [batch] if self.task.rows else _cut(batch, sizes)
-        addresses = tuple(parameter.data_ptr() for parameter in self.parameters)
-        key = (name, tuple(sizes), batch[0].shape, addresses)
-        if key not in self._graphs:
-            self._graphs[key] = self._captured(compute, parts)
-        graph = self._graphs[key]
-        if graph.batch:
-            torch._foreach_copy_(graph.batch, _tensors(parts))
-        graph.replay()
-        return graph.rows
+        self, name: str, compute: Compute, batch: Sequence[Tensor], sizes: Sequence[int]
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield some pieces at a time, and the rows that `compute` returns for them.
 
-    def _captured(self, compute: Callable[[Any], Tensor], parts: Sequence[Any]) -> Graph:
-        """The graph of `compute` for batches of these parts' shapes."""
+        The next rows overwrite them.
+        """
+        parts = [batch] if self.task.rows else _cut(batch, sizes)
+        number = self.at_once or len(sizes)
+        addresses = tuple(parameter.data_ptr() for parameter in self.parameters)
+        for first in range(0, len(sizes), number):
+            some = slice(first, min(first + number, len(sizes)))
+            key = (name, tuple(sizes[some]), addresses)
+            if key not in self._graphs:
+                self._graphs[key] = self._captured(compute, parts[some], sizes[some])
+            yield some, self._graphs[key](parts[some])
+
+    def _captured(self, compute: Compute, parts: Sequence[Any], sizes: Sequence[int]) -> Graph:
+        """The graph of `compute` for these pieces."""
         own = [part and tuple(tensor.clone() for tensor in part) for part in parts]
         batch = own[0] if self.task.rows else own
-        return Graph(_tensors(own), *captured(lambda: compute(batch), memory=self._memory))
+        return Graph(own, *captured(lambda: compute(batch, sizes), memory=self._memory))
 
     def _each(self, compute: Callable[[int], None], number: int, place: Place) -> None:
-        """Compute pieces, some at the same time."""
+        """Compute pieces at the same time; none draws random numbers."""
         here = torch.cuda.current_stream(self.device)
-        for stream in self._streams:
+        streams = self._streams[:number]
+        for stream in streams:
             stream.wait_stream(here)
-        for piece in range(number):
-            with torch.cuda.stream(self._streams[piece % STREAMS]):
-                compute(piece)
-        for stream in self._streams:
-            here.wait_stream(stream)
+        try:
+            for piece in range(number):
+                with torch.cuda.stream(streams[piece]):
+                    compute(piece)
+        finally:
+            for stream in streams:
+                here.wait_stream(stream)
 
 
 def can_replay(device: torch.device) -> bool:

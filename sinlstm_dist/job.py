@@ -83,7 +83,8 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     check_same_model(world, kind, task.model, code=code)
     _take_weights(task, config, world)
     probed = probe(task, train, config, world) if config.task.build else Probed()
-    rows = _new_rows(task, probed, config, world)
+    has_graphs = can_replay(world.device) and not config.task.build
+    rows = _new_rows(GraphedRows if has_graphs else PieceRows, task, probed, config, world)
     layout = _layout(task, train.plan, build=config.task.build)
     gradient, train, test = _prepare(rows, train, test, config, world, probed)
     is_exact = config.train.reduction == "ordered"
@@ -129,9 +130,10 @@ def _take_weights(task: Task, config: Config, world: World) -> None:
     task.model.train()
 
 
-def _new_rows(task: Task, probed: Probed, config: Config, world: World) -> PieceRows:
+def _new_rows(
+    kind: type[PieceRows], task: Task, probed: Probed, config: Config, world: World
+) -> PieceRows:
     num_threads = world.num_threads if probed.fits_threads else 1
-    kind = GraphedRows if can_replay(world.device) and not config.task.build else PieceRows
     return kind(
         task, probed.counts, seed=config.train.seed, device=world.device, num_threads=num_threads
     )
@@ -151,7 +153,7 @@ def _baseline(
     task = replace(task, model=baseline.model, test_data=baseline.test_data, rows=None)
     if task.test_data is not test.data:
         test = prepared(deal_out_test(task, config, world, num_pieces=test.plan.num_pieces), world)
-    return _new_rows(task, probed, config, world), test
+    return _new_rows(PieceRows, task, probed, config, world), test
 
 
 def _prepare(

@@ -5,7 +5,6 @@ optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,9 +81,8 @@ class SGD(torch.optim.Optimizer):
             torch._foreach_mul_(velocities, momentum)
             torch._foreach_add_(velocities, gradients)
             gradients = velocities
-        changes = _joined(gradients).mul_(
-            lr
-        )  # one vector: where torch is exact, it fills new memory
+        # One tensor for all parameters, since exact torch fills each new tensor.
+        changes = _joined(gradients).mul_(lr)
         torch._foreach_sub_(parameters, _parts(changes, parameters))
 
     # torch wraps a step that lacks this mark with hooks and a profiler's record: 15 us, where the
@@ -141,8 +139,14 @@ class SGD(torch.optim.Optimizer):
         return buffer
 
 
-def _update(values: Any, gradient: Any, velocity: Any, lr: float, momentum: float) -> None:
-    """One step, of numpy arrays or of tensors. Each operation rounds once, in this order."""
+def _update(
+    values: np.ndarray,
+    gradient: np.ndarray,
+    velocity: np.ndarray | None,
+    lr: float,
+    momentum: float,
+) -> None:
+    """One step. Each operation rounds once, in this order."""
     if velocity is not None:
         velocity *= momentum
         velocity += gradient

@@ -5,7 +5,6 @@ Here a capture is what a GPU makes of it: the computation again, in the same mem
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,8 +62,9 @@ class Both:
     @staticmethod
     def numbers(rows: PieceRows, batch: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
         share = batch if rows.is_whole else pieces(batch, sizes)
-        out = torch.full((len(sizes), rows.width), torch.nan)
+        out = torch.zeros(len(sizes) + 1, rows.width)  # a group of pieces may be the last
         rows.gradients(share, sizes=sizes, place=PLACE, out=out)
+        out = out[:-1]
         with rows.testing():
             totals = rows.totals(share, sizes=sizes, place=PLACE)
         return torch.cat((out, totals), dim=1)
@@ -85,7 +85,9 @@ def test_any_batches_have_the_rows_of_single_calls(recurrence, batches):
     for number, sizes in enumerate(batches):
         both.check(sizes, first=number)
         both.update()
-    assert len(CAPTURED) == 2 * len(set(map(tuple, batches)))  # of gradients, and of totals
+    most = both.graphed.at_once or 6
+    groups = {tuple(s[first : first + most]) for s in batches for first in range(0, len(s), most)}
+    assert len(CAPTURED) == 2 * len(groups)  # of gradients, and of totals
 
 
 @pytest.mark.parametrize("recurrence", RECURRENCES)
@@ -110,13 +112,23 @@ def test_a_copy_of_the_model_has_graphs_of_its_own():
     both.check([3, 4])
 
 
-def test_what_is_returned_stays_as_it_is():
-    both = Both("torch")
+@pytest.mark.parametrize("recurrence", RECURRENCES)
+def test_batches_and_what_is_returned_stay_as_they_are(recurrence):
+    both = Both(recurrence)
     first, other = (both.task.train_data[np.arange(start, start + 4)] for start in (0, 9))
     totals = both.graphed.totals(first, sizes=[4], place=PLACE)
-    before = totals.clone()
+    before = [tensor.clone() for tensor in (*first, totals)]
     both.graphed.totals(other, sizes=[4], place=PLACE)
-    assert torch.equal(totals, before)
+    for tensor, expected in zip((*first, totals), before, strict=True):
+        assert torch.equal(tensor, expected)
+
+
+def test_rows_that_are_not_asked_for_are_not_changed():
+    both = Both("torch")
+    out = torch.full((3, both.graphed.width), torch.nan)
+    both.graphed.gradients(both.task.train_data[np.arange(7)], sizes=[3, 4], place=PLACE, out=out)
+    assert out[:2].isfinite().all()
+    assert out[2].isnan().all()
 
 
 @pytest.mark.parametrize("how", [OtherRows, RoundedRows])
@@ -133,13 +145,17 @@ def test_rows_can_be_broken_for_verify(how, kind):
     assert torch.allclose(broken, right)
 
 
-def test_only_the_built_in_task_has_graphs(world, tmp_path):
+def test_only_the_built_in_task_has_graphs(monkeypatch, world, tmp_path):
     """Other models may draw random numbers, or do otherwise with other batches."""
-    config = load_config(overrides={"output.dir": str(tmp_path / "run")})
-    gpu = SimpleNamespace(device=torch.device("cuda"), num_threads=1)
-    built = job.build(config, world)
-    probed = job.Probed()
-    assert type(built.rows) is PieceRows
-    assert type(job._new_rows(built.task, probed, config, gpu)) is GraphedRows
-    own = load_config(overrides={"task.build": f"{ROOT}/examples/own_model.py:build"})
-    assert type(job._new_rows(built.task, probed, own, gpu)) is PieceRows
+    monkeypatch.setattr(job, "can_replay", lambda device: True)
+    own = {"task.build": f"{ROOT}/examples/own_model.py:build"}
+    for changes, kind in (({}, GraphedRows), (own, PieceRows)):
+        config = load_config(overrides={**changes, "output.dir": str(tmp_path / "run")})
+        built = job.build(config, world)
+        assert type(built.rows) is kind
+        assert {type(rows) for rows, _ in built.baselines.values()} <= {PieceRows}
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", False), ("cuda", True), ("mps", False)])
+def test_graphs_are_nvidias(kind, expected):
+    assert graphed_rows.can_replay(torch.device(kind)) == expected

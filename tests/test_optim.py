@@ -15,7 +15,7 @@ from launching import FUSED, environment
 from safetensors.torch import load_file
 from torch import nn
 
-from sinlstm_dist import job
+from sinlstm_dist import job, optim
 from sinlstm_dist.config import load_config
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.optim import SGD
@@ -115,8 +115,8 @@ def test_a_step_is_torchs(shapes, dtype, lr, momentum, in_a_row):
 
 
 @pytest.mark.parametrize("momentum", [0.0, MOMENTUM])
-def test_each_operation_rounds_once_in_the_order_written_down(momentum):
-    model, on_gpu = Net([(1000,), (2, 3)]), Net([(1000,), (2, 3)])
+def test_each_operation_rounds_once_in_the_order_written_down(momentum, monkeypatch):
+    model, on_gpu = Net([(1000,), (2, 3), (0,)]), Net([(1000,), (2, 3), (0,)])
     values = model.weights[0].detach().numpy().copy()
     velocity = np.zeros_like(values)
     optimizer, of_gpu = (SGD(net.parameters(), lr=LR, momentum=momentum) for net in (model, on_gpu))
@@ -124,12 +124,31 @@ def test_each_operation_rounds_once_in_the_order_written_down(momentum):
         set_gradients(model, seed=seed)
         set_gradients(on_gpu, seed=seed)
         optimizer.step()
-        of_gpu._update_tensors([*on_gpu.parameters()], LR, momentum)  # as on a GPU
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "is_cpu", False)  # as it is on a GPU
+            patch.setattr(optim, "_update", None)
+            of_gpu.step()
         velocity = (velocity * np.float32(momentum)) + model.weights[0].grad.numpy()
         values = values - np.float32(LR) * velocity
     assert model.weights[0].tolist() == values.tolist()
     for weights, its_weights in zip(model.weights, on_gpu.weights, strict=True):
         assert weights.tolist() == its_weights.tolist()
+
+
+def test_on_a_gpu_a_parameter_without_a_gradient_stays_as_it_is(monkeypatch):
+    model, other = Net(), Net()
+    optimizer, of_gpu = (SGD(net.parameters(), lr=LR, momentum=MOMENTUM) for net in (model, other))
+    for seed in range(3):
+        for net in (model, other):
+            set_gradients(net, seed=seed)
+            net.weights[1].grad = None
+        optimizer.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "is_cpu", False)
+            of_gpu.step()
+    assert torch.equal(other.weights[1], Net().weights[1])
+    for weights, its_weights in zip(model.weights, other.weights, strict=True):
+        assert torch.equal(weights, its_weights)
 
 
 def apply(model, optimizer):

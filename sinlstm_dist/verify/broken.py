@@ -96,6 +96,7 @@ class OtherRows(PieceRows):
         rows = PieceRows(task, self.counts, seed=0, device=self.device, num_threads=1)
         found = torch.zeros(len(sizes), rows.width, device=self.device)
         rows.gradients(pieces(batch, sizes), sizes=sizes, place=place, out=found)
+        out = out[: len(sizes)]
         numbers, totals = out.shape[1] - self.counts.width, self.counts.width
         out[:, :numbers], out[:, numbers:] = found[:, :numbers], found[:, -totals:]
 
@@ -106,7 +107,7 @@ class RoundedRows(PieceRows):
     def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
         """See PieceRows."""
         super().gradients(batch, sizes=sizes, place=place, out=out)
-        out[:, : -self.counts.width - self.num_flags] *= LAST_BIT
+        out[: len(sizes), : -self.counts.width - self.num_flags] *= LAST_BIT
 
 
 class TwiceShare(Share):

@@ -1,5 +1,7 @@
 """Rows that are replayed from CUDA graphs have the bits of rows whose kernels start one by one."""
 
+import gc
+
 import pytest
 import torch
 from gpu_runs import DEVICE
@@ -8,10 +10,12 @@ from sinlstm_dist import lstm, sine
 from sinlstm_dist.config import load_config
 from sinlstm_dist.data.steps import pieces
 from sinlstm_dist.graphed_rows import GraphedRows
+from sinlstm_dist.optimizers import copied
 from sinlstm_dist.piece_rows import PieceRows, Place
 from sinlstm_dist.task import Counts
 
 PLACE = Place(0, 0)
+NEW = {"seed": 0, "device": torch.device(DEVICE), "num_threads": 1}
 MODELS = {
     "fused": {"model.lstm": "fused"},
     "torch": {"model.lstm": "torch"},
@@ -27,9 +31,8 @@ class Both:
         kind = "fused" if name == "fused" else "torch"
         self.task = sine.build(config, lstm.Choice(kind, "for a test"))
         self.task.model.to(DEVICE)
-        new = {"seed": 0, "device": torch.device(DEVICE), "num_threads": 1}
-        self.usual = PieceRows(self.task, Counts(), **new)
-        self.graphed = GraphedRows(self.task, Counts(), **new)
+        self.usual = PieceRows(self.task, Counts(), **NEW)
+        self.graphed = GraphedRows(self.task, Counts(), **NEW)
 
     def check(self, sizes: list[int], first: int = 0) -> None:
         """That both compute the same gradients and totals."""
@@ -81,7 +84,20 @@ def test_parameters_may_move_to_other_memory(both):
     both.check([20, 20])
 
 
-def test_a_copy_of_the_model_has_graphs_of_its_own(both):
-    both.check([20, 20])
-    copies = sine.build(load_config(overrides=MODELS["torch"]), lstm.Choice("torch", "for a test"))
-    assert both.graphed.of(copies.model.to(DEVICE))._graphs == {}
+def test_a_copy_and_its_original_take_turns(both):
+    """Each has memory of its own; also after the copy is gone and its memory is written to."""
+    both.check([20, 20, 3, 3, 3])
+    before, original = copied(both.task.model, both.task.optimizer), both.graphed
+    with torch.no_grad():
+        for parameter in before[0].parameters():
+            parameter.mul_(0.5)
+    for model, graphed in ((before[0], original.of(before[0])), (both.task.model, original)) * 2:
+        both.usual, both.graphed = both.usual.of(model), graphed
+        both.check([20, 20, 3, 3, 3], 5)
+    del before, model, graphed, both.usual
+    gc.collect()
+    torch.cuda.empty_cache()
+    written = [torch.full((1 << size,), torch.nan, device=DEVICE) for size in range(8, 24)]
+    both.usual = PieceRows(both.task, Counts(), **NEW)
+    both.check([20, 20, 3, 3, 3], 9)
+    assert all(tensor.isnan().all() for tensor in written)
