@@ -36,7 +36,7 @@ TIMES, ENOUGH_S = 20, 0.4  # of a measurement: at most so many calls, and no mor
 DEVICE = "cuda"
 GRADIENTS = ("cuDNN", "graph", "JAX", "kernel")
 OURS = ("kernel", "nn.LSTM")
-STEPS = (*OURS, "plain torch", "its graph")
+STEPS = (*OURS, "plain torch", "torch graph")
 FULL = ("out of memory", "RESOURCE_EXHAUSTED")  # what torch and JAX say
 
 
@@ -190,14 +190,15 @@ def steps(world: World, batch: int, hidden_size: int) -> str:
         "kernel": lambda: our_epoch(world, batch, hidden_size, "fused"),
         "nn.LSTM": lambda: our_epoch(world, batch, hidden_size, "torch"),
         "plain torch": lambda: plain_step(*inputs(batch, hidden_size)),
-        "its graph": lambda: graph_of(plain_step(*inputs(batch, hidden_size))),
+        "torch graph": lambda: graph_of(plain_step(*inputs(batch, hidden_size))),
     }
     if not has_kernel(hidden_size):
         del ways["kernel"]
-    in_call = {**dict.fromkeys(STEPS, batch), **dict.fromkeys(OURS, epoch_size(batch))}
+    num_samples = {**dict.fromkeys(STEPS, batch), **dict.fromkeys(OURS, epoch_size(batch))}
     found = {name: measured(make) for name, make in ways.items()}
     return "".join(
-        figure(in_call[name] / found[name] if found.get(name) else None, ",.0f") for name in STEPS
+        figure(num_samples[name] / found[name] if found.get(name) else None, ",.0f")
+        for name in STEPS
     )
 
 

@@ -1,8 +1,8 @@
 """The rows of the built-in task's pieces on an NVIDIA GPU, replayed from CUDA graphs.
 
-The pieces of a small model are thousands of kernels, and each takes the processor longer to start
-than the GPU to compute. A graph holds them all and is started at once. It repeats the operations of
-the call that it was captured from, in the same memory: so each batch is copied there first.
+A small model's pieces are thousands of kernels. Starting one takes the processor longer than
+computing it takes the GPU. A graph holds the kernels of several pieces and is started by one call.
+It always reads and writes the same memory, so each batch is copied there first.
 
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sinlstm_dist.piece_rows import PieceRows, Place
 
-STREAMS = 4  # pieces that a GPU computes at the same time; each needs memory of its own
+STREAMS = 4  # pieces that a GPU computes at the same time, and that one graph holds
 
 Compute = Callable[[Any, Sequence[int]], Tensor]  # rows of a batch of pieces of these sizes
 
@@ -28,7 +28,7 @@ class Graph:
     Args:
         parts: the pieces that it reads; None for an empty one.
         rows: what it computes from them.
-        replay: computes `rows` anew.
+        replay: computes `rows` again.
     """
 
     parts: Sequence[Any]
@@ -48,7 +48,7 @@ class GraphedRows(PieceRows):
 
     It is for a model that draws no random numbers, reads no buffers, and whose operations depend on
     nothing but the shapes of a batch. If the parameters have moved to other memory, it captures new
-    graphs.
+    graphs, and keeps the old ones.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -68,7 +68,7 @@ class GraphedRows(PieceRows):
 
     @property
     def at_once(self) -> int | None:
-        """See PieceRows; as many have a graph."""
+        """See PieceRows; one graph holds as many."""
         return None if self.task.rows else STREAMS
 
     def gradients(self, batch: Any, *, sizes: Sequence[int], place: Place, out: Tensor) -> None:
@@ -109,17 +109,17 @@ class GraphedRows(PieceRows):
             some = slice(first, min(first + number, len(sizes)))
             key = (name, tuple(sizes[some]), addresses)
             if key not in self._graphs:
-                self._graphs[key] = self._captured(compute, parts[some], sizes[some])
+                self._graphs[key] = self._new_graph(compute, parts[some], sizes[some])
             yield some, self._graphs[key](parts[some])
 
-    def _captured(self, compute: Compute, parts: Sequence[Any], sizes: Sequence[int]) -> Graph:
+    def _new_graph(self, compute: Compute, parts: Sequence[Any], sizes: Sequence[int]) -> Graph:
         """The graph of `compute` for these pieces."""
         own = [part and tuple(tensor.clone() for tensor in part) for part in parts]
         batch = own[0] if self.task.rows else own
-        return Graph(own, *captured(lambda: compute(batch, sizes), memory=self._memory))
+        return Graph(own, *capture(lambda: compute(batch, sizes), memory=self._memory))
 
     def _each(self, compute: Callable[[int], None], number: int, place: Place) -> None:
-        """Compute pieces at the same time; none draws random numbers."""
+        """Compute at most STREAMS pieces at the same time; none draws random numbers."""
         here = torch.cuda.current_stream(self.device)
         streams = self._streams[:number]
         for stream in streams:
@@ -138,7 +138,7 @@ def can_replay(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.version.hip
 
 
-def captured(compute: Callable[[], Tensor], *, memory: Any) -> tuple[Tensor, Callable[[], None]]:
+def capture(compute: Callable[[], Tensor], *, memory: Any) -> tuple[Tensor, Callable[[], None]]:
     """Capture a computation: returns its result, and what computes that again in the same place.
 
     Args:
@@ -146,7 +146,7 @@ def captured(compute: Callable[[], Tensor], *, memory: Any) -> tuple[Tensor, Cal
     """
     compute()  # a graph cannot hold what is loaded and allocated at a first call
     graph = torch.cuda.CUDAGraph()
-    # What other threads do, such as NCCL's, is not for this graph.
+    # A call of another thread, such as NCCL's watchdog, must not end the capture.
     with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         result = compute()
     return result, graph.replay

@@ -16,7 +16,7 @@ from sinlstm_dist.data.steps import Split
 from sinlstm_dist.gradient import DdpGradient, Gradient, OrderedGradient
 from sinlstm_dist.graphed_rows import GraphedRows, can_replay
 from sinlstm_dist.initial_weights import read_weights
-from sinlstm_dist.new_task import check_enough_pieces, new_task
+from sinlstm_dist.new_task import new_task
 from sinlstm_dist.optimizers import (
     Update,
     check_state,
@@ -29,7 +29,14 @@ from sinlstm_dist.plan import Plan
 from sinlstm_dist.probe import Probed, probe
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.layout import Layout, shapes
-from sinlstm_dist.splits import check_same_data, deal_out_test, prepared, prepared_test, splits
+from sinlstm_dist.splits import (
+    check_enough_pieces,
+    check_same_data,
+    deal_out_test,
+    prepared,
+    prepared_test,
+    splits,
+)
 from sinlstm_dist.task import Baseline, Task
 
 
@@ -83,8 +90,7 @@ def build(config: Config, world: World, adapt: Callable[[Task], Task] = lambda t
     check_same_model(world, kind, task.model, code=code)
     _take_weights(task, config, world)
     probed = probe(task, train, config, world) if config.task.build else Probed()
-    has_graphs = can_replay(world.device) and not config.task.build
-    rows = _new_rows(GraphedRows if has_graphs else PieceRows, task, probed, config, world)
+    rows = _new_rows(_rows_class(config, world), task, probed, config, world)
     layout = _layout(task, train.plan, build=config.task.build)
     gradient, train, test = _prepare(rows, train, test, config, world, probed)
     is_exact = config.train.reduction == "ordered"
@@ -130,11 +136,17 @@ def _take_weights(task: Task, config: Config, world: World) -> None:
     task.model.train()
 
 
+def _rows_class(config: Config, world: World) -> type[PieceRows]:
+    # A user's model may draw random numbers or branch on its data: a graph would repeat both.
+    has_graphs = can_replay(world.device) and not config.task.build
+    return GraphedRows if has_graphs else PieceRows
+
+
 def _new_rows(
-    kind: type[PieceRows], task: Task, probed: Probed, config: Config, world: World
+    rows_class: type[PieceRows], task: Task, probed: Probed, config: Config, world: World
 ) -> PieceRows:
     num_threads = world.num_threads if probed.fits_threads else 1
-    return kind(
+    return rows_class(
         task, probed.counts, seed=config.train.seed, device=world.device, num_threads=num_threads
     )
 

@@ -146,7 +146,7 @@ class Logbook:
         at_once, number = self.job.rows.at_once, len(self.job.train.plan.owned(0))
         if at_once is None or number == 1:
             return ""
-        how = "one after the other" if at_once == 1 else f"{at_once} at a time"
+        how = "one after the other" if at_once == 1 else f"{min(at_once, number)} at a time"
         return f", {number} pieces per process, {how}"
 
     def _task(self) -> dict[str, str]:

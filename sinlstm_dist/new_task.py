@@ -1,4 +1,4 @@
-"""Builds the task that a configuration describes: the built-in one, or the user's."""
+"""Builds the task that a configuration describes, the built-in one or the user's."""
 
 from accelerate.utils import set_seed
 
@@ -11,6 +11,7 @@ from sinlstm_dist.optimizers import FULL_LR, group_values
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import shapes, unlike
+from sinlstm_dist.splits import check_enough_pieces
 from sinlstm_dist.task import Task
 
 
@@ -48,6 +49,20 @@ def new_task(config: Config, world: World) -> tuple[Task, dict[str, str]]:
     return sine.build(config, recurrence), code
 
 
+def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
+    code = user_code.load(config.task.build)
+    with blamed(config.task.build, at=code.function):
+        settings = code.settings.model_validate(config.task.settings())
+        task = code.function(settings, config)
+        if not isinstance(task, Task):
+            kind = "None" if task is None else type(task).__name__
+            raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
+        if any(FULL_LR in group for group in task.optimizer.param_groups):
+            raise Refused("a scheduler of torch would never be stepped: give Task(lr_factor=...)")
+        group_values(task.model, task.optimizer)  # for its errors
+    return task, {CODE: code.digest[:16], "optimizer": type(task.optimizer).__name__}
+
+
 def trained_task(config: Config, weights: Tensors, world: World) -> Task:
     """The task of a run, with the weights that it has trained.
 
@@ -64,31 +79,3 @@ def trained_task(config: Config, weights: Tensors, world: World) -> Task:
     model.load_state_dict(weights)
     world.prepare_model(model)
     return task
-
-
-def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
-    code = user_code.load(config.task.build)
-    with blamed(config.task.build, at=code.function):
-        settings = code.settings.model_validate(config.task.settings())
-        task = code.function(settings, config)
-        if not isinstance(task, Task):
-            kind = "None" if task is None else type(task).__name__
-            raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
-        if any(FULL_LR in group for group in task.optimizer.param_groups):
-            raise Refused("a scheduler of torch would never be stepped: give Task(lr_factor=...)")
-        group_values(task.model, task.optimizer)  # for its errors
-    return task, {CODE: code.digest[:16], "optimizer": type(task.optimizer).__name__}
-
-
-def check_enough_pieces(config: Config, world: World) -> None:
-    """Refuse a world with more processes than a batch has pieces.
-
-    Raises:
-        ConfigError: it has.
-    """
-    if world.size > config.train.virtual_shards:
-        raise ConfigError(
-            f"{world.size} processes cannot share train.virtual_shards="
-            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes, or "
-            f"train with train.virtual_shards={world.size} or more (which makes it another run)"
-        )

@@ -14,7 +14,8 @@ BUFFER = "momentum_buffer"  # the name of a velocity in a parameter's state, as 
 
 
 class SGD(torch.optim.Optimizer):
-    """Gradient descent with momentum, as torch.optim.SGD; `_update` is its arithmetic.
+    """Gradient descent with momentum, as torch.optim.SGD; `_update` is its arithmetic, and on a GPU
+    `_update_tensors` is the same.
 
     On the CPU the parameters are views of one vector, which numpy updates in a few microseconds.
     Each step compares addresses, and lays out again what was moved since: by `Module.to`, a copy,
@@ -72,19 +73,6 @@ class SGD(torch.optim.Optimizer):
             self._update_tensors(parameters, group["lr"], group["momentum"])
         return loss
 
-    @torch.no_grad()
-    def _update_tensors(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
-        """As `_update`, on a GPU: each of its operations is one kernel for all parameters."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if momentum:
-            velocities = [*map(self._buffer, parameters)]
-            torch._foreach_mul_(velocities, momentum)
-            torch._foreach_add_(velocities, gradients)
-            gradients = velocities
-        # One tensor for all parameters, since exact torch fills each new tensor.
-        changes = _joined(gradients).mul_(lr)
-        torch._foreach_sub_(parameters, _parts(changes, parameters))
-
     # torch wraps a step that lacks this mark with hooks and a profiler's record: 15 us, where the
     # update takes 5.
     # https://github.com/pytorch/pytorch/issues/47441
@@ -98,6 +86,19 @@ class SGD(torch.optim.Optimizer):
         """
         self._lay_out(self.param_groups[0]["params"])
         return self._values, self._velocity
+
+    @torch.no_grad()
+    def _update_tensors(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
+        """As `_update`, on a GPU: each of its operations is one kernel for all parameters."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if momentum:
+            velocities = [*map(self._buffer, parameters)]
+            torch._foreach_mul_(velocities, momentum)
+            torch._foreach_add_(velocities, gradients)
+            gradients = velocities
+        # One new tensor, not one per parameter: deterministic torch fills each with NaN first.
+        changes = _joined(gradients).mul_(lr)
+        torch._foreach_sub_(parameters, _parts(changes, parameters))
 
     def _begin(self) -> None:
         """Lay the parameters out before the first gradient.

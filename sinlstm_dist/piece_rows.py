@@ -139,7 +139,10 @@ class PieceRows:
         self._each(compute, len(batch), place)
 
     def _flags(self, used: tuple[bool, ...]) -> Tensor:
-        """These flags as numbers on the device, sent there once: each time waits for a GPU."""
+        """These flags as numbers on the device.
+
+        They are sent once: sending waits for a GPU, and a CUDA graph cannot hold it.
+        """
         if used not in self._sent_flags:
             self._sent_flags[used] = torch.tensor(used, dtype=torch.float32, device=self.device)
         return self._sent_flags[used]

@@ -12,6 +12,7 @@ from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import blamed
 from sinlstm_dist.config import Config
 from sinlstm_dist.data.steps import FETCH_BYTES, Split, deal_out, is_by_array, sample_bytes
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.plan import Plan, in_order, indices_at
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.randomness import SAMPLES, TEST_SAMPLES, stream
@@ -19,6 +20,20 @@ from sinlstm_dist.task import Task
 
 FINGERPRINT_SAMPLES = 64  # at most
 TEST_BATCH = 2048  # samples, at least, by array; the last bits of a test loss depend on it
+
+
+def check_enough_pieces(config: Config, world: World) -> None:
+    """Refuse a world with more processes than a batch has pieces.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if world.size > config.train.virtual_shards:
+        raise ConfigError(
+            f"{world.size} processes cannot share train.virtual_shards="
+            f"{config.train.virtual_shards} pieces of a batch: use at most as many processes, or "
+            f"train with train.virtual_shards={world.size} or more (which makes it another run)"
+        )
 
 
 def splits(task: Task, config: Config, world: World) -> tuple[Split, Split]:

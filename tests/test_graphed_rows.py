@@ -23,6 +23,7 @@ from sinlstm_dist.verify.broken import OtherRows, RoundedRows, break_rows
 
 ROOT = Path(__file__).parents[1]
 PLACE = Place(0, 0)
+MOST_PIECES = 6
 RECURRENCES = ["torch", pytest.param("fused", marks=pytest.mark.kernel)]
 CAPTURED: list[Tensor] = []
 
@@ -37,7 +38,7 @@ def repeat(compute: Callable[[], Tensor], *, memory: object) -> tuple[Tensor, Ca
 def a_gpu(monkeypatch):
     """What a GPU has, without one."""
     CAPTURED.clear()
-    monkeypatch.setattr(graphed_rows, "captured", repeat)
+    monkeypatch.setattr(graphed_rows, "capture", repeat)
     monkeypatch.setattr(GraphedRows, "_each", PieceRows._each)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
@@ -62,7 +63,7 @@ class Both:
     @staticmethod
     def numbers(rows: PieceRows, batch: tuple[Tensor, ...], sizes: list[int]) -> Tensor:
         share = batch if rows.is_whole else pieces(batch, sizes)
-        out = torch.zeros(len(sizes) + 1, rows.width)  # a group of pieces may be the last
+        out = torch.zeros(len(sizes) + 1, rows.width)  # the caller's memory may have more
         rows.gradients(share, sizes=sizes, place=PLACE, out=out)
         out = out[:-1]
         with rows.testing():
@@ -78,14 +79,14 @@ class Both:
 
 @pytest.mark.parametrize("recurrence", RECURRENCES)
 @settings(deadline=None, max_examples=30)
-@given(batches=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1))
+@given(batches=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=MOST_PIECES), min_size=1))
 def test_any_batches_have_the_rows_of_single_calls(recurrence, batches):
     both = Both(recurrence)
     CAPTURED.clear()
     for number, sizes in enumerate(batches):
         both.check(sizes, first=number)
         both.update()
-    most = both.graphed.at_once or 6
+    most = both.graphed.at_once or MOST_PIECES
     groups = {tuple(s[first : first + most]) for s in batches for first in range(0, len(s), most)}
     assert len(CAPTURED) == 2 * len(groups)  # of gradients, and of totals
 

@@ -5,8 +5,8 @@
  * mode is set here because a result must depend neither on the calling thread's mode
  * (torch.set_flush_denormal) nor on which thread computes an item.
  *
- * One case differs: where rounding lifts a result to the smallest normal number, 2^-126, x86 keeps
- * it, and Arm, which looks before it rounds, makes it zero.
+ * One case differs: where rounding lifts a result to the smallest normal number, 2^-126, x86 and
+ * the H100 keep it, and Arm, which looks before it rounds, makes it zero.
  */
 #ifndef SINLSTM_FLOAT_MODE_H
 #define SINLSTM_FLOAT_MODE_H

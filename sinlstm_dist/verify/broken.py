@@ -79,9 +79,9 @@ class OtherLstm(nn.LSTM):
                 return super().forward(*arguments)
 
 
-def break_rows(rows: PieceRows, how: type[PieceRows]) -> None:
-    """Make rows compute as this class does, on top of their own."""
-    rows.__class__ = type(how.__name__, (how, type(rows)), {})
+def break_rows(rows: PieceRows, fault: type[PieceRows]) -> None:
+    """Put a class before the rows' own: its `super()` is what they did before."""
+    rows.__class__ = type(fault.__name__, (fault, type(rows)), {})
 
 
 class OtherRows(PieceRows):

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import launching
+import pytest
 import torch
 from launching import flags
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "cuda"
+BACKENDS = pytest.mark.parametrize("backend", ["nccl", "gloo"])
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 SETTINGS = {
@@ -36,8 +38,8 @@ TRAINED = {
 }
 
 
-def program(backend: str, module: str) -> list[str]:
-    """What python is told to run as one of two processes: they share a GPU if there is only one."""
+def python_arguments(backend: str, module: str) -> list[str]:
+    """Python's arguments for one of two processes; over NCCL each has a GPU if there are two."""
     if backend == "nccl" and torch.cuda.device_count() > 1:
         return ["-m", f"sinlstm_dist.{module}"]
     return [str(ROOT / "tests/gpu/on_one_gpu.py"), backend, f"sinlstm_dist.{module}"]
@@ -45,7 +47,7 @@ def program(backend: str, module: str) -> list[str]:
 
 def on_two(backend: str, module: str, *arguments: str) -> list[str]:
     """The command line that starts `module` on two processes."""
-    return [*launching.torchrun(2), *program(backend, module), *arguments]
+    return [*launching.torchrun(2), *python_arguments(backend, module), *arguments]
 
 
 def start(folder: Path, settings: dict[str, object], **variables: str):

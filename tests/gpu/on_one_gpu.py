@@ -4,7 +4,7 @@
 
 For the package each process has a GPU of its own. For NCCL each is on a machine of its own, so that
 they talk through sockets, as machines without InfiniBand do. gloo sends the tensors through the
-CPU.
+CPU. Rank 1 sees GPU 0 alone, as where a launcher hides all others.
 """
 
 import os
@@ -30,7 +30,7 @@ class OwnGpu:
 
 
 def share_the_gpu() -> None:
-    """Let the package and NCCL take this GPU for one that no other process has."""
+    """Make the package and NCCL believe that this process has a GPU of its own."""
     properties = torch.cuda.get_device_properties
     torch.cuda.get_device_properties = lambda device=None: OwnGpu(properties(device))
     # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-hostid
@@ -39,7 +39,7 @@ def share_the_gpu() -> None:
 
 
 def replace_nccl() -> None:
-    """Let gloo come where the package and Accelerate ask for NCCL."""
+    """Use gloo wherever the package and Accelerate ask for NCCL."""
     init, barrier = torch.distributed.init_process_group, torch.distributed.barrier
     prepare = PartialState._prepare_backend
 

@@ -63,7 +63,7 @@ def both(request, world):
     return Both(request.param)
 
 
-def test_each_batch_and_all_weights_are_read_anew(both):
+def test_each_call_reads_the_batch_and_the_weights_again(both):
     for first in (0, 7, 400):
         both.check([13, 12, 12, 13], first)
         both.move_weights()

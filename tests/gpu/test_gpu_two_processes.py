@@ -9,13 +9,11 @@ from pathlib import Path
 
 import launching
 import pytest
-from gpu_runs import DEVICE, SETTINGS, TRAINED, on_two, program, train
+from gpu_runs import BACKENDS, DEVICE, SETTINGS, TRAINED, on_two, python_arguments, train
 from launching import check_same, finish, flags, free_port, has_begun, metrics, run, summary
 
 HOST = socket.gethostname()
 ENDLESS = {**SETTINGS, "train.epochs": 100_000, "train.timeout_s": 10}
-
-BACKENDS = pytest.mark.parametrize("backend", ["nccl", "gloo"])
 
 
 @BACKENDS
@@ -70,7 +68,7 @@ def start_two(backend: str, cwd: Path) -> list[subprocess.Popen[str]]:
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    words = [sys.executable, *program(backend, "train"), *flags(ENDLESS)]
+    words = [sys.executable, *python_arguments(backend, "train"), *flags(ENDLESS)]
     return [
         launching.spawn(words, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **world)
         for rank in range(2)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_runs import OWN_MODEL, on_two
+from gpu_runs import BACKENDS, OWN_MODEL, on_two
 from launching import Ended, run
 
 from sinlstm_dist.verify.faults import FAULTS
@@ -37,7 +37,7 @@ def test_one_process_passes(task, tmp_path):
     assert "Warning" not in ended.stderr
 
 
-@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+@BACKENDS
 @TASKS
 def test_two_processes_pass(task, backend, tmp_path):
     """Speed is not looked at: other tests run at the same time."""
