@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinlstm_dist.data.steps import copies, cut
 from sinlstm_dist.piece_rows import PieceRows, Place
 
 STREAMS = 4  # pieces that a GPU computes at the same time, and that one graph holds
@@ -53,6 +54,7 @@ class GraphedRows(PieceRows):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
+        self._sent_flags: dict[tuple[bool, ...], Tensor] = {}
         self._streams = [torch.cuda.Stream(self.device) for _ in range(STREAMS)]
 
     def _take(self, model: nn.Module) -> None:
@@ -102,7 +104,7 @@ class GraphedRows(PieceRows):
 
         The next rows overwrite them.
         """
-        parts = [batch] if self.task.rows else _cut(batch, sizes)
+        parts = [batch] if self.task.rows else cut(batch, sizes)
         number = self.at_once or len(sizes)
         addresses = tuple(parameter.data_ptr() for parameter in self.parameters)
         for first in range(0, len(sizes), number):
@@ -114,9 +116,15 @@ class GraphedRows(PieceRows):
 
     def _new_graph(self, compute: Compute, parts: Sequence[Any], sizes: Sequence[int]) -> Graph:
         """The graph of `compute` for these pieces."""
-        own = [part and tuple(tensor.clone() for tensor in part) for part in parts]
+        own = copies(parts)
         batch = own[0] if self.task.rows else own
         return Graph(own, *capture(lambda: compute(batch, sizes), memory=self._memory))
+
+    def _flags(self, used: tuple[bool, ...]) -> Tensor:
+        """See PieceRows. They are sent once and kept: a graph reads them, and cannot send them."""
+        if used not in self._sent_flags:
+            self._sent_flags[used] = torch.tensor(used, dtype=torch.float32, device=self.device)
+        return self._sent_flags[used]
 
     def _each(self, compute: Callable[[int], None], number: int, place: Place) -> None:
         """Compute at most STREAMS pieces at the same time; none draws random numbers."""
@@ -150,12 +158,6 @@ def capture(compute: Callable[[], Tensor], *, memory: Any) -> tuple[Tensor, Call
     with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
         result = compute()
     return result, graph.replay
-
-
-def _cut(batch: Sequence[Tensor], sizes: Sequence[int]) -> list[Any]:
-    """The pieces of a batch, in its memory; None for an empty one."""
-    parts = zip(*(tensor.split(list(sizes)) for tensor in batch), strict=True)
-    return [part if size else None for part, size in zip(parts, sizes, strict=True)]
 
 
 def _tensors(parts: Sequence[Any]) -> list[Tensor]:

@@ -60,7 +60,6 @@ class PieceRows:
         self._take(task.model)
         self.num_flags = 0 if task.rows else len(self.parameters)
         self.width = sum(p.numel() for p in self.parameters) + self.num_flags + counts.width
-        self._sent_flags: dict[tuple[bool, ...], Tensor] = {}
         self._pool: ThreadPoolExecutor | None = None
         if num_threads > 1 and not task.rows and device.type == "cpu":
             self._pool = ThreadPoolExecutor(
@@ -139,13 +138,9 @@ class PieceRows:
         self._each(compute, len(batch), place)
 
     def _flags(self, used: tuple[bool, ...]) -> Tensor:
-        """These flags as numbers on the device.
-
-        They are sent once: sending waits for a GPU, and a CUDA graph cannot hold it.
-        """
-        if used not in self._sent_flags:
-            self._sent_flags[used] = torch.tensor(used, dtype=torch.float32, device=self.device)
-        return self._sent_flags[used]
+        """These flags as float32 on the device."""
+        flags = torch.tensor(used, dtype=torch.float32)
+        return flags.to(self.device, non_blocking=True)  # or the processor waits for a GPU
 
     def totals(self, batch: Any, *, sizes: Sequence[int], place: Place) -> Tensor:
         """Count each piece: (pieces, counts.width); arguments as for `gradients`."""

@@ -132,6 +132,14 @@ def test_rows_that_are_not_asked_for_are_not_changed():
     assert out[2].isnan().all()
 
 
+def test_flags_stay_where_a_graph_reads_them():
+    rows = Both("torch").graphed
+    first, other = (True, True), (True, False)
+    places = [rows._flags(used).data_ptr() for used in (first, other, first, other)]
+    assert places[:2] == places[2:]
+    assert rows._flags(other).tolist() == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("how", [OtherRows, RoundedRows])
 @pytest.mark.parametrize("kind", ["usual", "graphed"])
 def test_rows_can_be_broken_for_verify(how, kind):

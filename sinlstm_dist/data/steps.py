@@ -153,8 +153,18 @@ def pieces(batch: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[Any]:
     A matrix library may choose its code by the alignment of its operands. The alignment of a view
     depends on the number of processes; a fresh copy is always aligned the same way.
     """
-    cut = zip(*(tensor.split(list(sizes)) for tensor in batch), strict=True)
-    return [tuple(part.clone() for part in parts) if len(parts[0]) else None for parts in cut]
+    return copies(cut(batch, sizes))
+
+
+def cut(batch: Sequence[torch.Tensor], sizes: Sequence[int]) -> list[Any]:
+    """The pieces of a batch, in its memory; None for an empty one."""
+    parts = zip(*(tensor.split(list(sizes)) for tensor in batch), strict=True)
+    return [part if size else None for part, size in zip(parts, sizes, strict=True)]
+
+
+def copies(parts: Sequence[Any]) -> list[Any]:
+    """Copies of pieces, each in memory of its own."""
+    return [part and tuple(tensor.clone() for tensor in part) for part in parts]
 
 
 @dataclass(frozen=True)
