@@ -111,7 +111,7 @@ class Nursery:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=HANGS_S)
 
     def start(
         self,

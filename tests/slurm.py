@@ -99,7 +99,7 @@ class Cluster:
     def close(self) -> None:
         """End the cluster and all that runs on it."""
         self._first.stdin.close()
-        self._first.wait(timeout=20)
+        self._first.wait(timeout=launching.HANGS_S)
         self._first.stdout.close()
         shutil.rmtree(self.root)
 
@@ -168,7 +168,7 @@ def _serve(root: Path) -> None:
     for name, address in NODES.items():
         _plug_in(name, address, root)
     os.environ["SLURM_CONF"] = str(root / "slurm.conf")
-    if not _are_idle(timeout=30):
+    if not _are_idle():
         sys.exit("slurm: the nodes are not idle in time")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the first process buries orphans
     print("up", flush=True)
@@ -212,8 +212,8 @@ def _plug_in(name: str, address: str, root: Path) -> None:
     _run("ip", "link", "set", name, "master", "bridge0", "up")
 
 
-def _are_idle(*, timeout: float) -> bool:
-    deadline = time.monotonic() + timeout
+def _are_idle() -> bool:
+    deadline = time.monotonic() + launching.HANGS_S
     while time.monotonic() < deadline:
         states = subprocess.run(
             ["sinfo", "--noheader", "--Node", "-o", "%T"], capture_output=True, text=True

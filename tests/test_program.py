@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from launching import (
+    HANGS_S,
     SMALL,
     children,
     command,
@@ -99,7 +100,7 @@ def test_ctrl_c_while_a_terminal_shows_that_torch_is_loaded(tmp_path: Path) -> N
     process = terminal.start([*STARTS["python -m"], *flags(LONG)], cwd=tmp_path)
     terminal.read(until="loading torch ...")
     terminal.press("\x03")
-    assert process.wait(timeout=60) == -signal.SIGINT
+    assert process.wait(timeout=HANGS_S) == -signal.SIGINT
     assert terminal.read().strip() in ("^C", "\x1b[m\r^C")  # nothing but its echo
 
 
@@ -182,7 +183,7 @@ def test_a_terminal_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
     process = terminal.start(
         ["sh", "-c", '"$@" > out', "sh", sys.executable, "-c", code], cwd=tmp_path
     )
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=HANGS_S) == 0
     assert (tmp_path / "out").read_text() == "False\n"
     terminal.close()
 

@@ -113,7 +113,7 @@ def test_while_others_have_not_started(
     assert len(nursery.running(launch)) == len(present)
     (pid,) = [child.pid for child in launch.children if child.rank == asked]
     os.kill(pid, number)
-    nursery.wait(launch, timeout=30)
+    nursery.wait(launch)
     assert launch.codes == [STOPPED] * len(present), launch.stderr
     # Without rank 0 they cannot agree on one that speaks: the first process of each node does.
     assert launch.stdout == (NOT_BEGUN.format(number.name) if 0 in present else "")
@@ -225,7 +225,8 @@ def test_a_signal_to_a_worker_of_a_launcher(tmp_path: Path) -> None:
 def test_a_second_interrupt_leaves_at_once(nursery: Nursery, tmp_path: Path) -> None:
     """Also while the process waits for another one that hangs; no checkpoint, code 130."""
     faults = [{"rank": 1, "of": "step", "at": 2, "do": "hang"}]
-    launch = nursery.start(flags(SETTINGS), cwd=tmp_path, processes=2, faults=faults)
+    settings = flags({**SETTINGS, "train.timeout_s": 600})
+    launch = nursery.start(settings, cwd=tmp_path, processes=2, faults=faults)
     while len(launch.events(1)) < 2:
         assert nursery.running(launch)
     time.sleep(0.3)
@@ -233,9 +234,7 @@ def test_a_second_interrupt_leaves_at_once(nursery: Nursery, tmp_path: Path) -> 
     time.sleep(StopRequest.SECOND_INTERRUPT_S + 0.1)
     assert len(nursery.running(launch)) == 2  # negative control: the first alone does not
     os.kill(launch.children[0].pid, signal.SIGINT)
-    began = time.monotonic()
-    wait_for(lambda: len(nursery.running(launch)) < 2, timeout=10)
-    assert time.monotonic() - began < 10 < SETTINGS["train.timeout_s"]
+    wait_for(lambda: len(nursery.running(launch)) < 2)
     assert launch.children[0].code == 128 + signal.SIGINT
     nursery.kill(launch)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from launching import (
+    HANGS_S,
     SETTINGS,
     SMALL,
     check_same,
@@ -224,7 +225,7 @@ def test_a_window_that_changes_its_size(tmux, tmp_path: Path, sizes) -> None:
             subprocess.run(resize, check=True)
             fits = functools.partial(is_drawn_for, int(columns), int(lines))
             try:
-                wait_for(lambda: fits(window_of(socket)), timeout=30)  # noqa: B023
+                wait_for(lambda: fits(window_of(socket)))  # noqa: B023
             except AssertionError:
                 pytest.fail(window_of(socket))
     finally:
@@ -276,7 +277,7 @@ def test_an_error_in_the_first_picture_leaves_the_cursor_shown(tmp_path: Path) -
     )
     process = terminal.start([sys.executable, "-c", program], cwd=tmp_path)
     shown = terminal.read()
-    assert process.wait(timeout=30) == 0, shown
+    assert process.wait(timeout=HANGS_S) == 0, shown
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l") >= 0
 
 
@@ -299,4 +300,4 @@ def test_in_the_background_of_a_shell_nothing_is_drawn(tmp_path):
         terminal.press("\x03")
         terminal.read(until="run/checkpoints")
         terminal.press("exit\n")
-        assert shell.wait(timeout=60) == 75
+        assert shell.wait(timeout=HANGS_S) == 75

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data._utils import worker
 
 from sinlstm_dist.command import exit_code_of
 from sinlstm_dist.data.steps import Split, deal_out
@@ -27,6 +28,7 @@ from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.hold import Hold
 
 SIZE, EPOCHS = 103, int(sys.argv[2])
+worker.MP_STATUS_CHECK_INTERVAL = 1e6  # torch's own watch for a run that was killed: seconds
 
 
 class Augmented(Dataset):
