@@ -7,9 +7,11 @@ Before a piece, or a sample, is computed, every generator is seeded from a few n
 So dropout and data augmentation draw the same numbers on any process, in any order.
 """
 
+import contextlib
 import hashlib
 import random
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -59,6 +61,19 @@ def states(device: torch.device) -> tuple[object, ...]:
     kind, numbers, *rest = np.random.get_state()
     of_torch = (generator.get_state().numpy().tobytes() for generator in _generators(device))
     return *of_torch, kind, np.asarray(numbers).tobytes(), *rest, random.getstate()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Give all generators back the states that they had before: the program may draw on."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:

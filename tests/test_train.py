@@ -24,6 +24,7 @@ from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.initial_weights import read_weights
 from sinlstm_dist.model import Predictor
 from sinlstm_dist.plan import epoch_order
+from sinlstm_dist.randomness import states
 from sinlstm_dist.run.folder import RunFolder
 
 QUICK = {
@@ -301,6 +302,13 @@ def test_samples_per_s_is_training_only_and_epoch_s_includes_the_test(tmp_path, 
     run_main(tmp_path / "run")
     records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert [(r["epoch_s"], r["samples_per_s"]) for r in records] == [(16.0, 10.0)] * 2
+
+
+def test_a_program_draws_on_as_if_it_had_not_trained(tmp_path):
+    """Or a random search would try the same again and again."""
+    before = states(torch.device("cpu"))
+    run_main(tmp_path / "run")
+    assert states(torch.device("cpu")) == before
 
 
 def test_final_weights_are_those_that_were_tested(tmp_path):

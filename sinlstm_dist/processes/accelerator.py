@@ -18,6 +18,7 @@ from accelerate.utils import (
 )
 from torch.distributed import Store  # type: ignore[attr-defined]  # mypy does not see it
 
+from sinlstm_dist import randomness
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.processes import launcher
 from sinlstm_dist.processes.allocation import HAS_LARGE_PAGES, LARGE_PAGES, keep_freed_memory
@@ -129,7 +130,8 @@ def joined_accelerator(
     keep_freed_memory()  # for this process, also afterwards
     threads, has_failed = torch.get_num_threads(), True
     # numpy would warn of overflow and NaN; the run reports them itself. Once, as it takes 4 us.
-    with checked_environment(launch), np.errstate(over="ignore", invalid="ignore"):
+    quiet = np.errstate(over="ignore", invalid="ignore")
+    with checked_environment(launch), quiet, randomness.kept():
         try:
             accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)
             check_world(accelerator, meant=launch.size)

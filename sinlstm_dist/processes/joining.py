@@ -35,7 +35,7 @@ def join_world(
     check_variables()
     join = functools.partial(joined_accelerator, launch, timeout_s=timeout_s, one_thread=one_thread)
     if launch.size == 1:
-        with join(store=None) as accelerator:
+        with _staying(), join(store=None) as accelerator:
             yield World(accelerator, hosts=[socket.gethostname()])
         return
     roll_call = RollCall(launch, timeout_s=timeout_s, stop_reason=stop_reason, gpu=gpu_of(launch))
@@ -48,7 +48,7 @@ def join_world(
                 wait_for_device=waiting,
                 limited=waiting.limited,
             )
-            with _reporting(world, roll_call), waiting.watched():
+            with _reporting(world, roll_call), waiting.watched(), _staying():
                 _share_memory(world, roll_call, waiting)
                 yield world
                 world.wait_for_everyone()  # leaving a group that others use aborts them
@@ -57,6 +57,15 @@ def join_world(
         if verdict is error:
             raise
         raise verdict from error
+
+
+@contextlib.contextmanager
+def _staying() -> Iterator[None]:
+    """Let sys.exit() be an error: the exit code 0 would say that all is done."""
+    try:
+        yield
+    except SystemExit as leaving:
+        raise RuntimeError(f"sys.exit({leaving.code!r}) before the end") from leaving
 
 
 def _share_memory(world: World, roll_call: RollCall, waiting: Waiting) -> None:

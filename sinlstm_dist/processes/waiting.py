@@ -16,6 +16,7 @@ from torch.distributed import DistBackendError
 
 BRIEF_S = 0.002  # most waits are shorter, and are not made longer by sleep
 SLEEP_S = 0.0002
+PAUSE_S = 1.0  # a longer gap was no wait: this process was suspended, perhaps as all were
 LOOK_S = 1.0  # between two looks at the other processes
 WATCH_S = 5.0  # the same from the other thread, while this process may not be waiting at all
 
@@ -49,10 +50,13 @@ class Waiting:
 
     def until(self, is_done: Callable[[], bool]) -> None:
         """Wait until something is done that needs the other processes; raises as a call does."""
-        started = looked = time.monotonic()
+        started = looked = asked = time.monotonic()
         saw_lost = False
         while not is_done() and not self._why_aborted:
             now = time.monotonic()
+            if now - asked > PAUSE_S:
+                started += now - asked
+            asked = now
             if now - started < BRIEF_S:
                 continue
             time.sleep(SLEEP_S)
@@ -63,6 +67,7 @@ class Waiting:
                 if saw_lost:
                     raise DistBackendError("a collective waits for a lost process")
                 saw_lost, looked = self._has_lost(), time.monotonic()
+                asked = looked
         self._raise_if_aborted()
 
     def _timed_out(self) -> str:
