@@ -6,6 +6,8 @@ A mean of means is wrong if parts differ in size; sums and counts are always rig
 import math
 from dataclasses import dataclass
 
+from sinlstm_dist.errors import RunError
+
 NUM_TOTALS = 3  # numbers in a Totals
 
 
@@ -15,7 +17,8 @@ class Totals:
 
     Args:
         loss_sum: sum of the loss over samples; of (prediction - target)**2 for the built-in task.
-        correct: number of correct predictions; None if the task does not count them.
+        correct: number of correct predictions, or the sum of their weights; None if the task
+            counts none.
         samples: number of samples.
         divisor: what loss and correct predictions are divided by; None for the samples.
 
@@ -29,7 +32,7 @@ class Totals:
     """
 
     loss_sum: float = 0.0
-    correct: int | None = 0
+    correct: float | None = 0
     samples: int = 0
     divisor: float | None = None
 
@@ -58,6 +61,20 @@ class Totals:
     def is_finite(self) -> bool:
         """Whether the loss is a number."""
         return math.isfinite(self.loss)
+
+    def check_divisor(self, samples: str) -> None:
+        """Check that there is something to divide by.
+
+        Args:
+            samples: over which these are the totals.
+
+        Raises:
+            RunError: the task's own divisor is 0.
+        """
+        if not self.divided_by:
+            raise RunError(
+                f"totals returned the divisor 0 for all {samples}: nothing to divide the loss by"
+            )
 
     @property
     def divided_by(self) -> float:

@@ -8,6 +8,7 @@ from sinlstm_dist.blame import Refused, blamed
 from sinlstm_dist.config import Config
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.optimizers import FULL_LR, group_values
+from sinlstm_dist.probe import check_model
 from sinlstm_dist.processes.world import World
 from sinlstm_dist.run.checkpoint import Tensors
 from sinlstm_dist.run.layout import shapes, unlike
@@ -57,6 +58,7 @@ def _user_task(config: Config) -> tuple[Task, dict[str, str]]:
         if not isinstance(task, Task):
             kind = "None" if task is None else type(task).__name__
             raise TypeError(f"{code.function.__name__} returned {kind}, not a Task")
+        check_model(task.model)
         if any(FULL_LR in group for group in task.optimizer.param_groups):
             raise Refused("a scheduler of torch would never be stepped: give Task(lr_factor=...)")
         group_values(task.model, task.optimizer)  # for its errors

@@ -4,12 +4,14 @@ The bits of a run do not depend on the number of processes only if a piece's row
 the piece's samples, its random numbers and the weights.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sinlstm_dist.agreement import digest
 from sinlstm_dist.blame import Refused, blamed
@@ -53,7 +55,6 @@ def probe(task: Task, split: Split, config: Config, world: World) -> Probed:
     """
     is_exact, size = config.train.reduction == "ordered", split.plan.all_sizes(0)[0]
     with blamed(config.task.build):
-        _check_state(task.model)
         if is_exact:
             _check_float32(task.model)
             _check_samples(split)
@@ -123,18 +124,37 @@ def _check_totals(counts: Counts, row: Tensor, config: Config) -> None:
         )
 
 
-def _check_state(model: nn.Module) -> None:
-    """Refuse a model that a checkpoint cannot hold, or that has nothing to train."""
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that a checkpoint cannot hold, or that has nothing to train.
+
+    Raises:
+        Refused: it is one.
+    """
+    owned = itertools.chain(model.named_parameters(), model.named_buffers())
+    if lazy := [name for name, tensor in owned if is_lazy(tensor)]:
+        raise Refused(f"{lazy[0]} has no shape yet: call the model once in build")
     odd = [n for n, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
         raise Refused(
             f"the model's state_dict has {odd[0]}, which is not a tensor: checkpoints "
             "hold tensors only; make it a buffer"
         )
+    if expanded := [name for name, value in model.state_dict().items() if _is_expanded(value)]:
+        raise Refused(
+            f"{expanded[0]} is expanded: many of its values are one number in memory, so no "
+            "checkpoint can be loaded into it; make it with .clone()"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise Refused(
             "no parameter of the model is to be trained: requires_grad is False for all of them"
         )
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return False
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)
 
 
 def _check_float32(model: nn.Module) -> None:

@@ -57,6 +57,9 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     If testing calls the model, it is in evaluation mode meanwhile, without gradients, and in
     training mode afterwards.
 
+    Raises:
+        RunError: the task's own divisor is 0.
+
     Collective: yes, one.
     """
     first = split.plan.owned(split.plan.rank).start
@@ -66,7 +69,9 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
 
     with rows.testing():
         sums = sum_over(split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole)
-    return rows.counts.to_totals(sums.tolist())
+    totals = rows.counts.to_totals(sums.tolist())
+    totals.check_divisor("test samples")
+    return totals
 
 
 def sum_over(

@@ -47,7 +47,9 @@ class Snapshot:
         return [
             name
             for name, value in self._held
-            if isinstance(value, PLAIN) and name in now and now[name] != value
+            if isinstance(value, PLAIN)
+            and name in now
+            and repr(now[name]) != repr(value)  # nan too
         ]
 
     def is_kept(self) -> bool:

@@ -163,7 +163,8 @@ class Counts:
     def to_totals(self, numbers: Sequence[float]) -> Totals:
         """The Totals whose numbers these are."""
         loss_sum, correct, samples, *divisor = numbers
-        return Totals(loss_sum, int(correct) if self.correct else None, int(samples), *divisor)
+        correct = int(correct) if correct.is_integer() else correct  # a weighted one is a fraction
+        return Totals(loss_sum, correct if self.correct else None, int(samples), *divisor)
 
 
 def counts_of(sums: Sums) -> Counts:

@@ -3,6 +3,7 @@
 from __future__ import annotations  # as many users do: Settings is then a string
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -738,3 +739,61 @@ def diverges(settings: Settings, config: Any) -> Task:
 
 
 plain_sgd, tokens_sgd, unused_sgd, tied_sgd = map(with_sgd, (plain, tokens, unused, tied))
+
+
+MISSING = float("nan")
+
+
+def weighted_totals(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of all three in weights of the samples, of which none is a whole number."""
+    inputs, classes = batch
+    logits = torch.nan_to_num(model(inputs), nan=MISSING)
+    losses = F.cross_entropy(logits, classes, reduction="none")
+    weights = 0.01 + inputs[:, 0].abs()
+    return (losses * weights).sum(), ((logits.argmax(1) == classes) * weights).sum(), weights.sum()
+
+
+def weighted(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width), totals=weighted_totals)
+
+
+def masked_totals(model: nn.Module, batch: Any) -> tuple[Tensor, None, Tensor]:
+    """The mean loss over samples whose first input is below 100."""
+    inputs, classes = batch
+    counted = inputs[:, 0] < 100
+    losses = F.cross_entropy(model(inputs), classes, reduction="none")
+    return (losses * counted).sum(), None, counted.sum()
+
+
+def without_divisor(settings: Settings, config: Any) -> Task:
+    data = points(SIZE, 1)
+    data.tensors[0][:] = 100.0
+    return task(net(settings.width), totals=masked_totals, train_data=data)
+
+
+def without_test_divisor(settings: Settings, config: Any) -> Task:
+    data = points(TEST_SIZE, 2)
+    data.tensors[0][:] = 100.0
+    return task(net(settings.width), totals=masked_totals, test_data=data)
+
+
+def leaves(settings: Settings, config: Any) -> Task:
+    """Ends the program, as scripts do, at sample 89."""
+    last = points(SIZE, 1).tensors[0][89]
+
+    def leaving(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        if (batch[0] == last).all(1).any():
+            sys.exit(0)
+        return totals(model, batch)
+
+    return task(net(settings.width), totals=leaving)
+
+
+def lazy(settings: Settings, config: Any) -> Task:
+    return task(net(settings.width, nn.LazyLinear(settings.width)))
+
+
+def expanded(settings: Settings, config: Any) -> Task:
+    model = net(settings.width)
+    model.register_buffer("zeros", torch.zeros(1).expand(5))
+    return task(model)

@@ -23,11 +23,11 @@ EPOCHS, BATCH = 2, 20  # six steps an epoch, the last of them of one sample
 RIGHT = (
     "plain", "dropout", "augmented", "cosine", "sgd", "adam", "adamw", "adagrad",
     "rmsprop", "frozen", "unused", "sometimes", "tied", "group_norm", "dicts", "regression",
-    "tokens", "masked", "remembers", "extracted",
+    "tokens", "masked", "weighted", "remembers", "extracted",
 )  # fmt: skip
 WITHOUT_DRAWS = (
     "plain", "cosine", "constant", "frozen", "unused", "sometimes", "tied", "group_norm",
-    "regression", "tokens", "masked",
+    "regression", "tokens", "masked", "weighted",
 )  # fmt: skip
 SETTINGS = {
     "train.epochs": EPOCHS, "train.global_batch_size": BATCH, "train.timeout_s": 20,
@@ -163,6 +163,17 @@ def test_weights_losses_and_accuracies_are_those_of_a_plain_loop(name, odd, alon
         for kind, (loss, accuracy) in {"train": trained, "test": tested}.items():
             assert record[f"{kind}_loss"] == pytest.approx(loss, rel=1e-4)
             assert record.get(f"{kind}_accuracy") == pytest.approx(accuracy)
+
+
+def test_a_run_goes_on_whose_sum_of_correct_predictions_is_a_fraction(nursery, tmp_path, alone):
+    fault = {"rank": 0, "of": "step", "at": 4, "do": "signal 15"}
+    stopped = nursery.run(settings("weighted", "run"), cwd=tmp_path, faults=[fault])
+    assert stopped.codes == [75], stopped.stderr
+    (state,) = map(json.loads, (p.read_text() for p in tmp_path.rglob("state.json")))
+    assert state["totals"]["correct"] % 1
+    ended = nursery.run(settings("weighted", "run"), cwd=tmp_path, processes=2)
+    assert ended.codes == [0, 0], ended.stderr
+    check_same(tmp_path / "run", alone("weighted"))
 
 
 def test_tied_weights_come_back(odd, alone, root, nursery):

@@ -47,6 +47,8 @@ WRONG = {
     "iterable": ("train_data is a Stream", "a map-style data set is needed"),
     "sparse": ("the gradient of embedding.weight is sparse", "sparse=False"),
     "no_gradient": ("the loss that totals returned does not depend on any parameter", "detach()"),
+    "lazy": ("2.weight has no shape yet", "call the model once in build"),
+    "expanded": ("zeros is expanded", "make it with .clone()"),
     "extra_state": ("_extra_state, which is not a tensor", "make it a buffer"),
 }  # fmt: skip
 
@@ -132,6 +134,27 @@ def test_a_target_needs_correct_predictions(nursery, tmp_path):
     ended = nursery.run(arguments, cwd=tmp_path)
     assert ended.codes == [2]
     assert "train.target_accuracy=0.9: totals counts no correct predictions" in one_line(ended)
+
+
+@pytest.mark.parametrize("reduction", ["ordered", "ddp"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nothing_to_divide_by_ends_the_run_in_one_line(processes, reduction, nursery, tmp_path):
+    for name, where in (("without_divisor", "samples of step 1"), ("without_test_divisor", "test")):
+        arguments = settings(name, name, reduction=reduction)
+        ended = nursery.run(arguments, cwd=tmp_path, processes=processes)
+        assert ended.codes == [1] * processes, ended.stderr
+        assert f"totals returned the divisor 0 for all {where}" in one_line(ended)
+        assert "the divisor 0" in summary(tmp_path / name)["reason"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_leaving_the_program_is_an_error(processes, nursery, tmp_path):
+    """A job script takes the exit code 0 for a run that is done."""
+    ended = nursery.run(settings("leaves", "run"), cwd=tmp_path, processes=processes)
+    assert ended.codes == [1] * processes, ended.stderr
+    assert "sys.exit(0) before the end" in ended.stderr
+    assert 'odd_tasks.py", line ' in ended.stderr
+    assert summary(tmp_path / "run")["outcome"] == "failed"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

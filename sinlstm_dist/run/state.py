@@ -28,7 +28,7 @@ class _Totals(_Part):
     """Sums over the samples of the running epoch so far."""
 
     loss_sum: float
-    correct: int | None = Field(ge=0)
+    correct: int | float | None = Field(ge=0)
     samples: int = Field(ge=0, le=LARGEST)
     divisor: float | None
 
