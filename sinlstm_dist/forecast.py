@@ -12,6 +12,7 @@ import csv
 import io
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 
@@ -33,16 +34,22 @@ FIRST_STEPS = 12  # of a forecast into the future, that are all listed
 
 
 def to_csv(forecast: Forecast) -> str:
-    """A forecast as CSV, one line per step; see `columns`."""
+    """A forecast as CSV, one line per step; see `columns`.
+
+    Each number is the shortest text that reads back as the same number.
+    """
     text = io.StringIO()
-    writer, shown = csv.writer(text, lineterminator="\n"), columns(forecast, form=".9g")
+    writer, shown = csv.writer(text, lineterminator="\n"), columns(forecast, write=str)
     writer.writerow(shown)
     writer.writerows(zip_longest(*shown.values(), fillvalue=""))
     return text.getvalue()
 
 
-def columns(forecast: Forecast, *, form: str) -> dict[str, list[str]]:
+def columns(forecast: Forecast, *, write: Callable[[np.floating], str]) -> dict[str, list[str]]:
     """A forecast as columns of text: the later steps have no truth, or no fan, if it is unknown.
+
+    Args:
+        write: a number.
 
     Returns:
         `step`, from 1; `time`, if the file has times; `forecast`; `truth`, if any is known; of a
@@ -50,7 +57,7 @@ def columns(forecast: Forecast, *, form: str) -> dict[str, list[str]]:
     """
 
     def numbers(values: np.ndarray) -> list[str]:
-        return [f"{value:{form}}" for value in values]
+        return [write(value) for value in values]
 
     found = {"step": [str(step) for step in range(1, len(forecast.values) + 1)]}
     if forecast.times:
@@ -91,9 +98,10 @@ def _known(text: str) -> str:
 
 def future(forecast: Forecast) -> list[dict[str, str]]:
     """Rows of the table of a forecast into the future: its first steps, some later, the last."""
-    bounds = forecast.fan.bounds if forecast.fan else np.empty(0)
-    largest = max(np.abs(forecast.values).max(), np.abs(bounds).max(initial=0))
-    shown = columns(forecast, form=decimals(largest))
+    bounds = forecast.fan.bounds.flat if forecast.fan else ()
+    numbers = np.array([*forecast.values, *bounds])
+    form = decimals(np.abs(numbers).max(), spread=np.ptp(numbers))
+    shown = columns(forecast, write=lambda number: f"{number:{form}}")
     names = [name for name in shown if "_50" not in name]
     listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
     listed |= {*range(1, FIRST_STEPS + 1), len(forecast.values)}

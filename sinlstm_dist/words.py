@@ -33,16 +33,24 @@ def first_of(things: Sequence[str], most: int = 3, *, total: int | None = None) 
     return f"{', '.join(things[:most])}, and {total - most} more"
 
 
-def decimals(largest: float, *, below: float = 1e15) -> str:
+def decimals(largest: float, *, spread: float = 0.0, below: float = 1e15) -> str:
     """The format of all numbers of a table, by the size of the largest.
 
     >>> decimals(8.1e7), decimals(113.4), decimals(0.04), decimals(0.0003), decimals(1e16)
     ('.0f', '.4f', '.4f', '.6f', '.6g')
+    >>> decimals(8.1e7, spread=2.5), decimals(8.1e7, spread=1e6), decimals(1e16, spread=4e6)
+    ('.2f', '.0f', '.13g')
 
     Args:
+        spread: from the smallest number to the largest; its first three digits are shown, unless
+            the numbers had more than 15 digits then.
         below: numbers of this size and more have an exponent.
     """
-    if not (1e-6 <= largest < below):
-        return ".6g" if largest else ".4f"
+    if not 0 < largest < math.inf:
+        return ".4f" if largest == 0 else ".6g"
     exponent = math.floor(math.log10(largest))
-    return f".{max(0, min(4, 6 - exponent)) if largest >= 0.01 else 2 - exponent}f"
+    digits = min(15, exponent - math.floor(math.log10(spread)) + 3) if 0 < spread < math.inf else 0
+    if not 1e-6 <= largest < below:
+        return f".{max(6, digits)}g"
+    usual = max(0, min(4, 6 - exponent)) if largest >= 0.01 else 2 - exponent
+    return f".{max(usual, digits - 1 - exponent)}f"

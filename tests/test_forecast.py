@@ -9,6 +9,8 @@ import launching
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from sinlstm_dist import evaluate, forecast, gallery, rollout
@@ -275,6 +277,65 @@ def test_bad_input_is_one_line_and_code_2(trained_run, tmp_path, capsys, monkeyp
         check(expected, arguments)
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     check("pip install 'sinlstm-dist[plot]'", [run, "--output", str(tmp_path / "far.png")])
+
+
+def by_column(text: str) -> dict[str, list[str]]:
+    names, *rows = csv.reader(text.splitlines())
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+@given(
+    dtype=st.sampled_from([np.float32, np.float64]),
+    numbers=st.lists(st.floats(width=32, allow_nan=False), min_size=1),
+)
+def test_a_csv_file_has_each_number_in_full_and_no_more(dtype, numbers):
+    values = np.nextafter(np.array(numbers, dtype), dtype(1))
+    texts = by_column(forecast.to_csv(Forecast(values, values, values, period=12.0)))
+    for column in (texts["forecast"], texts["truth"]):
+        assert np.array(column, dtype).tolist() == values.tolist()
+        shortest = [np.format_float_scientific(value, unique=True) for value in values]
+        assert [len(_digits(text)) for text in column] == [len(_digits(s)) for s in shortest]
+
+
+def _digits(number: str) -> str:
+    """Without point, exponent and zeros that say only where the point is."""
+    return re.sub("[-.]", "", number.partition("e")[0]).strip("0")
+
+
+def test_a_csv_file_of_large_numbers_tells_them_apart(monthly, tmp_path):
+    """2e10 and some: nine digits would be the same in every cell."""
+    lines = (monthly.parent / "a.csv").read_text().splitlines()
+    times = [line.partition(",")[0] for line in lines[1:]]
+    rows = [f"{time},{20_000_000_000 + 5 * step}\n" for step, time in enumerate(times)]
+    (tmp_path / "large.csv").write_text("moment,load\n" + "".join(rows))
+    file, arguments = tmp_path / "far.csv", [str(monthly), "--steps", "20", "--from", "test"]
+    source = ["--data.source", str(tmp_path / "large.csv"), "--csv", str(file)]
+    assert forecast.main([*arguments, *source]) == 0
+    found = by_column(file.read_text())
+    assert len(set(found["forecast"])) == 20
+    truth = [int(float(text)) for text in found["truth"]]
+    assert truth == [20_000_000_000 + 5 * step for step in range(66, 86)]
+
+
+def test_a_csv_file_of_the_sine_has_no_digits_beyond_float32(trained_run, tmp_path):
+    file = tmp_path / "far.csv"
+    assert forecast.main([str(trained_run), "--steps", "60", "--csv", str(file)]) == 0
+    found = by_column(file.read_text())
+    assert max(len(_digits(text)) for text in found["forecast"] + found["truth"]) <= 9
+
+
+@given(
+    base=st.sampled_from([0.0, 2e10, -2e10, 101_325.0, 3e14, 2e-7, 5e17]),
+    relative=st.floats(1e-10, 1),
+    places=st.lists(st.integers(0, 50), max_size=10),
+)
+def test_a_table_tells_numbers_apart_whose_differences_count(base, relative, places):
+    """Those that are apart by a fiftieth of all, as far as 15 digits can."""
+    values = base + max(abs(base), 1.0) * relative * np.array([0, 50, *places])
+    rows = forecast.future(Forecast(values, values, values[:0], period=12.0))
+    texts = dict(zip([row["forecast"] for row in rows], values, strict=False))
+    assert len(texts) == len(np.unique(values))
+    assert max(len(_digits(text)) for text in texts) <= 15
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 8e7, 9e14])
