@@ -56,7 +56,7 @@ def compare_forecasts(
     periods = sorted({1, period if period <= ends[0] + 1 else 1})
     errors = {again(m): truth - repeat_last(values, ends, period=m, steps=steps) for m in periods}
     in_sample = {m: np.abs(values[train][m:] - values[train][:-m]) for m in periods}
-    usable = [m for m in periods if in_sample[m].any()]  # long enough, and not always right
+    usable = [m for m in periods if in_sample[m].any()] or [1]  # long enough, not always right
     return Backtest(
         {MODEL: truth - forecasts, **errors},
         unit=float(in_sample[usable[-1]].mean()),
@@ -123,7 +123,8 @@ class Backtest:
 
     Args:
         errors: (S, K) of each prediction, value minus forecast; NaN after the series' end.
-        unit: of MASE: the mean error within the train part, one step ahead, of a naive forecast.
+        unit: of MASE: the mean error within the train part, one step ahead, of a naive forecast; 0
+            if all values there are the same.
         naive: which one that is.
     """
 

@@ -20,6 +20,7 @@ from sinlstm_dist.differences import DIFFERENCE, MEAN, STD, Scale, differences, 
 from sinlstm_dist.horizons import Fan
 
 IN_CACHE = 2**16  # float32 gates at a time: several times faster than more
+ROUNDING = 16  # units in the last place of a cycle's largest value: a smaller wave is not one
 
 
 def roll_out(weights: Mapping[str, np.ndarray], windows: np.ndarray, *, steps: int) -> np.ndarray:
@@ -130,9 +131,10 @@ class Cycle:
         last: its last step.
         mean_error: mean absolute error.
         largest: largest absolute error.
-        amplitude: of the forecast, as a multiple of the truth's; NaN for a part of a cycle.
+        amplitude: of the forecast, as a multiple of the truth's; NaN for a part of a cycle, and
+            where the truth has no wave.
         phase: degrees by which the forecast is ahead of the truth, counted on from cycle to cycle;
-            NaN for a part of a cycle.
+            NaN where `amplitude` is.
     """
 
     number: int
@@ -205,8 +207,11 @@ def _wave(
     """The forecast's amplitude and phase from `first` to `last`, relative to the truth."""
     if last - first < max(3, round(period) - 1):
         return np.nan, np.nan
-    angle = 2 * np.pi * np.arange(first, last) / period
+    angle = 2 * np.pi * (np.arange(first, last) % period) / period  # the larger, the less exact
     basis = np.stack((np.sin(angle), np.cos(angle), np.ones_like(angle)), axis=1)
     (sine, cosine, _), *_ = np.linalg.lstsq(basis, np.stack((forecast, truth), axis=1)[first:last])
-    ratio = complex(sine[0], cosine[0]) / complex(sine[1], cosine[1])
+    wave, of_truth = complex(sine[0], cosine[0]), complex(sine[1], cosine[1])
+    if abs(of_truth) <= ROUNDING * np.spacing(np.abs(truth[first:last]).max()):
+        return np.nan, np.nan
+    ratio = wave / of_truth
     return abs(ratio), np.degrees(np.angle(ratio))

@@ -129,6 +129,24 @@ def test_errors_of_trained_windows_are_noted(monthly, capsys):
     assert "fan       none: the test part has only 9 forecasts" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("level", [0, 5])
+def test_a_series_that_stands_still_is_forecast(level, monthly, tmp_path, capsys):
+    """With a table and a picture, though its truth has no wave, and no naive forecast an error."""
+    lines = (monthly.parent / "a.csv").read_text().splitlines()
+    rows = [f"{line.partition(',')[0]},{level}\n" for line in lines[1:]]
+    (tmp_path / "still.csv").write_text("moment,load\n" + "".join(rows))
+    arguments = [str(monthly), "--data.source", str(tmp_path / "still.csv"), "--steps", "30"]
+    picture = tmp_path / "still.png"
+    for start in ("end", "test"):
+        assert forecast.main([*arguments, "--from", start, "--output", str(picture)]) == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        picture.unlink()
+    printed = capsys.readouterr().out
+    first_cycle = re.search(r"^ +1 +1 to 12 (.*)$", printed, flags=re.MULTILINE)
+    assert first_cycle is not None
+    assert len(first_cycle[1].split()) == 3  # errors, and neither amplitude nor phase
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_tables_fit_the_terminal(columns, trained_run, monthly, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -111,3 +111,37 @@ def test_a_part_of_a_cycle_has_errors_but_no_wave():
     assert np.isnan(part.amplitude)
     assert np.isnan(part.phase)
     assert by_cycle(truth[:0], truth[:0], period=60) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("level", [0.0, 0.1, -7.7e-5, 1 / 3, 2e10 + 0.3])
+@pytest.mark.parametrize("still", [slice(None), slice(60, 120)])
+def test_a_truth_without_a_wave_gives_no_amplitude_and_no_phase(still, level, dtype):
+    """In all of its cycles, or in one between others."""
+    angle, size = 2 * np.pi * np.arange(180) / 60, abs(level) or 1.0
+    truth = (level + size * np.sin(angle)).astype(dtype)
+    truth[still] = level
+    forecast = (level + size * np.sin(angle + 0.5)).astype(dtype)
+    _, *cycles = by_cycle(forecast, truth, period=60)
+    flat = np.zeros(180, bool)
+    flat[still] = True
+    for cycle in cycles:
+        known = not flat[cycle.first - 1]
+        found = np.array([cycle.amplitude, cycle.phase])
+        assert np.isfinite(found).tolist() == [known, known]
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 2e10])
+def test_a_truth_of_another_period_has_no_wave(level):
+    """A harmonic alone: what is left of its fit is rounding."""
+    angle = 2 * np.pi * np.arange(60) / 60
+    for harmonic in (2, 3, 7):
+        truth = np.tile(level + np.sin(harmonic * angle), 1000)
+        for cycle in by_cycle(np.tile(np.sin(angle), 1000), truth, period=60)[1:]:
+            assert np.isnan([cycle.amplitude, cycle.phase]).all(), cycle
+
+
+def test_a_small_wave_on_a_large_level_is_one():
+    angle = 2 * np.pi * np.arange(60) / 60
+    _, cycle = by_cycle(2e10 + 0.02 * np.sin(angle), 2e10 + 0.01 * np.sin(angle), period=60)
+    assert cycle.amplitude == pytest.approx(2, rel=1e-3)  # 2e10 has steps of 4e-6
