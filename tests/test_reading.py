@@ -357,6 +357,12 @@ def test_parquet(tmp_path):
     times = read_column(path, "v").times
     assert times is not None
     assert times.text(2) == "2020-01-03 00:00:00+01:00"
+    frame["day"] = pandas.date_range("2020-03-28", periods=3, tz="Europe/Berlin")
+    frame.to_parquet(path)
+    times = read_column(path, "v").times
+    assert times is not None
+    assert times.text(1) == "2020-03-29 00:00:00+01:00"
+    assert times.following(1) == ["2020-03-31 00:00:00+02:00"]
     frame["day"] = days
     frame.set_index("day")[["v"]].to_parquet(path)
     assert read_column(path).values.tolist() == [1, 2, 3]

@@ -250,6 +250,65 @@ def test_zoned_times_are_written_as_the_file_has_them(
     assert later.utcoffset() == local[-1].utcoffset()
 
 
+def on_the_wall(days: list[datetime], zone: str, form: str) -> list[str]:
+    """One time of day in a zone, as a file has it: its distance from UTC changes twice a year."""
+    texts = [day.replace(tzinfo=ZoneInfo(zone)).strftime(form) for day in days]
+    return [f"{text[:-2]}:{text[-2:]}" for text in texts]
+
+
+OF_ZONES = {
+    "zone": st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"]),
+    "form": st.sampled_from(["%Y-%m-%d %H:%M%z", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%d%z"]),
+    "clock": st.sampled_from([0, 1, 9, 23]),
+    "first": st.integers(0, 20_000),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(unit=st.sampled_from(["days", "weeks", "months"]), is_backwards=st.booleans(), **OF_ZONES)
+def test_days_and_months_are_those_of_the_clock_on_the_wall(
+    unit, is_backwards, zone, form, clock, first, tmp_path_factory
+):
+    """Where all rows have one time of day, a day of 23 or 25 hours is a day."""
+    start = datetime(1970 + first // 400, 1 + first % 12, 1, clock)
+    days = [start + index * timedelta(7 if unit == "weeks" else 1) for index in range(400)]
+    if unit == "months":
+        months = [start.month - 1 + index for index in range(40)]
+        days = [start.replace(year=start.year + m // 12, month=m % 12 + 1) for m in months]
+    *times, _ = on_the_wall(days, zone, form)
+    rows = times[::-1] if is_backwards else times
+    found = series(tmp_path_factory.getbasetemp(), rows).times
+    assert found is not None
+    assert [found.text(index) for index in range(len(times))] == times
+    assert found.following(1) == [days[-1].strftime(form.removesuffix("%z")) + times[-1][-6:]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(**OF_ZONES)
+def test_weekends_are_those_of_the_clock_on_the_wall(zone, form, clock, first, tmp_path_factory):
+    every = [datetime(1970, 1, 5, clock) + timedelta(first + index) for index in range(400)]
+    days = [day for day in every if day.weekday() < 5]
+    times = on_the_wall(days, zone, form)
+    folder = tmp_path_factory.getbasetemp()
+    found = series(folder, times, gaps="allow").times
+    assert found is not None
+    later = [datetime.fromisoformat(text[:10]) for text in found.following(10)]
+    assert {day.weekday() for day in later} == set(range(5))
+    assert "lacks " in refusal(folder, times)
+
+
+def test_holes_and_doubles_on_the_wall_are_named_as_the_file_has_them(tmp_path):
+    days = [datetime(2024, 3, 28) + timedelta(index) for index in range(7)]
+    times = on_the_wall(days, "Europe/Berlin", "%Y-%m-%dT%H:%M%z")
+    assert [time[-6:] for time in times] == ["+01:00"] * 4 + ["+02:00"] * 3
+    message = refusal(tmp_path, times[:3] + times[4:])
+    assert "lacks 1 time (2024-03-31T00:00+01:00; the first hole is before line 5)" in message
+    message = refusal(tmp_path, times[:5] + times[4:])
+    assert "has 2024-04-01T00:00+02:00 again in line 7" in message
+    message = refusal(tmp_path, [*times[:5], times[2]])
+    assert "goes from 2024-04-01T00:00+02:00 to 2024-03-30T00:00+01:00 in line 7" in message
+
+
 @pytest.mark.parametrize(
     ("clocks", "found"),
     [

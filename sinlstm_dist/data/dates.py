@@ -125,10 +125,21 @@ def _read_iso(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
     length, joint = len(match.group()) - size, match["joint"] or "T"
     if len(set(zones)) == 1:
         return stamps, partial(_write_iso, length=length, joint=joint, zone=zones[0])
-    stamps = stamps - np.array([_minutes(zone) for zone in zones])  # summer time and winter time
+    ahead = _ahead(stamps, zones)
+    stamps = stamps - ahead
     order = np.argsort(stamps, kind="stable")
-    known, of_known = stamps[order], np.array(zones)[order]
-    return stamps, partial(_write_zoned, known=known, zones=of_known, length=length, joint=joint)
+    known = {"known": stamps[order], "ahead": ahead[order], "zones": np.array(zones)[order]}
+    return stamps, partial(_write_zoned, **known, length=length, joint=joint)
+
+
+def _ahead(stamps: np.ndarray, zones: Sequence[str]) -> np.ndarray:
+    """What to take from the times of a file with summer and winter time.
+
+    One time of day in all rows means days or months, which the clock on the wall counts: a day may
+    have 23 or 25 hours. Other times are moments, as hours are all of the same length.
+    """
+    is_moment = len(np.unique(stamps - stamps.astype("datetime64[D]"))) > 1
+    return np.array([_minutes(zone) * is_moment for zone in zones])
 
 
 def _is_real(cell: str) -> bool:
@@ -150,12 +161,17 @@ def _write_iso(stamp: np.datetime64, *, length: int, joint: str, zone: str) -> s
 
 
 def _write_zoned(
-    stamp: np.datetime64, *, known: np.ndarray, zones: np.ndarray, length: int, joint: str
+    stamp: np.datetime64,
+    *,
+    known: np.ndarray,
+    ahead: np.ndarray,
+    zones: np.ndarray,
+    length: int,
+    joint: str,
 ) -> str:
     """In the zone of the last known time that is not after it."""
     last = max(0, int(np.searchsorted(known, stamp, side="right")) - 1)
-    zone = str(zones[last])
-    return _write_iso(stamp + _minutes(zone), length=length, joint=joint, zone=zone)
+    return _write_iso(stamp + ahead[last], length=length, joint=joint, zone=str(zones[last]))
 
 
 def _read_quarters(cells: Sequence[str], what: str) -> tuple[np.ndarray, Writer]:
