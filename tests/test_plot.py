@@ -1,5 +1,6 @@
 """Pictures: what is on them, that their words are readable, and the command's errors."""
 
+import io
 import itertools
 import json
 import os
@@ -8,10 +9,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import launching
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -125,6 +128,42 @@ def test_curves_of_a_run(resumed_run, tmp_path, figures, capsys):
     data = SineDataset(size=101, window=12, noise=0.2, phase=0.5, stream=1)
     windows, targets = data[np.arange(101)]
     assert baseline[0, 1] == pytest.approx(float((windows[:, -1] - targets).square().mean()))
+
+
+ODD_NAMES = [r"a$ {x_ b$", "$x^2$", r"\$a$b\\$", r"\alpha_1^2", "_below", "5 $", "$$"]
+
+
+def drawn(figure: Figure) -> list[str]:
+    """The texts of a figure as they are drawn, which must be possible; on an SVG, as text."""
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file := io.BytesIO(), format="svg")
+    root = ElementTree.fromstring(file.getvalue())
+    return [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_drawn_as_they_are(name, trained_run, tmp_path, monkeypatch, figures):
+    """Those of columns and of runs: matplotlib reads mathematics between dollars."""
+    values = 10 * np.sin(np.arange(200) * 2 * np.pi / 12)
+    rows = "".join(f"{value:.3f},x\n" for value in values)
+    (tmp_path / "a.csv").write_text(f'"{name}",other\n{rows}')
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--data.window", "12", "--data.train_size", "100", "--data.test_size", "40"]
+    source = ["--data.source", "a.csv", "--data.column", name, "--data.period", "12"]
+    assert plot.main(["data", *source, *sizes, "--output", "data.png"]) == 0
+    values = np.arange(24.0)
+    known = Forecast(values, values + 1, values, period=12.0)
+    forecast_picture(tmp_path / "far.png", known, quantity=name)
+    shutil.copytree(trained_run, tmp_path / name)
+    assert plot.main([name, str(trained_run)]) == 0
+    monkeypatch.undo()
+    for figure in figures:
+        assert name in drawn(figure)
+
+
+def test_a_log_axis_keeps_its_powers(trained_run, tmp_path, figures):
+    assert plot.main([str(trained_run), "--output", str(tmp_path / "a.png")]) == 0
+    assert any("mathdefault" in tick.get_text() for tick in figures[0].axes[0].get_yticklabels())
 
 
 def test_several_runs_in_one_picture(trained_run, resumed_run, tmp_path, figures, monkeypatch):

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinlstm_dist.screen.pictures import COLORS, GREY, MARKED_POINTS, drawing, tint, whole_numbers
+from sinlstm_dist.screen.pictures import (
+    COLORS,
+    GREY,
+    MARKED_POINTS,
+    drawing,
+    literal,
+    tint,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +160,7 @@ def _legend_of_runs(axes: "Axes", colored: Sequence[tuple[Curve, str]]) -> None:
     from matplotlib.lines import Line2D
 
     lines = [
-        Line2D([], [], color=color, label=textwrap.fill(curve.name, NAME_LETTERS))
+        Line2D([], [], color=color, label=literal(textwrap.fill(curve.name, NAME_LETTERS)))
         for curve, color in colored
     ]
     axes.figure.legend(handles=lines, loc="outside upper right", ncols=3)

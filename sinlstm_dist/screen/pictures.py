@@ -56,6 +56,11 @@ def check_matplotlib() -> None:
         raise MissingPackage("a picture", package="matplotlib", install="sinlstm-dist[plot]")
 
 
+def literal(text: str) -> str:
+    """A text of the user's for a picture: matplotlib would read mathematics between dollars."""
+    return text.replace("$", r"\$")
+
+
 def tint(color: str) -> str:
     """A paler colour, "#rrggbb" like `color`.
 
@@ -78,7 +83,7 @@ def drawing(
         size: width and height in inches.
 
     Raises:
-        ConfigError: matplotlib is not installed, or the file cannot be written.
+        ConfigError: matplotlib is not installed, or the file cannot be written, as by its ending.
     """
     check_matplotlib()
     from matplotlib import rc_context
@@ -86,15 +91,16 @@ def drawing(
 
     with rc_context(STYLE):
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        ending = path.suffix.removeprefix(".").lower() or "png"
+        if ending not in figure.canvas.get_supported_filetypes():
+            raise ConfigError(f"{path}: .{ending} is no kind of picture: name a .png, .svg or .pdf")
         yield list(
             figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False).flat
         )
         try:
-            figure.savefig(path, format=None if path.suffix else "png")  # or it would add one
+            figure.savefig(path, format=ending)  # without it, a name would get an ending
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-        except ValueError as error:  # the file's ending stands for no format
-            raise ConfigError(f"{path}: {error}; name a .png, .svg or .pdf") from error
 
 
 def whole_numbers(axes: "Axes", label: str) -> None:
@@ -132,7 +138,7 @@ def windows_picture(
                           markeredgecolor="black", markeredgewidth=0.6, linestyle="")  # fmt: skip
             axes.plot([], [], color="white", marker="*", markersize=12, linestyle="",
                       markeredgecolor="black", markeredgewidth=0.6, label="next value")  # fmt: skip
-            axes.set_ylabel(quantity)
+            axes.set_ylabel(literal(quantity))
             axes.margins(x=0.02)
             axes.set_title(title)
         _legend(all_axes[0])
@@ -197,7 +203,7 @@ def draw_waves(axes: "Axes", forecast: Forecast, *, title: str, quantity: str) -
             axes.fill_between(range(1, len(lower) + 1), lower, upper, color=color, linewidth=0,
                               label=label)  # fmt: skip
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_ylabel(quantity)
+    axes.set_ylabel(literal(quantity))
     axes.margins(x=0.01)
     axes.set_title(title)
     _legend(axes)
