@@ -26,7 +26,7 @@ from sinlstm_dist.config import (
     to_toml,
 )
 from sinlstm_dist.errors import ConfigError, ExitCode
-from sinlstm_dist.flags import as_flag, bind_negative
+from sinlstm_dist.flags import NEGATIVE, as_flag
 from sinlstm_dist.problems import did_you_mean
 from sinlstm_dist.processes.launcher import is_speaker
 from sinlstm_dist.screen.console import show_text, show_toml
@@ -66,9 +66,7 @@ COMMANDS = {
         "Train the sine, or your own model (--task.build)",
         {
             "--config": _CONFIG,
-            "--print-config": {
-                "action": "store_true", "help": "print the resolved configuration and exit"
-            },
+            "--print-config": {"action": "store_true", "help": "print the configuration and exit"},
         },
         keys=KEYS,
     ),
@@ -169,6 +167,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             name, description=description, formatter_class=Help, allow_abbrev=False, **options
         )
+        self._negative_number_matcher = NEGATIVE
         self.color = False  # Python 3.14 would put escape codes into the text
         self.add_argument(
             "--version", action="version", version=f"{PROGRAM} {sinlstm_dist.__version__}",
@@ -225,7 +224,7 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> Namespace:
         ConfigError: names every problem of the file and of the arguments.
         SystemExit: help, the version or the configuration was asked for, and is shown.
     """
-    given = bind_negative(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
     code = _named_code(given) if COMMANDS[name].keys is KEYS else None
     options, unknown = _new_parser(name, code).parse_known_args(given)
     options.keys = {key: value for key, value in vars(options).items() if "." in key}

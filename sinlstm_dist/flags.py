@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import re
 from collections.abc import Sequence
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -10,6 +11,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from sinlstm_dist.problems import show_value
+
+# What begins with a dash and is a value; argparse's own pattern leaves out -1e-3 in some Pythons
+NEGATIVE = re.compile(r"-(\.?[0-9]|(inf|infinity|nan)$)", re.IGNORECASE)
 
 
 def as_flag(field: FieldInfo, *, of_run: bool = False) -> dict[str, Any]:
@@ -50,15 +54,3 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory:
         return "default: computed"
     return f"default: {show_value(to_jsonable_python(field.default, fallback=str))}"
-
-
-def bind_negative(arguments: Sequence[str]) -> list[str]:
-    """Write `--key -1e-3` as `--key=-1e-3`: argparse takes some negative numbers for flags."""
-    bound: list[str] = []
-    for argument in arguments:
-        is_value = argument.startswith("-") and not argument.startswith(("--", "-h"))
-        if is_value and bound and bound[-1].startswith("--") and "=" not in bound[-1]:
-            bound[-1] += f"={argument}"
-        else:
-            bound.append(argument)
-    return bound

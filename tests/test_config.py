@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import launching
+import numpy as np
 import pytest
 import tomli
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import sinlstm_dist
 from sinlstm_dist import __main__, config, train
-from sinlstm_dist.command_line import COMMANDS, parse
+from sinlstm_dist.command_line import COMMANDS, Parser, parse
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.run import identity
@@ -53,6 +54,7 @@ BAD_FILES = {
 
 BAD_FLAGS = {
     "a typo in a key": (["--data.noize", "1"], ["data.noize", "did you mean data.noise?"]),
+    "a typo, negative": (["--data.noize", "-1e-3"], ["data.noize", "did you mean data.noise?"]),
     "a typo, joined": (["--data.noize=1"], ["data.noize", "did you mean data.noise?"]),
     "a misspelt section": (["--optin.lr", "1"], ["optin", "did you mean [optim]?"]),
     "a key without its section": (["--noise", "1"], ["noise", "did you mean data.noise?"]),
@@ -295,9 +297,43 @@ def test_a_resumed_run_may_change_when_and_where_but_not_what():
     ]
 
 
-@pytest.mark.parametrize("value", ["-0.25", "-1e-3", "-.5"])
+@pytest.mark.parametrize("value", ["-0.25", "-1e-3", "-.5", "-5.", "-1E+2", "-1_000"])
 def test_negative_numbers_are_values_and_not_flags(value):
     assert parse("train", ["--data.test_phase", value]).config.data.test_phase == float(value)
+
+
+@pytest.mark.parametrize("value", ["-inf", "-nan", "-Infinity"])
+def test_what_is_not_finite_is_refused_as_a_value(value):
+    with pytest.raises(ConfigError, match=r'data\.test_phase="-.*": should be a finite number'):
+        parse("train", ["--data.test_phase", value])
+
+
+@given(first=st.floats(), others=st.lists(st.floats() | st.integers().map(float)))
+def test_a_list_may_begin_with_any_number(first, others):
+    """Also in Python's notations; flags and arguments come before and after."""
+    parser = Parser("", "")
+    parser.add_argument("path")
+    parser.add_argument("--xs", nargs="*", type=float)
+    parser.add_argument("--last")
+    texts = list(map(repr, (first, *others)))
+    options, unknown = parser.parse_known_args(["run", "--xs", *texts, "--last", texts[0]])
+    assert (options.path, unknown, options.last) == ("run", [], texts[0])
+    np.testing.assert_array_equal(options.xs, (first, *others))
+
+
+@pytest.mark.parametrize("typo", ["-x", "-info", "-nano", "--", "-e5", "-.", "-_1"])
+def test_other_words_with_a_dash_are_not_numbers(typo):
+    with pytest.raises(ConfigError, match=r"--data\.test_phase: expected one argument"):
+        parse("train", ["--data.test_phase", typo])
+
+
+def test_a_flag_follows_one_without_a_value(capsys):
+    for flag in ("-h", "--help"):
+        with pytest.raises(SystemExit):
+            parse("train", ["--print-config", flag])
+        assert "usage: " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="unexpected argument -o"):
+        parse("train", ["--print-config", "-o"])
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -105,6 +105,12 @@ def test_the_configuration_holds_every_setting_as_toml_has_it():
     assert (settings.most, settings.place, settings.pair) == (None, Path("x/y"), (1, 2.0))
 
 
+def test_a_list_may_begin_with_a_negative_number():
+    flags = ["--task.layers", "-1", "1", "--task.pair", "-2", "-1e-3"]
+    found = parse("train", ["--task.build", SPEC, *flags]).config.task.settings()
+    assert found == {**DEFAULTS, "layers": [-1, 1], "pair": [-2, -0.001]}
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(capsys):
     write("mine.toml", f'[task]\nbuild = "{SPEC}"\nwidth = 3\nrate = 1\nheads = 1\n')
     flags = ["--task.layers", "5", "6", "--task.heads", "4", "--task.most", "7", "--task.rate=2e-3"]
