@@ -12,7 +12,6 @@ import csv
 import io
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.screen.console import show_facts, show_sentence, show_table, show_text
 from sinlstm_dist.screen.pictures import check_matplotlib
 from sinlstm_dist.trained import Trained, read_trained, refuse_task
-from sinlstm_dist.words import counted, decimals
+from sinlstm_dist.words import counted, decimals, significant
 
 LISTED_CYCLES = (0, 1, 2, 5, 10, 20, 50)  # and these times ten, a hundred, ...
 FIRST_STEPS = 12  # of a forecast into the future, that are all listed
@@ -36,20 +35,19 @@ FIRST_STEPS = 12  # of a forecast into the future, that are all listed
 def to_csv(forecast: Forecast) -> str:
     """A forecast as CSV, one line per step; see `columns`.
 
-    Each number is the shortest text that reads back as the same number.
+    Nine digits tell the numbers apart, as many as float32 has: that is what the model computes in.
     """
+    digits = significant(*_extent(forecast), digits=9)
     text = io.StringIO()
-    writer, shown = csv.writer(text, lineterminator="\n"), columns(forecast, write=str)
+    writer = csv.writer(text, lineterminator="\n")
+    shown = columns(forecast, form=f".{digits}g")
     writer.writerow(shown)
     writer.writerows(zip_longest(*shown.values(), fillvalue=""))
     return text.getvalue()
 
 
-def columns(forecast: Forecast, *, write: Callable[[np.floating], str]) -> dict[str, list[str]]:
+def columns(forecast: Forecast, *, form: str) -> dict[str, list[str]]:
     """A forecast as columns of text: the later steps have no truth, or no fan, if it is unknown.
-
-    Args:
-        write: a number.
 
     Returns:
         `step`, from 1; `time`, if the file has times; `forecast`; `truth`, if any is known; of a
@@ -57,7 +55,7 @@ def columns(forecast: Forecast, *, write: Callable[[np.floating], str]) -> dict[
     """
 
     def numbers(values: np.ndarray) -> list[str]:
-        return [write(value) for value in values]
+        return [f"{value:{form}}" for value in values]
 
     found = {"step": [str(step) for step in range(1, len(forecast.values) + 1)]}
     if forecast.times:
@@ -68,6 +66,13 @@ def columns(forecast: Forecast, *, write: Callable[[np.floating], str]) -> dict[
     if forecast.fan:
         found |= dict(zip(BOUNDS, map(numbers, forecast.fan.bounds), strict=True))
     return found
+
+
+def _extent(forecast: Forecast) -> tuple[float, float]:
+    """The largest absolute value of a forecast's numbers, and the range of all."""
+    bounds = forecast.fan.bounds.flat if forecast.fan else ()
+    numbers = np.array([*forecast.values, *forecast.truth, *bounds], np.float64)
+    return float(np.abs(numbers).max()), float(np.ptp(numbers))
 
 
 def growth(forecast: Forecast) -> list[dict[str, str]]:
@@ -98,10 +103,8 @@ def _known(text: str) -> str:
 
 def future(forecast: Forecast) -> list[dict[str, str]]:
     """Rows of the table of a forecast into the future: its first steps, some later, the last."""
-    bounds = forecast.fan.bounds.flat if forecast.fan else ()
-    numbers = np.array([*forecast.values, *bounds])
-    form = decimals(np.abs(numbers).max(), spread=np.ptp(numbers))
-    shown = columns(forecast, write=lambda number: f"{number:{form}}")
+    largest, spread = _extent(forecast)
+    shown = columns(forecast, form=decimals(largest, spread=spread))
     names = [name for name in shown if "_50" not in name]
     listed = {number * 10**i for number in LISTED_CYCLES for i in range(6)}
     listed |= {*range(1, FIRST_STEPS + 1), len(forecast.values)}

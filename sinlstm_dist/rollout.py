@@ -152,8 +152,8 @@ class Forecast:
 
     Args:
         known: (K,), the values before it: the window that it started from, or more.
-        values: (steps,), of the same dtype.
-        truth: (steps,), or as many as are known; of the same dtype.
+        values: (steps,).
+        truth: (steps,), or as many as are known.
         period: steps in a cycle.
         times: (K + steps,), of the known values and the forecast; empty if there are none.
         from_end: whether it begins at the end of a file, and not at the first test window.

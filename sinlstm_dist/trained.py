@@ -97,7 +97,7 @@ class Trained:
         tested = self.backtest(steps=steps) if from_end else None
         return Forecast(
             known,
-            values.astype(known.dtype),  # the sine is float32, and so are the model's own numbers
+            values,
             truth,
             period=settings.period,
             times=times,

@@ -49,8 +49,26 @@ def decimals(largest: float, *, spread: float = 0.0, below: float = 1e15) -> str
     if not 0 < largest < math.inf:
         return ".4f" if largest == 0 else ".6g"
     exponent = math.floor(math.log10(largest))
-    digits = min(15, exponent - math.floor(math.log10(spread)) + 3) if 0 < spread < math.inf else 0
+    digits = significant(largest, spread, digits=3) if spread else 0
     if not 1e-6 <= largest < below:
         return f".{max(6, digits)}g"
     usual = max(0, min(4, 6 - exponent)) if largest >= 0.01 else 2 - exponent
     return f".{max(usual, digits - 1 - exponent)}f"
+
+
+def significant(largest: float, spread: float, *, digits: int) -> int:
+    """How many digits numbers of up to `largest` need, for `digits` of them to tell them apart.
+
+    >>> significant(113.4, 110.0, digits=9), significant(2e10, 250.0, digits=3)
+    (9, 11)
+
+    Args:
+        spread: from the smallest number to the largest.
+
+    Returns:
+        at most 15, which each float64 has.
+    """
+    if not 0 < spread <= 2 * largest < math.inf:
+        return 15
+    more = math.floor(math.log10(largest)) - math.floor(math.log10(spread))
+    return min(15, digits + max(0, more))

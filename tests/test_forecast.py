@@ -303,16 +303,15 @@ def by_column(text: str) -> dict[str, list[str]]:
 
 
 @given(
-    dtype=st.sampled_from([np.float32, np.float64]),
-    numbers=st.lists(st.floats(width=32, allow_nan=False), min_size=1),
+    st.sampled_from([0.0, 2e10, -2e10, 101_325.0, 3e14, 2e-7]),
+    st.lists(st.floats(-1000, 1000), min_size=1),
 )
-def test_a_csv_file_has_each_number_in_full_and_no_more(dtype, numbers):
-    values = np.nextafter(np.array(numbers, dtype), dtype(1))
+def test_a_csv_file_loses_nothing_that_tells_numbers_apart(base, steps):
+    values = base + np.array(steps)
     texts = by_column(forecast.to_csv(Forecast(values, values, values, period=12.0)))
-    for column in (texts["forecast"], texts["truth"]):
-        assert np.array(column, dtype).tolist() == values.tolist()
-        shortest = [np.format_float_scientific(value, unique=True) for value in values]
-        assert [len(_digits(text)) for text in column] == [len(_digits(s)) for s in shortest]
+    lost = np.abs(np.array(texts["forecast"], float) - values).max()
+    assert lost <= 1e-8 * np.ptp(values) + 1e-14 * np.abs(values).max()
+    assert max(len(_digits(text)) for text in texts["forecast"]) <= 15
 
 
 def _digits(number: str) -> str:
@@ -333,13 +332,6 @@ def test_a_csv_file_of_large_numbers_tells_them_apart(monthly, tmp_path):
     assert len(set(found["forecast"])) == 20
     truth = [int(float(text)) for text in found["truth"]]
     assert truth == [20_000_000_000 + 5 * step for step in range(66, 86)]
-
-
-def test_a_csv_file_of_the_sine_has_no_digits_beyond_float32(trained_run, tmp_path):
-    file = tmp_path / "far.csv"
-    assert forecast.main([str(trained_run), "--steps", "60", "--csv", str(file)]) == 0
-    found = by_column(file.read_text())
-    assert max(len(_digits(text)) for text in found["forecast"] + found["truth"]) <= 9
 
 
 @given(
