@@ -43,6 +43,8 @@ USUAL_LR = 0.01  # of SGD; the largest that is advised
 def train(config: Config) -> Summary:
     """Run the training that `config` describes, or continue it from its newest checkpoint.
 
+    The generators of random, numpy and torch are afterwards as they were before.
+
     Args:
         config: the run's configuration; `config.output.dir` is the run folder.
 
