@@ -1,8 +1,10 @@
 """A run's folder: nobody else's files are written, renamed or removed, whatever lies there."""
 
+import errno
 import os
 import shutil
 import signal
+import stat
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +22,10 @@ from launching import (
 )
 from nursery import Launch, Nursery
 
-from sinlstm_dist.config import Config, to_toml
+from sinlstm_dist import train as training
+from sinlstm_dist.config import Config, load_config, to_toml
 from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.run import files
 from sinlstm_dist.run.hold import Hold
 
 
@@ -330,3 +334,37 @@ def test_a_start_that_could_write_nothing_is_no_stranger(train, straight, tmp_pa
     assert names == [".lock", ".unfinished-config.toml", ".unfinished-summary.json"]
     assert train().codes == [0]
     check_same(tmp_path / "run", straight)
+
+
+def refuse_syncs(monkeypatch, number: int, *, of: Callable[[int], bool]) -> None:
+    """Let fsync fail for the kind of descriptor that a mode is of."""
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if of(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders(
+    straight, tmp_path: Path, monkeypatch, number: int
+) -> None:
+    """A run starts, is continued and ends there as elsewhere."""
+    refuse_syncs(monkeypatch, number, of=stat.S_ISDIR)
+    for epochs in (1, 3):
+        settings = {**SETTINGS, "train.epochs": epochs, "output.dir": str(tmp_path / "run")}
+        assert training.train(load_config(overrides=settings)).epochs == epochs
+    check_same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize(
+    ("number", "of"), [(errno.EIO, stat.S_ISDIR), (errno.EINVAL, stat.S_ISREG)]
+)
+def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch, number: int, of) -> None:
+    """Of a folder, if its file system could do it; of a file always."""
+    refuse_syncs(monkeypatch, number, of=of)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        files.replace_synced(tmp_path / "file", b"")

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished-"  # the start of a name while its file or folder is being written
+# What fsync of a folder says on file systems that cannot do it, such as some network shares.
+# Source: fsync_fname_ext in https://github.com/postgres/postgres/blob/master/src/common/file_utils.c
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 
 class NotAFile(OSError):
@@ -135,11 +138,18 @@ def replace_synced(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk."""
+    """Wait until a file's content, or the names in a folder, are on the disk.
+
+    Of a folder, only as far as its file system can do that.
+    """
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            if not is_folder or error.errno not in NO_FOLDER_SYNC:
+                raise
         finally:
             os.close(descriptor)
 
