@@ -8,6 +8,7 @@ import stat
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import (
@@ -24,8 +25,8 @@ from nursery import Launch, Nursery
 
 from sinlstm_dist import train as training
 from sinlstm_dist.config import Config, load_config, to_toml
-from sinlstm_dist.errors import ConfigError
-from sinlstm_dist.run import files
+from sinlstm_dist.errors import ConfigError, RunError
+from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.hold import Hold
 
 
@@ -311,6 +312,86 @@ def test_what_others_put_into_a_checkpoint_is_kept(train, in_mid_run, tmp_path: 
     assert names == ["kept-.removed-step-00000003", "step-00000006", "step-00000009"]
     kept = checkpoints / "kept-.removed-step-00000003"
     assert [path.name for path in kept.iterdir()] == ["notes.txt"]
+
+
+def refuse_removal(patch: pytest.MonkeyPatch, call: str, number: int, *, of: str) -> None:
+    """Let a call fail on paths in which `of` is, as for a protected or foreign folder."""
+    original = getattr(Path, call)
+
+    def refuse(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if of in "/".join(map(str, (path, *arguments))):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *arguments, **keywords)
+
+    patch.setattr(Path, call, refuse)
+
+
+WHOLE = ["step-00000003", "step-00000006", "step-00000009"]
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "of", "names"),
+    [
+        ("rename", errno.EXDEV, "/.removed-", WHOLE),
+        ("unlink", errno.EPERM, "/.removed-step-00000003/model.safetensors", WHOLE),
+        ("unlink", errno.EACCES, "/.removed-step-00000003/manifest.json",
+         [".removed-step-00000003", *WHOLE[1:]]),
+        ("rmdir", errno.EBUSY, "/.removed-step-00000003", [".removed-step-00000003", *WHOLE[1:]]),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_cannot_be_removed_is_kept(
+    straight, tmp_path: Path, call: str, number: int, of: str, names: list[str]
+) -> None:
+    """Whole if nothing of it was removed; the run, and later starts, go on until it can be."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def train(epochs: int) -> None:
+        settings = {**SETTINGS, "train.epochs": epochs, "output.dir": str(tmp_path / "run")}
+        assert training.train(load_config(overrides=settings)).outcome == "completed"
+
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_removal(patch, call, number, of=of)
+        train(3)
+        check_same(tmp_path / "run", straight)
+        assert sorted(os.listdir(checkpoints)) == names
+        for folder in checkpoint.find(checkpoints):
+            checkpoint.read(folder)
+        train(4)
+    train(5)
+    assert sorted(os.listdir(checkpoints)) == ["step-00000012", "step-00000015"]
+
+
+def test_leftovers_that_cannot_be_removed_are_in_nobodys_way(
+    train, straight, tmp_path: Path, monkeypatch
+) -> None:
+    """Half a checkpoint under the name that the next one is written under."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert train({"train.epochs": 1}).codes == [0]
+    left = checkpoints / ".unfinished-step-00000006"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    refuse_removal(monkeypatch, "unlink", errno.EPERM, of=str(left / "model"))
+    settings = {**SETTINGS, "output.dir": str(tmp_path / "run")}
+    assert training.train(load_config(overrides=settings)).outcome == "completed"
+    check_same(tmp_path / "run", straight)
+    assert sorted(os.listdir(checkpoints)) == [left.name, *WHOLE[1:]]
+
+
+def test_a_damaged_checkpoint_that_cannot_be_renamed_is_an_error(
+    train, tmp_path: Path, monkeypatch
+) -> None:
+    """In its place the run could not write a whole one."""
+    assert train().codes == [0]
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000009"
+    (damaged / "state.json").write_text("")
+    (tmp_path / "run" / "summary.json").unlink()
+    before = content(tmp_path)
+    refuse_removal(monkeypatch, "rename", errno.EXDEV, of=damaged.name)
+    settings = {**SETTINGS, "output.dir": str(tmp_path / "run")}
+    told = f"{damaged}: cannot be renamed to damaged-step-00000009: Invalid cross-device link; fix"
+    with pytest.raises(RunError, match=told):
+        training.train(load_config(overrides=settings))
+    assert content(tmp_path) == before
 
 
 def test_what_is_set_aside_again_is_kept_too(train, tmp_path: Path) -> None:

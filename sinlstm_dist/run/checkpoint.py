@@ -70,7 +70,7 @@ def write(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     if not root.exists():
         root.mkdir()
         files.sync(root.parent)
-    unfinished = root / f"{files.UNFINISHED}{folder.name}"
+    unfinished = _unused(root / f"{files.UNFINISHED}{folder.name}")
     unfinished.mkdir()
     try:
         for name, content in _files(checkpoint).items():
@@ -186,10 +186,22 @@ def set_aside(folder: Path, why: str) -> Path:
 
     Returns:
         the new path.
+
+    Raises:
+        OSError: it has kept its name; overlayfs, for one, cannot rename an image's folders.
     """
-    names = (f"{why}-{folder.name}", *(f"{why}-{folder.name}-{n}" for n in range(2, 10_000)))
-    aside = next(a for name in names if not os.path.lexists(a := folder.with_name(name)))
-    return folder.rename(aside)
+    aside = _unused(folder.with_name(f"{why}-{folder.name}"))
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        what = f"cannot be renamed to {aside.name}: {error.strerror}"
+        raise OSError(error.errno, what, str(folder)) from error
+
+
+def _unused(path: Path) -> Path:
+    """This path, or the first with a number after it that nothing is at."""
+    numbered = (path.with_name(f"{path.name}-{n}") for n in range(2, 10_000))
+    return next(p for p in (path, *numbered) if not os.path.lexists(p))
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -215,17 +227,35 @@ def _differing_file(manifest: bytes, contents: Mapping[str, bytes]) -> str:
 
 
 def _prune(root: Path, *, keep: int) -> None:
-    for folder in find(root)[keep:]:
-        # Rename first: a kill in the middle of the removal must not leave half a checkpoint.
-        _remove(folder.rename(root / f"{REMOVED}{folder.name}"))
+    """Remove all but the newest; one that cannot be removed is kept, and the run goes on."""
+    with contextlib.suppress(OSError):
+        for folder in find(root)[keep:]:
+            with contextlib.suppress(OSError):
+                _prune_one(folder)
+
+
+def _prune_one(folder: Path) -> None:
+    # Rename first: a kill in the middle of the removal must not leave half a checkpoint.
+    renamed = folder.rename(_unused(folder.with_name(f"{REMOVED}{folder.name}")))
+    try:
+        _remove(renamed)
+    except OSError:
+        if all(files.kind_of(renamed / name) for name in FILES):
+            renamed.rename(folder)
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove checkpoints that a process was writing or removing when it was killed."""
-    for name in files.names_in(root):
-        is_ours = name.startswith((f"{files.UNFINISHED}step-", f"{REMOVED}step-"))
-        if is_ours and files.kind_of(root / name) == "a folder":
-            _remove(root / name)
+    """Remove checkpoints that a process was writing or removing when it was killed.
+
+    Those that cannot be removed stay: their names are not those of checkpoints.
+    """
+    with contextlib.suppress(OSError):
+        names = files.names_in(root) if files.kind_of(root) == "a folder" else []
+        for name in names:
+            is_ours = name.startswith((f"{files.UNFINISHED}step-", f"{REMOVED}step-"))
+            with contextlib.suppress(OSError):
+                if is_ours and files.kind_of(root / name) == "a folder":
+                    _remove(root / name)
 
 
 def _remove(folder: Path) -> None:

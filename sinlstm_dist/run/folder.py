@@ -143,6 +143,7 @@ class RunFolder:
             files.replace_synced(folder / WEIGHTS, content)
         if not files.kind_of(folder / CONFIG):  # somebody removed it
             files.replace_synced(folder / CONFIG, self._toml)
+        checkpoints.remove_leftovers(self.checkpoints)  # that could not be removed before
         self._write_summary(replace(summary, weights_sha256=digest))
         self.is_open = False
         return digest
