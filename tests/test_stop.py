@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -269,6 +271,56 @@ def test_handlers_are_put_back() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert request.reason == "SIGUSR1"
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_what_was_done_is_undone_if_it_cannot_watch(monkeypatch) -> None:
+    """As where a user may have no more processes."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    descriptors = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start"), StopRequest():
+        pass
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+
+
+OF_C = """
+#include <signal.h>
+#include <unistd.h>
+static void heard(int number) { write(2, "C", 1); }
+__attribute__((constructor)) static void begin(void) {
+    signal(SIGUSR2, heard);
+    signal(SIGALRM, heard);
+}
+"""
+A_RUN = """
+from sinlstm_dist.processes.stop import StopRequest
+with StopRequest() as request: os.kill(os.getpid(), signal.SIGUSR2)
+assert request.reason == ""
+os.kill(os.getpid(), signal.SIGUSR2)
+with StopRequest() as request: os.kill(os.getpid(), signal.SIGUSR1)
+assert request.reason == "SIGUSR1"
+"""
+A_CLAIM = """
+from sinlstm_dist.verify.verification import _time_limit
+with _time_limit("claim", ""): os.kill(os.getpid(), signal.SIGALRM)
+os.kill(os.getpid(), signal.SIGALRM)
+"""
+
+
+@pytest.mark.parametrize("code", [A_RUN, A_CLAIM], ids=["a run", "a claim of verify"])
+def test_a_handler_of_c_code_stays(tmp_path: Path, compilers: None, code: str) -> None:
+    """Such as a profiler's, there before Python, which could not put it back."""
+    (tmp_path / "of_c.c").write_text(OF_C)
+    subprocess.run(["gcc", "-shared", "-fPIC", "of_c.c", "-o", "of_c.so"], cwd=tmp_path, check=True)
+    words = [sys.executable, "-c", f"import os, signal{code}"]
+    ended = run(words, cwd=tmp_path, LD_PRELOAD=str(tmp_path / "of_c.so"))
+    assert (ended.code, ended.stderr) == (0, "CC")
 
 
 def test_in_another_thread_signals_are_the_callers(tmp_path: Path) -> None:

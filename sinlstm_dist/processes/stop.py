@@ -1,5 +1,6 @@
 """Requests to save and stop: a signal, or the end of the launcher."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from sinlstm_dist import early
 
@@ -41,7 +41,7 @@ class StopRequest:
         self.announce: Callable[[str], None] = lambda name: None  # called once, at the first signal
         self.leave: Callable[[], None] = lambda: None  # called before a second interrupt ends all
         self._interrupted_at = 0.0
-        self._previous: dict[int, Any] = {}
+        self._undo = contextlib.ExitStack()  # what `__enter__` has done
 
     @property
     def reason(self) -> str:
@@ -53,30 +53,22 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may set signal handlers: the caller keeps its own
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._previous_descriptor = signal.set_wakeup_fd(self._writer.fileno())
-        self._previous = {
-            number: signal.signal(number, self._handle)
-            for number in self.SIGNALS
-            # nohup ignores SIGHUP, and it stays ignored. A shell ignores SIGINT for everything that
-            # it starts in the background, and there SIGINT is a request like any other.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-        }
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        with contextlib.ExitStack() as undo:
+            self._reader, self._writer = map(undo.enter_context, socket.socketpair())
+            self._writer.setblocking(False)
+            thread = threading.Thread(target=self._watch, daemon=True)
+            thread.start()
+            undo.callback(thread.join)
+            # Ends the thread, even if a forked child has a copy.
+            undo.callback(self._writer.shutdown, socket.SHUT_WR)
+            undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._writer.fileno()))
+            for number in filter(_is_free, self.SIGNALS):
+                undo.callback(signal.signal, number, signal.signal(number, self._handle))
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._previous:
-            return
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._previous_descriptor)
-        self._writer.shutdown(socket.SHUT_WR)  # ends the thread, even if a forked child has a copy
-        self._thread.join()
-        self._writer.close()
-        self._reader.close()
+        self._undo.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
@@ -96,3 +88,14 @@ class StopRequest:
                 finally:
                     os._exit(128 + signal.SIGINT)
             self._interrupted_at = self._interrupted_at or now
+
+
+def _is_free(number: int) -> bool:
+    """Whether this program may handle a signal.
+
+    nohup ignores SIGHUP, and it stays ignored. A shell ignores SIGINT for everything that it starts
+    in the background, and there SIGINT is a request like any other. A handler of C code, such as a
+    profiler's, could not be put back.
+    """
+    handler = signal.getsignal(number)
+    return handler is not None and (number != signal.SIGHUP or handler != signal.SIG_IGN)

@@ -271,6 +271,9 @@ def _time_limit(name: str, advice: str) -> Iterator[None]:
     def give_up(number: int, frame: FrameType | None) -> None:
         raise TimeLimit(f"{name} is not done after {CLAIM_S:g} s{advice}")
 
+    if signal.getsignal(signal.SIGALRM) is None:  # a handler of C code, which cannot be put back
+        yield
+        return
     previous = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, CLAIM_S)
     try:
