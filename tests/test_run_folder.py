@@ -1,6 +1,7 @@
 """A run's folder: nobody else's files are written, renamed or removed, whatever lies there."""
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -302,6 +303,23 @@ def test_starts_at_the_same_time(tmp_path: Path) -> None:
     assert 0 in codes
     assert set(codes) <= {0, 2}  # 2: in use whenever it came
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, capsys, number: int) -> None:
+    """Says what to do, and leaves nothing there."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = tmp_path / "runs" / "run"
+    assert training.main(flags({**SETTINGS, "output.dir": str(run)})) == 2
+    assert capsys.readouterr().err == (
+        f"error: output.dir={run} is on a file system that has no file locks (Lustre: mount it "
+        "with -o flock): choose another output.dir\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_others_put_into_a_checkpoint_is_kept(train, in_mid_run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sinlstm_dist.run import checkpoint, files
 from sinlstm_dist.run.record import CHECKPOINTS, CONFIG, LOCK, METRICS, STOP, WRITTEN, read_epoch
 
 MARK = b"sinlstm-dist "  # the start of the lock's content, once a run has begun in the folder
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # flock's answers
 ATTEMPTS = 20  # to take a lock while other starts make and remove it
 _held: set[int] = set()  # descriptors of the locks of this process
 
@@ -114,7 +115,8 @@ class Hold:
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 if not keep:
-                    self._remove_lock()
+                    self.check()
+                    self._remove_lone_lock()
                 os.ftruncate(self._descriptor, len(MARK) if keep or self._was_marked else 0)
             os.close(self._descriptor)
             _held.discard(self._descriptor)
@@ -158,8 +160,19 @@ class Hold:
         """A locked file's descriptor; `stack` closes it."""
         descriptor = files.open_own(path, os.O_RDWR | os.O_CREAT)
         stack.callback(os.close, descriptor)
-        with files.naming(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            with files.naming(path):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            with contextlib.suppress(OSError):
+                if not os.fstat(descriptor).st_size:
+                    self._remove_lone_lock()
+            raise ConfigError(
+                f"output.dir={self.path} is on a file system that has no file locks (Lustre: mount "
+                "it with -o flock): choose another output.dir"
+            ) from error
         return descriptor
 
     def _replaced(self, stack: contextlib.ExitStack) -> int:
@@ -174,9 +187,8 @@ class Hold:
         new.replace(self._lock)
         return descriptor
 
-    def _remove_lock(self) -> None:
+    def _remove_lone_lock(self) -> None:
         """Remove the lock if the folder holds nothing else, or only a STOP file."""
-        self.check()
         if not set(files.names_in(self.path)) - {LOCK, STOP}:
             self._lock.unlink()
 
