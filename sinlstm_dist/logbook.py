@@ -101,7 +101,7 @@ class Logbook:
         if self._pieces() and not is_chosen and start.state is None:
             self.report.note(FEWER)
         self.history = start.history
-        self._tracker_id = start.state["tracker_id"] if start.state else ""
+        known_id = self._tracker_id = start.state["tracker_id"] if start.state else ""
         self._start_trackers()  # first: a tracker may refuse, and then nothing has been written
         self.world.on_main(
             self.folder.begin,
@@ -110,7 +110,7 @@ class Logbook:
             data=self.job.task.data_record,
         )
         progress = self._restore(start.state) if start.state else Progress()
-        if not start.state and self.config.output.trackers:
+        if self._tracker_id != known_id:
             self.save(self.checkpoint(progress))  # keeps the tracker's id if the run is killed soon
         self.report.begin_training(
             finished_epochs=progress.epoch,

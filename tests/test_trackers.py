@@ -74,6 +74,30 @@ def identity(run: Path) -> str:
     return str(json.loads((newest / "state.json").read_text())["tracker_id"])
 
 
+def test_a_run_from_another_runs_checkpoint_has_curves_of_its_own(nursery: Nursery, tmp_path: Path):
+    """From its first instant; one that goes back to a checkpoint of its own keeps its curves."""
+
+    def train(changes: dict[str, object], **fault: Any) -> list[int]:
+        faults = [{"rank": 0, "of": "step", "do": "kill", **fault}] if fault else []
+        return nursery.run(flags({**SETTINGS, **changes}), cwd=tmp_path, faults=faults).codes
+
+    step_12 = {"checkpoint.resume": "run/checkpoints/step-00000012"}
+    assert train({}) == [0]
+    before = identity(tmp_path / "run")
+    assert train({**step_12, "output.dir": "branch"}) == [0]
+    assert identity(tmp_path / "branch") not in ("", before)
+    assert train({**step_12, "output.dir": "killed"}, at=2) == [-9]  # before a checkpoint is due
+    own = identity(tmp_path / "killed")
+    assert own not in ("", before)
+    assert train({**step_12, "output.dir": "killed"}) == [0]
+    assert identity(tmp_path / "killed") == own
+    for folder in ("branch", "killed"):
+        tracked = curves(tmp_path / folder)["test_loss"]
+        assert [step for step, _ in tracked] == [3, 6, 9, 12, 15, 18]
+    assert train({**step_12, "train.epochs": 7}) == [0]
+    assert identity(tmp_path / "run") == before
+
+
 def test_hyperparameters_are_in_the_run(nursery: Nursery, tmp_path: Path):
     changes = {"train.epochs": 1, "optim.lr": 0.25}
     assert nursery.run(flags({**SETTINGS, **changes}), cwd=tmp_path).codes == [0]

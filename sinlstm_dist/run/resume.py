@@ -89,7 +89,9 @@ class Search:
         folder, content = whole
         metrics = folder.resolve().parent.parent / METRICS
         history = self._history(metrics, epochs=content.state["epoch"])
-        return Start(content.state, history, self._notes), content
+        # Another run goes on in its own curves: this one needs a tracker id of its own.
+        other = {} if self._is_own(folder) else {"tracker_id": ""}
+        return Start({**content.state, **other}, history, self._notes), content
 
     def _refuse_a_run(self, published: list[Path]) -> None:
         kept = (METRICS, SUMMARY, WEIGHTS)
@@ -133,13 +135,16 @@ class Search:
             content = self._read(folder)
         except DamagedCheckpoint as damage:
             raise ConfigError(f"checkpoint.resume={folder}: {damage}") from damage
-        is_own = folder.resolve().parent == self._checkpoints.resolve()
-        if published and not is_own:
+        if published and not self._is_own(folder):
             raise ConfigError(
                 f"output.dir={self._path} already holds a run: choose another folder to continue "
                 f"{folder} in"
             )
         return folder, content
+
+    def _is_own(self, folder: Path) -> bool:
+        """Whether a checkpoint lies in this run's folder."""
+        return folder.resolve().parent == self._checkpoints.resolve()
 
     def _read(self, folder: Path) -> Checkpoint:
         """A checkpoint that is whole, that this run can continue, and has its layout."""
