@@ -1,5 +1,6 @@
 """Draws the pictures of a run from its folder, and those of a data set from its configuration."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from sinlstm_dist.config import SINE, Config, Data
 from sinlstm_dist.data.series import Series, SeriesDataset
 from sinlstm_dist.data.source import WindowDataset, datasets, last_values, open_source
-from sinlstm_dist.errors import ConfigError
+from sinlstm_dist.errors import CommandError, ConfigError, said
 from sinlstm_dist.model import Persistence
 from sinlstm_dist.rollout import Forecast
 from sinlstm_dist.run.record import CURVES, FORECAST, SUMMARY, WEIGHTS, WINDOWS, RunRecord, read_run
@@ -17,6 +18,7 @@ from sinlstm_dist.screen.pictures import check_matplotlib, forecast_picture, win
 from sinlstm_dist.sine import totals
 from sinlstm_dist.trained import read_trained
 
+WHY_CHARACTERS = 200  # of what matplotlib says, where it fails
 BASELINE_SAMPLES = 100_000  # test windows at most: more would not move a line in a picture
 EXAMPLE_NOISE = 0.05  # in the picture with noise, if the data have no noise
 
@@ -41,7 +43,7 @@ class Pictures:
         if self._enabled:
             check_matplotlib()
 
-    def draw(self, *, only_missing: bool = False) -> list[str]:
+    def draw(self, *, only_missing: bool = False) -> str:
         """Draw the data, the finished epochs and a forecast of the final weights.
 
         Of the user's own model only the epochs are drawn.
@@ -50,13 +52,24 @@ class Pictures:
             only_missing: draw nothing if the pictures are newer than the end of the run.
 
         Returns:
-            the names of the files.
+            a line for the user: which were drawn, or why they cannot be; "" if nothing was to do.
 
         Raises:
             ConfigError: a picture cannot be written.
         """
         if not self._enabled:
-            return []
+            return ""
+        try:
+            drawn = self._draw(only_missing=only_missing)
+        except CommandError:
+            raise
+        except Exception as error:  # matplotlib's are of many kinds; the run has ended well
+            why = textwrap.shorten(said(error), WHY_CHARACTERS, placeholder=" ...")
+            return f"pictures cannot be drawn: {why}"
+        return f"pictures: {', '.join(drawn)}" if drawn else ""
+
+    def _draw(self, *, only_missing: bool) -> list[str]:
+        """Draw them; returns the names of the files."""
         folder, run, drawn = self._folder, read_run(self._folder), []
         is_users = bool(run.config.task.build)
         if only_missing and self._is_drawn(CURVES if is_users else FORECAST):

@@ -252,8 +252,8 @@ class Logbook:
             advice=self.job.task.advice,
             history=self.history,
         )
-        if drawn := self.world.on_main(self.pictures.draw, only_missing=only_missing):
-            self.report.note(f"pictures: {', '.join(drawn)}")
+        if line := self.world.on_main(self.pictures.draw, only_missing=only_missing):
+            self.report.note(line)
 
     def failure(self, progress: Progress, error: Exception) -> None:
         """Write down that the run failed, if it had begun, as far as that is possible."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from matplotlib.text import Text
 from sinlstm_dist import forecast, plot, train
 from sinlstm_dist.config import load_config, to_toml
 from sinlstm_dist.data.sine import SineDataset
+from sinlstm_dist.errors import ConfigError
 from sinlstm_dist.gallery import Pictures, windows_to_draw
 from sinlstm_dist.horizons import Fan
 from sinlstm_dist.rollout import Forecast
@@ -268,7 +270,7 @@ def test_a_run_of_ones_own_task_is_drawn_without_its_code(tmp_path, figures):
     (tmp_path / "metrics.jsonl").write_text(line + "\n")
     (tmp_path / "model.safetensors").touch()
     pictures = Pictures(enabled=True, folder=tmp_path)
-    assert pictures.draw() == ["curves.png"]
+    assert pictures.draw() == "pictures: curves.png"
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["curves.png"]
     (figure,) = figures
     check_readable(figure)
@@ -420,11 +422,33 @@ def test_pictures_that_a_kill_prevented_are_drawn_by_the_same_command(tmp_path, 
     assert says_drawn()
 
 
+def test_pictures_that_matplotlib_cannot_draw_are_one_sentence(trained_run, tmp_path):
+    """The exit code is the run's, also of the same command again."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True")
+    settings = {**launching.SMALL, "output.dir": "run", "output.plots": "true"}
+    no_latex = {"MATPLOTLIBRC": "matplotlibrc", "MPLCONFIGDIR": str(tmp_path), "PATH": "/nowhere"}
+    words = [sys.executable, "-m", "sinlstm_dist.train", *launching.flags(settings)]
+    for _ in range(2):
+        ended = launching.run(words, cwd=tmp_path, **no_latex)
+        assert (ended.code, ended.stderr) == (0, "")
+        told = " ".join(ended.stdout.split())
+        assert "pictures cannot be drawn: RuntimeError: Failed to process string with tex" in told
+        assert told.count("cannot be drawn") == 1
+    launching.check_same(tmp_path / "run", trained_run)
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run, tmp_path / "run")
+    (folder / "curves.png").mkdir()
+    with pytest.raises(ConfigError, match=r"curves\.png cannot be written: Is a directory"):
+        Pictures(enabled=True, folder=folder).draw()
+
+
 def test_pictures_that_are_off_do_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     off = Pictures(enabled=False, folder=tmp_path / "absent")
     off.check()
-    assert off.draw() == []
+    assert off.draw() == ""
     assert list(tmp_path.iterdir()) == []
 
 
