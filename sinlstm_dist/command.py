@@ -34,18 +34,14 @@ def command(
         def main(arguments: Sequence[str] | None = None) -> int:
             if by_one and not is_speaker():
                 return ExitCode.DONE
-            return exit_code_of(lambda: _do(work, name, arguments))
+            return exit_code_of(lambda: _do(work, parse(name, arguments)))
 
         return main
 
     return decorate
 
 
-def _do(work: Callable[[Namespace], int], name: str, arguments: Sequence[str] | None) -> int:
-    try:
-        options = parse(name, arguments)
-    except SystemExit as leaving:  # after --help, or a mistake
-        return int(leaving.code or 0)
+def _do(work: Callable[[Namespace], int], options: Namespace) -> int:
     if status.is_saying():  # that torch is being loaded
         status.say("working ...")
     return work(options)
@@ -55,6 +51,8 @@ def exit_code_of(work: Callable[[], int]) -> int:
     """Do a command's work. Returns its exit code, or that of the error that ended it."""
     try:
         return work()
+    except SystemExit as leaving:  # argparse's, after --help
+        return int(leaving.code or 0)
     except StoppedEarly as stop:
         if speaks(stop):
             show_text(f"stopped: {stop}\n")

@@ -70,8 +70,8 @@ def columns(forecast: Forecast, *, form: str) -> dict[str, list[str]]:
 
 def _extent(forecast: Forecast) -> tuple[float, float]:
     """The largest absolute value of a forecast's numbers, and the range of all."""
-    bounds = forecast.fan.bounds.flat if forecast.fan else ()
-    numbers = np.array([*forecast.values, *forecast.truth, *bounds], np.float64)
+    bounds = forecast.fan.bounds.ravel() if forecast.fan else forecast.truth
+    numbers = np.concatenate((forecast.values, forecast.truth, bounds), dtype=np.float64)
     return float(np.abs(numbers).max()), float(np.ptp(numbers))
 
 

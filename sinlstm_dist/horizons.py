@@ -56,7 +56,8 @@ def compare_forecasts(
     periods = sorted({1, period if period <= ends[0] + 1 else 1})
     errors = {again(m): truth - repeat_last(values, ends, period=m, steps=steps) for m in periods}
     in_sample = {m: np.abs(values[train][m:] - values[train][:-m]) for m in periods}
-    usable = [m for m in periods if in_sample[m].any()] or [1]  # long enough, not always right
+    # Long enough, and not always right; a series that stands still has none.
+    usable = [m for m in periods if in_sample[m].any()] or [1]
     return Backtest(
         {MODEL: truth - forecasts, **errors},
         unit=float(in_sample[usable[-1]].mean()),

@@ -62,19 +62,21 @@ class Totals:
         """Whether the loss is a number."""
         return math.isfinite(self.loss)
 
-    def check_divisor(self, samples: str) -> None:
-        """Check that there is something to divide by.
+    def check(self, samples: str) -> None:
+        """Check what a user's task has counted; the loss has a check of its own.
 
         Args:
             samples: over which these are the totals.
 
         Raises:
-            RunError: the task's own divisor is 0.
+            RunError: there is nothing to divide by, or the correct predictions are no number.
         """
         if not self.divided_by:
             raise RunError(
                 f"totals returned the divisor 0 for all {samples}: nothing to divide the loss by"
             )
+        if not math.isfinite(self.correct or 0):
+            raise RunError(f"totals counted {self.correct} correct predictions in the {samples}")
 
     @property
     def divided_by(self) -> float:

@@ -114,8 +114,8 @@ def _check_totals(counts: Counts, row: Tensor, config: Config) -> None:
     totals = counts.to_totals(row[-counts.width :].tolist())
     if (totals.correct or 0) > totals.divided_by:
         raise Refused(
-            f"totals counted {totals.correct} correct predictions of {totals.divided_by:g}: count "
-            "them in the unit of the divisor"
+            f"totals counted {totals.correct:g} correct predictions of {totals.divided_by:g}: "
+            "count them in the unit of the divisor"
         )
     if config.train.target_accuracy and not counts.correct:
         raise Refused(

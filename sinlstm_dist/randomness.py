@@ -64,14 +64,15 @@ def states(device: torch.device) -> tuple[object, ...]:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Give all generators back the states that they had before: the program may draw on."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+def kept(device: torch.device) -> Iterator[None]:
+    """Give the generators that `seed_all` seeds their states back: the program draws on."""
+    of_torch = [(generator, generator.get_state()) for generator in _generators(device)]
+    of_numpy, of_python = np.random.get_state(legacy=False), random.getstate()
     try:
-        with torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
+        for generator, state in of_torch:
+            generator.set_state(state)
         np.random.set_state(of_numpy)
         random.setstate(of_python)
 

@@ -58,7 +58,7 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     training mode afterwards.
 
     Raises:
-        RunError: the task's own divisor is 0.
+        RunError: there is nothing to divide by, or the correct predictions are no number.
 
     Collective: yes, one.
     """
@@ -70,7 +70,7 @@ def totals_over(rows: PieceRows, split: Split, *, peers: Peers) -> Totals:
     with rows.testing():
         sums = sum_over(split, of_pieces, width=rows.counts.width, peers=peers, whole=rows.is_whole)
     totals = rows.counts.to_totals(sums.tolist())
-    totals.check_divisor("test samples")
+    totals.check("test samples")
     return totals
 
 

@@ -47,9 +47,7 @@ class Snapshot:
         return [
             name
             for name, value in self._held
-            if isinstance(value, PLAIN)
-            and name in now
-            and repr(now[name]) != repr(value)  # nan too
+            if isinstance(value, PLAIN) and name in now and _differ(value, now[name])
         ]
 
     def is_kept(self) -> bool:
@@ -102,6 +100,13 @@ def _walk(name: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[s
         seen.add(id(value))
     for key, item in inside:
         yield from _walk(f"{name}{key}", item, seen, depth - 1)
+
+
+def _differ(value: Any, now: Any) -> bool:
+    """Whether a number or a text has become another, or something else; nan stays nan."""
+    if not isinstance(now, PLAIN):
+        return True
+    return bool(now != value and (now == now or value == value))
 
 
 def _are_equal(tensor: Tensor, other: Tensor) -> bool:

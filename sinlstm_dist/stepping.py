@@ -79,7 +79,7 @@ class StepByStep:
         """One step; see Stepping."""
         # Sets every parameter's .grad; its collectives carry requests to stop too.
         result = self._gradient(batch, epoch=progress.epoch, step=progress.step_in_epoch, stop=stop)
-        result.totals.check_divisor(f"samples of step {progress.step + 1}")
+        result.totals.check(f"samples of step {progress.step + 1}")
         if result.totals.is_finite:
             self._update(progress.step)
             progress = progress.after_step(result.totals)

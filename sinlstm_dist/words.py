@@ -49,7 +49,7 @@ def decimals(largest: float, *, spread: float = 0.0, below: float = 1e15) -> str
     if not 0 < largest < math.inf:
         return ".4f" if largest == 0 else ".6g"
     exponent = math.floor(math.log10(largest))
-    digits = significant(largest, spread, digits=3) if spread else 0
+    digits = significant(largest, spread, digits=3)
     if not 1e-6 <= largest < below:
         return f".{max(6, digits)}g"
     usual = max(0, min(4, 6 - exponent)) if largest >= 0.01 else 2 - exponent
@@ -69,6 +69,6 @@ def significant(largest: float, spread: float, *, digits: int) -> int:
         at most 15, which each float64 has.
     """
     if not 0 < spread <= 2 * largest < math.inf:
-        return 15
+        return 15 if spread else digits
     more = math.floor(math.log10(largest)) - math.floor(math.log10(spread))
     return min(15, digits + max(0, more))

@@ -8,7 +8,7 @@ import launching
 import numpy as np
 import pytest
 import tomli
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sinlstm_dist
@@ -225,6 +225,7 @@ def test_printed_config_is_read_back_as_it_is(tmp_path, capsys, monkeypatch):
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
+@settings(deadline=None)
 @given(text=TEXT, texts=st.lists(TEXT), number=st.floats(0, 1e300))
 def test_toml_holds_any_text_and_number(text, texts, number):
     odd = {"output.dir": text or "run", "data.source": text, "checkpoint.resume": text}
@@ -308,6 +309,7 @@ def test_what_is_not_finite_is_refused_as_a_value(value):
         parse("train", ["--data.test_phase", value])
 
 
+@settings(deadline=None)
 @given(first=st.floats(), others=st.lists(st.floats() | st.integers().map(float)))
 def test_a_list_may_begin_with_any_number(first, others):
     """Also in Python's notations; flags and arguments come before and after."""

@@ -54,6 +54,13 @@ def test_a_full_disk(run_whole, name) -> None:
     assert ended.codes == [0 if name in ("train", "verify") else 1]
 
 
+@pytest.mark.parametrize("words", [["train", "--help"], ["train", "--print-config"], ["--version"]])
+def test_a_full_disk_under_the_installed_command(nursery, tmp_path, words) -> None:
+    ended = nursery.run(words, cwd=tmp_path, module="__main__", is_whole=True, stdout="/dev/full")
+    assert "No space left on device" in ended.stderr
+    assert ended.codes == [1]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_reader_that_has_left(run_whole, name) -> None:
     """`| head`: nothing is said, and the exit code is that of the work."""

@@ -148,6 +148,16 @@ def test_nothing_to_divide_by_ends_the_run_in_one_line(processes, reduction, nur
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+def test_a_number_of_correct_predictions_that_is_none_ends_the_run(processes, nursery, tmp_path):
+    """And not as one that has reached its target; the last step of an epoch counts it."""
+    arguments = settings("nan_correct", "run", target_accuracy=0.9)
+    ended = nursery.run([*arguments, "--train.global_batch_size", "50"], cwd=tmp_path,
+                        processes=processes)  # fmt: skip
+    assert ended.codes == [1] * processes, ended.stderr
+    assert "totals counted nan correct predictions in the samples of step 3" in one_line(ended)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 def test_leaving_the_program_is_an_error(processes, nursery, tmp_path):
     """A job script takes the exit code 0 for a run that is done."""
     ended = nursery.run(settings("leaves", "run"), cwd=tmp_path, processes=processes)

@@ -53,7 +53,7 @@ def test_the_example_passes(nursery, tmp_path):
     check_passes(launch, tmp_path / "v.json")
 
 
-@pytest.mark.parametrize("name", ["build", "build_norm"])
+@pytest.mark.parametrize("name", ["build", "build_norm", "build_weighted"])
 def test_the_data_parallel_wrapper_is_compared_up_to_rounding(nursery, tmp_path, name):
     ddp = ["--train.reduction", "ddp", "--task.is_counted", "false"]
     launch = run(nursery, tmp_path, *own(name), *ddp, processes=2)

@@ -14,10 +14,11 @@ from sinlstm_dist.processes.waiting import Waiting
 TIMEOUT_S = 60.0
 
 
-def wait(monkeypatch: pytest.MonkeyPatch, gaps: Iterator[float]) -> float:
+def wait(
+    monkeypatch: pytest.MonkeyPatch, gaps: Iterator[float], *, now: list[float], look_s: float = 0
+) -> None:
     """Wait for what is never done until `gaps`, the seconds between two questions whether it is,
-    come to their end; returns the time by then."""
-    now = [0.0]
+    come to their end; a look at the others takes `look_s`. `now` is the clock."""
 
     def is_done() -> bool:
         gap = next(gaps, None)
@@ -26,17 +27,24 @@ def wait(monkeypatch: pytest.MonkeyPatch, gaps: Iterator[float]) -> float:
 
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
     monkeypatch.setattr(waiting, "time", clock)
-    Waiting(torch.device("cpu"), timeout_s=TIMEOUT_S, has_lost=lambda: False).until(is_done)
-    return now[0]
+
+    def has_lost() -> bool:
+        now[0] += look_s
+        return False
+
+    Waiting(torch.device("cpu"), timeout_s=TIMEOUT_S, has_lost=has_lost).until(is_done)
 
 
 def test_time_in_which_this_process_was_suspended_is_no_wait(monkeypatch):
     """Ctrl-Z and `fg`, or `scontrol suspend`, stop all processes, which go on one by one."""
     hour = [0.5] * 50 + [3600.0] + [0.5] * 50
-    assert wait(monkeypatch, iter(hour)) == 3650.0
+    wait(monkeypatch, iter(hour), now=[0.0])
 
 
-@pytest.mark.parametrize("gap", [0.01, 0.9])
-def test_time_is_up_for_one_that_waits(monkeypatch, gap):
+@pytest.mark.parametrize(("gap", "look_s"), [(0.01, 0), (0.9, 0), (0.01, 1.5)])
+def test_time_is_up_for_one_that_waits(monkeypatch, gap, look_s):
+    """A look at the others, who may be slow to answer, is a part of the wait."""
+    now = [0.0]
     with pytest.raises(DistBackendError, match="timed out after 60"):
-        wait(monkeypatch, itertools.repeat(gap))
+        wait(monkeypatch, itertools.repeat(gap), now=now, look_s=look_s)
+    assert TIMEOUT_S < now[0] < TIMEOUT_S + 3

@@ -1,6 +1,7 @@
 """Tasks for `verify --task.build`: one that is right, and some that are not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,17 @@ def build(settings: Settings, config: Config) -> Task:
 def build_norm(settings: Settings, config: Config) -> Task:
     """A task that only `reduction = "ddp"` takes."""
     return task(settings, augment, nn.BatchNorm1d(16))
+
+
+def build_weighted(settings: Settings, config: Config) -> Task:
+    """A task whose divisor is a sum that is rounded."""
+
+    def totals(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, None, Tensor]:
+        weights = batch["point"][:, 0].abs()
+        losses = nn.functional.cross_entropy(model(batch["point"]), batch["kind"], reduction="none")
+        return (losses * weights).sum(), None, weights.sum()
+
+    return replace(task(settings, augment), totals=totals)
 
 
 def build_own_generator(settings: Settings, config: Config) -> Task:

@@ -138,8 +138,9 @@ def _ahead(stamps: np.ndarray, zones: Sequence[str]) -> np.ndarray:
     One time of day in all rows means days or months, which the clock on the wall counts: a day may
     have 23 or 25 hours. Other times are moments, as hours are all of the same length.
     """
-    is_moment = len(np.unique(stamps - stamps.astype("datetime64[D]"))) > 1
-    return np.array([_minutes(zone) * is_moment for zone in zones])
+    if len(np.unique(stamps - stamps.astype("datetime64[D]"))) == 1:
+        return np.zeros(len(stamps), "timedelta64[m]")
+    return np.array([_minutes(zone) for zone in zones])
 
 
 def _is_real(cell: str) -> bool:

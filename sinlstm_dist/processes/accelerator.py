@@ -130,14 +130,14 @@ def joined_accelerator(
     keep_freed_memory()  # for this process, also afterwards
     threads, has_failed = torch.get_num_threads(), True
     # numpy would warn of overflow and NaN; the run reports them itself. Once, as it takes 4 us.
-    quiet = np.errstate(over="ignore", invalid="ignore")
-    with checked_environment(launch), quiet, randomness.kept():
+    with checked_environment(launch), np.errstate(over="ignore", invalid="ignore"):
         try:
             accelerator = _new_accelerator(launch, timeout_s=timeout_s, store=store)
             check_world(accelerator, meant=launch.size)
             if one_thread:
                 torch.set_num_threads(1)  # after Accelerate has set it from the number of cores
-            yield accelerator
+            with randomness.kept(accelerator.device):
+                yield accelerator
             has_failed = False
         finally:
             _leave_group(has_failed=has_failed)

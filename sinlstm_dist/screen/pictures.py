@@ -83,7 +83,8 @@ def drawing(
         size: width and height in inches.
 
     Raises:
-        ConfigError: matplotlib is not installed, or the file cannot be written, as by its ending.
+        ConfigError: matplotlib is not installed, the file cannot be written, or its ending
+            is no kind of picture.
     """
     check_matplotlib()
     from matplotlib import rc_context

@@ -223,16 +223,17 @@ def _miscount(totals: Totals, recount: Totals, what: str, *, is_exact: bool) -> 
     """How totals differ from those of one process alone."""
     if totals == recount:
         return []
-    same_size = (totals.samples, totals.divisor) == (recount.samples, recount.divisor)
-    is_near = math.isclose(totals.loss_sum, recount.loss_sum, rel_tol=plain.ROUNDING)
+    pairs = (totals.loss_sum, recount.loss_sum), (totals.divided_by, recount.divided_by)
+    are_near = all(math.isclose(*pair, rel_tol=plain.ROUNDING) for pair in pairs)
     miscounted = abs((totals.correct or 0) - (recount.correct or 0))
-    if not is_exact and same_size and is_near and miscounted <= BORDERLINE * totals.samples:
+    is_near = are_near and miscounted <= BORDERLINE * totals.divided_by
+    if not is_exact and totals.samples == recount.samples and is_near:
         return []
     return [f"{what}: {_in_full(totals)}, one process alone {_in_full(recount)}"]
 
 
 def _in_full(totals: Totals) -> str:
-    correct = "" if totals.correct is None else f"{totals.correct:,} correct, "
+    correct = "" if totals.correct is None else f"{totals.correct:,.9g} correct, "
     divisor = "" if totals.divisor is None else f" divided by {totals.divisor:,.9g}"
     return f"loss {totals.loss:.9g}{divisor}, {correct}{counted(totals.samples, 'sample')}"
 
