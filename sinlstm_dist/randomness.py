@@ -81,5 +81,6 @@ def _generators(device: torch.device) -> list[torch.Generator]:
     """Those of torch: the CPU's and, if it is a GPU, the device's."""
     if device.type != "cuda":
         return [torch.default_generator]
+    torch.cuda.init()  # or there may be none yet
     index = torch.cuda.current_device() if device.index is None else device.index
     return [torch.default_generator, torch.cuda.default_generators[index]]

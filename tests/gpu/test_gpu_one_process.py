@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from gpu_runs import DEVICE, ON_CPU, OWN_MODEL, ROOT, SETTINGS, TRAINED, train, train_both
-from launching import check_same, metrics, run, summary
+from launching import check_same, flags, metrics, run, summary
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -78,3 +78,19 @@ def test_noise_and_shuffle_are_those_of_the_cpu(tmp_path):
     one, other = train_both(tmp_path, {**SETTINGS, "model.lstm": "torch"}, ON_CPU)
     for on_gpu, on_cpu in zip(metrics(one), metrics(other), strict=True):
         assert on_gpu["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=1e-3)
+
+
+DRAWS_ON = """
+import sys, torch
+from sinlstm_dist import train
+before = torch.cuda.get_rng_state()
+code = train.main(sys.argv[1:])
+assert torch.equal(torch.cuda.get_rng_state(), before)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("name", ["torch", "own model"])
+def test_a_program_draws_on_as_if_it_had_not_trained(name, tmp_path):
+    ended = run([sys.executable, "-c", DRAWS_ON, *flags(TRAINED[name])], cwd=tmp_path)
+    assert ended.code == 0, ended.stdout + ended.stderr
