@@ -153,7 +153,7 @@ def test_processes_of_one_machine_share_memory_and_leave_nothing() -> None:
     del found
     gc.collect()
     assert not is_mapped()
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_what_was_done_is_undone_if_it_cannot_watch(monkeypatch) -> None:
         pass
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
 
 
 OF_C = """

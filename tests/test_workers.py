@@ -1,5 +1,6 @@
 """A loader's workers: the same samples for any number of them, and no trouble when a run ends."""
 
+import contextlib
 import os
 import re
 import signal
@@ -135,7 +136,10 @@ def connections(pid: int) -> set[str]:
     """The network sockets that a process has open, as /proc names them."""
     tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]
     inodes = {line.split()[9] for table in tables for line in table.splitlines()[1:]}
-    opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    opened = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile: the process goes on
+            opened.add(os.readlink(path))
     return opened & {f"socket:[{inode}]" for inode in inodes}
 
 
