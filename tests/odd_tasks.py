@@ -745,7 +745,7 @@ MISSING = float("nan")
 
 
 def weighted_totals(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of all three in weights of the samples, of which none is a whole number."""
+    """Sums in which each sample counts as often as its weight says: fractions, all three."""
     inputs, classes = batch
     logits = torch.nan_to_num(model(inputs), nan=MISSING)
     losses = F.cross_entropy(logits, classes, reduction="none")
